@@ -1,0 +1,86 @@
+"""The alignment head: several layers of a policy's residual stream against several layers of a 3D vision model.
+
+ROCKET (arXiv 2602.17951): all pairs share ONE projector, so that the gradients which they send into the policy add up
+instead of cancelling; shallow pairs use only its first hidden units (nested, Matryoshka widths), deep pairs all of them.
+The head is called inside the model's forward, so that its gradients are averaged over ranks like all others, and exists
+only in training: `for_inference()` drops it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_rocket import AlignmentConfig
+
+# Vectors shorter than this count as this long, so that a zero vector has a cosine of 0 and a finite gradient.
+SHORTEST = 1e-6
+
+
+class NestedProjector(nn.Module):
+    """LayerNorm, Linear, exact GELU, Linear; `width` chooses how many of the hidden units, from the first, take part."""
+
+    def __init__(self, stream_width: int, hidden_width: int, target_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(stream_width)
+        self.fc1 = nn.Linear(stream_width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, target_width)
+
+    def forward(self, stream: Tensor, width: int) -> Tensor:
+        normalised = F.layer_norm(
+            stream.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
+        ).to(self.fc1.weight.dtype)
+        hidden = F.gelu(F.linear(normalised, self.fc1.weight[:width], self.fc1.bias[:width]))
+        return F.linear(hidden, self.fc2.weight[:, :width], self.fc2.bias)
+
+
+class AlignmentHead(nn.Module):
+    def __init__(self, config: AlignmentConfig, stream_width: int, depth: int):
+        super().__init__()
+        self.pairs = config.pairs(depth)
+        self.widths = config.widths()
+        count = 1 if config.projector == "shared" else len(self.pairs)
+        self.projectors = nn.ModuleList(
+            NestedProjector(stream_width, config.hidden_width, config.target_width) for _ in range(count)
+        )
+
+    @property
+    def taps(self) -> list[int]:
+        """The policy's layers that the head reads, resolved and without repetition."""
+        return sorted({student for student, _ in self.pairs})
+
+    def forward(self, taps: dict[int, Tensor], targets: dict[int, Tensor], camera_mask: Tensor) -> dict[str, Tensor]:
+        """One loss per pair: 1 - cosine, averaged over tokens, over the cameras that are present, over the batch.
+
+        Taps (B, V, T, D) by student layer; targets (B, V, T, C) by teacher layer as written in the configuration,
+        already on the student's grid; camera_mask (B, V). Pairs of one projector and width run as one.
+        """
+        targets = {layer: target.detach().float() for layer, target in targets.items()}
+        lengths = {layer: vector_length(target) for layer, target in targets.items()}
+        losses = {}
+        for projector, width, pairs in self.groups():
+            projected = projector(torch.stack([taps[student] for student, _ in pairs]), width).float()
+            target = torch.stack([targets[teacher] for _, teacher in pairs])  # (pairs, B, V, T, C)
+            length = torch.stack([lengths[teacher] for _, teacher in pairs])
+            cosine = torch.linalg.vecdot(projected, target) / (vector_length(projected) * length)
+            loss = mean_over_present((1 - cosine).mean(dim=-1), camera_mask)
+            losses |= {f"alignment/{student}-{teacher}": value for (student, teacher), value in zip(pairs, loss, strict=True)}
+        return losses
+
+    def groups(self) -> list[tuple[NestedProjector, int, list[tuple[int, int]]]]:
+        """The pairs that can be computed together: those of one projector and one width."""
+        if len(self.projectors) > 1:
+            return [(projector, width, [pair]) for projector, width, pair in zip(self.projectors, self.widths, self.pairs, strict=True)]
+        by_width: dict[int, list[tuple[int, int]]] = {}
+        for width, pair in zip(self.widths, self.pairs, strict=True):
+            by_width.setdefault(width, []).append(pair)
+        return [(self.projectors[0], width, pairs) for width, pairs in by_width.items()]
+
+
+def vector_length(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1).clamp_min(SHORTEST)
+
+
+def mean_over_present(loss: Tensor, camera_mask: Tensor) -> Tensor:
+    """Loss (pairs, B, V) to (pairs,). A sample's cameras are averaged first; one without any camera counts as 0."""
+    present = camera_mask.to(loss.dtype)
+    return ((loss * present).sum(-1) / present.sum(-1).clamp_min(1)).mean(-1)

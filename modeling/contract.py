@@ -1,0 +1,64 @@
+"""The contracts between data, policy and alignment head: the batch, the layer numbers, what a policy returns.
+
+Shapes: B batch, V cameras (views), L prompt tokens, S state, A action, T image tokens of one camera (rows x columns,
+row by row), D width of the residual stream.
+"""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from .strict_config import nearest
+
+
+class Batch(TypedDict, total=False):
+    """What a model reads; the processor makes it. Numbers are normalised; images are not."""
+
+    images: Tensor  # (B, V, 3, H, W) uint8, or float in [0, 1]
+    camera_mask: Tensor  # (B, V) bool, False where the camera is missing
+    input_ids: Tensor  # (B, L)
+    attention_mask: Tensor  # (B, L), 0 on padding
+    state: Tensor  # (B, S)
+    actions: Tensor  # (B, chunk, A), training only
+    action_is_pad: Tensor  # (B, chunk) bool, True on steps after the end of the episode
+    episode_index: Tensor  # (B,) with frame_index, the key of a teacher's cached features
+    frame_index: Tensor  # (B,)
+
+
+@dataclass
+class PolicyOutput:
+    losses: dict[str, Tensor]  # scalars by name
+    taps: dict[int, Tensor]  # by resolved layer number: (B, V, T, D)
+
+
+def resolve_layer(layer: int, depth: int) -> int:
+    """The number of a layer in 0..depth: the stream after block `layer`, 0 the embeddings, -1 after the last block."""
+    resolved = layer + depth + 1 if layer < 0 else layer
+    if not 0 <= resolved <= depth:
+        raise ValueError(f"layer {layer} does not exist: this model has {depth} blocks, so 0..{depth} or -{depth + 1}..-1")
+    return resolved
+
+
+def check_batch(batch: Batch, required: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuses unknown and missing keys and wrong shapes by name. `shapes` are those behind the batch dimension."""
+    known = Batch.__annotations__
+    for key in batch:
+        if key not in known:
+            raise ValueError(f"a batch has no key {key!r}: {nearest(key, known)}")
+    if missing := sorted(required - batch.keys()):
+        raise ValueError(f"the batch lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, sorted(batch)))}")
+    for key, shape in shapes.items():
+        if key in batch and tuple(batch[key].shape[1:]) != shape:  # type: ignore[literal-required]
+            raise ValueError(f"batch[{key!r}] must be (batch, {', '.join(map(str, shape))}), "
+                             f"got {tuple(batch[key].shape)}")  # fmt: skip  # type: ignore[literal-required]
+
+
+def image_tokens(stream: Tensor, cameras: int, tokens: int) -> Tensor:
+    """The image tokens of a residual stream whose first cameras x tokens positions are images: (B, V, T, D).
+
+    In training this is a view, since the graph keeps the stream anyway. Elsewhere a copy lets go of the text tokens.
+    """
+    images = stream[:, : cameras * tokens].unflatten(1, (cameras, tokens))
+    return images if torch.is_grad_enabled() else images.clone()

@@ -1,0 +1,154 @@
+"""The model: a policy and, while it trains, its alignment head.
+
+- `forward` returns named losses; who trains multiplies them by weights and sums once.
+- `predict_action_chunk` returns normalised actions, which the processor turns into robot units.
+- `for_inference` drops the head. Loading is strict: only a head may be missing, whole, or left behind.
+"""
+
+from typing import Any, Self, Unpack
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+
+from .alignment_head import AlignmentHead, NestedProjector
+from .configuration_pi0 import Pi0Config
+from .configuration_rocket import RocketConfig
+from .contract import Batch, check_batch
+from .flow_matching import TIME_OFFSET  # noqa: F401  (named here so that it is shipped: see the package docstring)
+from .joint_transformer import AdaptiveNorm
+from .policy_pi0 import Pi0Policy
+from .siglip_tower import SiglipTower  # noqa: F401
+from .strict_config import StrictConfig  # noqa: F401
+
+POLICIES = {Pi0Config.model_type: Pi0Policy}
+ATTENTION = ("eager", "sdpa")
+HEAD = "alignment_head."
+
+
+class RocketForActionPrediction(PreTrainedModel):
+    config_class = RocketConfig
+    main_input_name = "images"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["JointLayer", "SiglipEncoderLayer"]
+    _keep_in_fp32_modules_strict = ["alignment_head"]
+
+    def __init__(self, config: RocketConfig):
+        super().__init__(config)
+        config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
+        policy = config.policy_config
+        self.policy = POLICIES[policy.model_type](policy, config.chunk_size)
+        self.alignment_head = None
+        if config.alignment is not None:
+            self.alignment_head = AlignmentHead(config.alignment, policy.width, policy.depth)
+        else:
+            self._keys_to_ignore_on_load_unexpected = [rf"^{HEAD}"]
+        self.post_init()
+
+    def forward(
+        self,
+        targets: dict[int, Tensor] | None = None,
+        generator: Generator | None = None,
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        **batch: Unpack[Batch],
+    ) -> dict[str, Tensor]:
+        """The losses of a batch (see `Batch`) by name: "action/..." and, for each aligned pair of layers,
+        "alignment/STUDENT-TEACHER". `targets` are the teacher's features by teacher layer, each (B, V, T, C)
+        on the student's grid; a model with a head needs them to train and skips its head without them elsewhere.
+        Noise (B, chunk, max_action_dim) and time (B,) are drawn from the generator unless they are given."""
+        self.check(batch, {"actions"})
+        head = self.alignment_head
+        if targets is None and head is not None and self.training:
+            raise ValueError("this model has an alignment head: pass the teacher's features as targets, or drop the head")
+        if targets is not None and head is None:
+            raise ValueError("targets were passed to a model that has no alignment head")
+        aligned = targets is not None
+        output = self.policy(batch, head.taps if aligned else (), generator, noise, time)
+        if aligned:
+            self.check_targets(targets, batch)
+            output.losses |= head(output.taps, targets, batch["camera_mask"])
+        return output.losses
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self, generator: Generator | None = None, noise: Tensor | None = None, **batch: Unpack[Batch]
+    ) -> Tensor:
+        """Normalised actions (B, chunk, action_dim). The same generator or noise gives the same actions."""
+        self.check(batch, set())
+        return self.policy.predict_action_chunk(batch, generator, noise)[..., : self.config.action_dim]
+
+    def check(self, batch: Batch, more: set[str]) -> None:
+        config = self.config
+        required = {"images", "camera_mask", "input_ids", "attention_mask"} | more
+        if config.policy_config.reads_state:
+            required.add("state")
+        shapes = {
+            "images": config.image_shape,
+            "camera_mask": (len(config.cameras),),
+            "state": (config.state_dim,),
+            "actions": (config.chunk_size, config.action_dim),
+            "action_is_pad": (config.chunk_size,),
+        }
+        check_batch(batch, required, shapes)
+
+    def check_targets(self, targets: dict[int, Tensor], batch: Batch) -> None:
+        rows, columns = self.config.policy_config.image_grid
+        shape = (*batch["camera_mask"].shape, rows * columns, self.config.alignment.target_width)
+        for layer in self.config.alignment.teacher_layers:
+            if layer not in targets:
+                raise ValueError(f"targets lack teacher layer {layer}; they have {', '.join(map(str, targets))}")
+            if tuple(targets[layer].shape) != shape:
+                raise ValueError(f"targets[{layer}] must be {shape}, got {tuple(targets[layer].shape)}")
+
+    def for_inference(self) -> "RocketForActionPrediction":
+        """The policy without its alignment head, in a model of its own that shares this one's weights."""
+        config = type(self.config).from_dict(self.config.to_dict(), alignment=None)
+        config._attn_implementation = self.config._attn_implementation
+        with torch.device("meta"):
+            model = type(self)(config)
+        kept = {name: value for name, value in self.state_dict().items() if not name.startswith(HEAD)}
+        model.load_state_dict(kept, strict=True, assign=True)
+        return model.eval()
+
+    def set_attn_implementation(self, attn_implementation: str, **_: Any) -> None:
+        """Between "eager" and "sdpa". transformers' own method would miss the inner configurations."""
+        if attn_implementation not in ATTENTION:
+            raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attn_implementation!r}")
+        self.config._attn_implementation = attn_implementation
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self | tuple[Self, dict]:
+        """Like transformers', but weights that are missing or left over are an error instead of a warning.
+
+        A policy may be loaded into a model with a fresh head (`alignment=AlignmentConfig(...)`), and a training
+        checkpoint into a policy without its head (`alignment=None`).
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        head = {name for name, _ in model.named_parameters() if name.startswith(HEAD)}
+        missing = set(info["missing_keys"])
+        problems = {
+            "missing": missing if not head <= missing else missing - head,
+            "unexpected": set(info["unexpected_keys"]),
+            "of another shape": {entry[0] for entry in info["mismatched_keys"]},
+        }
+        for problem, names in problems.items():
+            if names:
+                listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+                raise ValueError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GemmaRMSNorm):
+            init.zeros_(module.weight)  # Gemma multiplies by 1 + weight
+        elif isinstance(module, AdaptiveNorm):
+            init.zeros_(module.modulation.weight)
+        elif isinstance(module, NestedProjector):
+            for layer in (module.fc1, module.fc2):
+                init.xavier_uniform_(layer.weight)
+                init.zeros_(layer.bias)

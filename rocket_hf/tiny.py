@@ -1,0 +1,72 @@
+"""Everything small enough for a CPU and made without a download: sizes, a tokenizer, statistics. For demos and tests."""
+
+import string
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from .modeling.configuration_pi0 import Pi0Config
+from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
+from .modeling.normalization import Statistics
+
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+
+PI0_SIZES = {
+    "depth": 3,
+    "heads": 8,
+    "kv_heads": 1,
+    "head_dim": 8,
+    "width": 32,
+    "mlp_width": 64,
+    "expert_width": 16,
+    "expert_mlp_width": 32,
+    "vocab_size": 128,
+    "vision_depth": 2,
+    "vision_heads": 2,
+    "vision_width": 24,
+    "vision_mlp_width": 48,
+    "image_size": 28,
+    "patch_size": 7,
+    "max_state_dim": 8,
+    "max_action_dim": 8,
+}
+
+
+def tiny_config(variant: str = "pi0", **changes: Any) -> RocketConfig:
+    """A pi0 or pi0.5 of about 60,000 parameters with two cameras and an alignment head of three pairs."""
+    alignment = AlignmentConfig(student_layers=(1, 2, -1), teacher_layers=(2, 3, 4), hidden_width=32, target_width=24)
+    settings: dict[str, Any] = {
+        "policy_config": Pi0Config(variant=variant, **PI0_SIZES),
+        "alignment": alignment,
+        "cameras": ["front", "wrist"],
+        "state_dim": 6,
+        "action_dim": 5,
+        "chunk_size": 4,
+    }
+    return RocketConfig(**(settings | changes))
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character, and a first token as PaliGemma has it."""
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+
+
+def tiny_statistics(config: RocketConfig) -> dict[str, Statistics]:
+    """Statistics of a made-up robot, different in every dimension."""
+
+    def of(dim: int) -> Statistics:
+        spread = [0.5 + index / 4 for index in range(dim)]
+        mean = [index / 10 for index in range(dim)]
+        low = [middle - 2 * width for middle, width in zip(mean, spread, strict=True)]
+        high = [middle + 2 * width for middle, width in zip(mean, spread, strict=True)]
+        return {"mean": mean, "std": spread, "min": low, "max": high, "q01": low, "q99": high}
+
+    return {"state": of(config.state_dim), "action": of(config.action_dim)}
