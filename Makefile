@@ -1,0 +1,104 @@
+# What a contributor types. `make` alone prints the targets; each makes the environment that it needs.
+# Needs Python 3.12; uses uv where it is on the PATH, which is faster, and pip where it is not.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-newest check lock clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+VENV := .venv
+NEWEST := .venv-newest
+UV := $(shell command -v uv 2>/dev/null)
+
+# $(call pip_install,FOLDER): the quiet installer into the environment FOLDER.
+pip_install = $(if $(UV),uv pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet)
+
+help: ## print this list
+	@echo "usage: make TARGET [ARGS='more arguments']"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.ready ## the main job on tiny models, on this machine: train, publish, use
+	@$(VENV)/bin/rocket-hf demo $(ARGS)
+
+test: $(VENV)/.ready ## the whole test suite, on the locked versions
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+test-newest: ## the shipped model's tests on the newest transformers and torch, fetched anew on every run
+	@$(call environment,$(NEWEST))
+	@echo "$(NEWEST): installing the newest torch and transformers"
+	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate safetensors numpy pillow pytest \
+		&& $(call pip_install,$(NEWEST)) --no-deps --editable . || $(install_failed)
+	@touch $(NEWEST)/.installed
+	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; \
+		print("testing on", *(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "numpy")))'
+	@$(NEWEST)/bin/python -m pytest tests/modeling -m "not needs_lerobot and not slow" $(ARGS)
+
+check: $(VENV)/.ready ## lint, format and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(check_types)
+
+lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions)
+	@command -v uv >/dev/null || { echo "only uv can write the lock: run \`pip install uv\`, then \`make lock\`" >&2; exit 2; }
+	@echo "requirements.lock: resolving"
+	@echo "$(LOCK_CONSTRAINT)" | uv pip compile pyproject.toml --extra dev --universal --python-version 3.12 --quiet \
+		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
+
+clean: ## remove all that make has made: environments, builds, caches, the demo's output
+	@rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache
+	@find rocket_hf modeling training hub_cards tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The parity oracle, lerobot's own policies, needs transformers < 5.6.
+LOCK_CONSTRAINT := transformers==5.5.4
+
+# The environment is whole when it is stamped, and ready when the doctor has found that everything in it loads.
+$(VENV)/.ready: $(VENV)/.installed
+	@$(VENV)/bin/rocket-hf doctor
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(call environment,$(VENV))
+	@echo "$(VENV): installing requirements.lock with $(if $(UV),uv,pip; minutes on the first run)"
+	@$(call pip_install,$(VENV)) --require-hashes -r requirements.lock \
+		&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --editable . || $(install_failed)
+	@touch $@
+
+# $(call environment,FOLDER): keep the environment in FOLDER if it is whole and the installer can work on it, else make
+# an empty one. It counts as half-made until it is stamped again.
+define environment
+	if test -e $(1)/.installed && $(if $(UV),$(1)/bin/python -V,$(1)/bin/python -m pip -V) >/dev/null 2>&1; \
+	then rm $(1)/.installed; exit; fi; \
+	for python in python3.12 python3 ""; do \
+		$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' >/dev/null 2>&1 && break; done; \
+	rm -rf $(1); \
+	if test -n "$(UV)"; then \
+		echo "$(1): new environment for Python 3.12, by uv"; \
+		uv venv --quiet --seed --python "$${python:-3.12}" $(1) && exit; \
+		echo "uv could not make $(1), see above: run \`uv python install 3.12\`, then \`make\` again" >&2; exit 2; \
+	elif test -z "$$python"; then \
+		echo "Python 3.12 is needed and not found: install it (\`apt-get install python3.12 python3.12-venv\`," \
+			"\`pyenv install 3.12\` or \`brew install python@3.12\`), then run \`make\` again" >&2; exit 2; \
+	elif ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
+		echo "$$python cannot make an environment, as its module venv or ensurepip is missing: run" \
+			"\`apt-get install python3.12-venv\`, then \`make\` again" >&2; exit 2; \
+	fi; \
+	echo "$(1): new environment for $$python, by venv"; \
+	$$python -m venv $(1) || { echo "$$python could not make $(1), see above: mend that, then run \`make\` again" >&2; exit 2; }
+endef
+
+define install_failed
+	{ echo "the packages could not be installed, see above: mend that (often the network or a full disk), then run" \
+		"\`make\` again" >&2; exit 2; }
+endef
+
+# mypy cannot resolve rooms that are mapped into the package (modeling/ is rocket_hf.modeling) in the checkout, so it
+# reads an installed copy; its messages are turned back to the checkout's paths.
+define check_types
+	root=$$PWD && copy=$$(mktemp -d) && trap 'rm -rf "$$copy" "$$root/build"' EXIT && rm -rf build \
+	&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --target "$$copy" . || $(install_failed); \
+	cd "$$copy" && status=0 \
+	&& { "$$root/$(VENV)/bin/mypy" --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" \
+		-p rocket_hf > messages || status=$$?; } \
+	&& sed -E 's,^rocket_hf/(modeling|training|hub_cards)/,\1/,' messages && exit $$status
+endef

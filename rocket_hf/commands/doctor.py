@@ -1,0 +1,94 @@
+"""`rocket-hf doctor`: does everything that the package needs load on this machine, and what is it?
+
+A Python package may install cleanly and still not load, because a shared library of the system is missing; the error
+is then a long traceback from deep inside. Here it is one sentence, with the Debian package that brings the library.
+"""
+
+import argparse
+import importlib
+import platform
+import re
+import sys
+from importlib.metadata import version
+
+HELP = "check that everything the package needs loads here, and print the versions"
+
+# What must load, and the distributions whose versions tell most about a surprising result.
+MODULES = ("torch", "transformers", "accelerate", "peft", "datasets", "av", "lerobot.datasets.lerobot_dataset")
+DISTRIBUTIONS = ("torch", "transformers", "lerobot", "accelerate", "peft", "datasets", "huggingface-hub")
+
+DEBIAN_PACKAGES = {
+    "libgomp": "libgomp1",
+    "libGL": "libgl1",
+    "libglib-2.0": "libglib2.0-0",
+    "libgthread-2.0": "libglib2.0-0",
+    "libEGL": "libegl1",
+    "libOSMesa": "libosmesa6",
+    "libstdc++": "libstdc++6",
+    "libavutil": "ffmpeg",
+    "libavcodec": "ffmpeg",
+    "libavformat": "ffmpeg",
+}
+MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+?)(\.so[.\d]*): cannot open shared object file")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The doctor asks nothing."""
+
+
+def run(args: argparse.Namespace) -> int:
+    for module in MODULES:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            print(explain(module, error), file=sys.stderr)
+            return 2
+    print(f"python {platform.python_version()}")
+    for distribution in DISTRIBUTIONS:
+        print(f"{distribution} {version(distribution)}")
+    print(f"video: {video_decoder()}")
+    print(f"GPU: {accelerator()}")
+    return 0
+
+
+def explain(module: str, error: Exception) -> str:
+    """One sentence: what is missing on this machine, and what brings it."""
+    package = module.partition(".")[0]
+    missing = MISSING_LIBRARY.search(str(error))
+    if missing is None:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"{package} cannot be imported ({reason}): install rocket-hf again, together with its dependencies"
+    library = missing[1] + missing[2]
+    if missing[1] not in DEBIAN_PACKAGES:
+        return f"{package} needs the shared library {library}, which is missing: install the system package that has it"
+    command = f"apt-get install {DEBIAN_PACKAGES[missing[1]]}"
+    return f"{package} needs the shared library {library}, which is missing: run `{command}` (Debian and Ubuntu)"
+
+
+def video_decoder() -> str:
+    """What lerobot will decode videos with: torchcodec where it loads, else PyAV, which brings its own ffmpeg."""
+    try:
+        importlib.import_module("torchcodec")
+    except ModuleNotFoundError:
+        reason = "torchcodec is not made for this platform"
+    except (ImportError, OSError, RuntimeError) as error:
+        missing = MISSING_LIBRARY.search(str(error))
+        wants = DEBIAN_PACKAGES.get(missing[1]) if missing else None
+        if wants == "ffmpeg":
+            reason = "the faster torchcodec needs ffmpeg's shared libraries: `apt-get install ffmpeg`"
+        else:
+            reason = f"torchcodec does not load: {missing[0] if missing else str(error).strip().splitlines()[0]}"
+    else:
+        return f"torchcodec {version('torchcodec')}"
+    return f"PyAV {version('av')} ({reason})"
+
+
+def accelerator() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return f"{', '.join(names)} (CUDA {torch.version.cuda})"
+    if torch.backends.mps.is_available():
+        return "Apple (mps)"
+    return "none, everything runs on the CPU"
