@@ -58,9 +58,9 @@ class AlignmentHead(nn.Module):
         lengths = {layer: vector_length(target) for layer, target in targets.items()}
         losses = {}
         for projector, width, pairs in self.groups():
-            projected = projector(torch.stack([taps[student] for student, _ in pairs]), width).float()
-            target = torch.stack([targets[teacher] for _, teacher in pairs])  # (pairs, B, V, T, C)
-            length = torch.stack([lengths[teacher] for _, teacher in pairs])
+            projected = projector(joined([taps[student] for student, _ in pairs]), width).float()
+            target = joined([targets[teacher] for _, teacher in pairs])  # (pairs, B, V, T, C)
+            length = joined([lengths[teacher] for _, teacher in pairs])
             cosine = torch.linalg.vecdot(projected, target) / (vector_length(projected) * length)
             loss = mean_over_present((1 - cosine).mean(dim=-1), camera_mask)
             losses |= {f"alignment/{student}-{teacher}": value for (student, teacher), value in zip(pairs, loss, strict=True)}
@@ -74,6 +74,11 @@ class AlignmentHead(nn.Module):
         for width, pair in zip(self.widths, self.pairs, strict=True):
             by_width.setdefault(width, []).append(pair)
         return [(self.projectors[0], width, pairs) for width, pairs in by_width.items()]
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """With a leading dimension of pairs; a view where there is a single one."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def vector_length(vectors: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class RocketConfig(StrictConfig):
     def __post_init__(self, **kwargs: Any):
         self.policy_config = build(self.policy_config or {"model_type": Pi0Config.model_type}, POLICY_CONFIGS)
         if self.alignment is not None:
-            self.alignment = build(self.alignment, {AlignmentConfig.model_type: AlignmentConfig})
+            self.alignment = build(self.alignment, {AlignmentConfig.model_type: AlignmentConfig}, AlignmentConfig.model_type)
         super().__post_init__(**kwargs)
 
     def validate_robot(self) -> None:
@@ -161,13 +161,13 @@ class RocketConfig(StrictConfig):
         return {layer: torch.randn(shape, generator=draw) for layer in self.alignment.teacher_layers}
 
 
-def build(value: Any, known: dict[str, type[StrictConfig]]) -> StrictConfig:
-    """A sub-configuration from what the user or a file gave: the object itself, or a dict with its model_type."""
+def build(value: Any, known: dict[str, type[StrictConfig]], default: str | None = None) -> StrictConfig:
+    """A sub-configuration from what the user or a file gave: the object itself, or a dict that names its model_type."""
     if isinstance(value, tuple(known.values())):
         return value
     if not isinstance(value, dict):
         raise ValueError(f"expected {' or '.join(kind.__name__ for kind in known.values())} or a dict, got {value!r}")
-    model_type = value.get("model_type", next(iter(known)) if len(known) == 1 else None)
+    model_type = value.get("model_type", default)
     if model_type not in known:
         raise ValueError(f"unknown model_type {model_type!r}: {nearest(str(model_type), known)}")
     return known[model_type](**value)

@@ -47,7 +47,7 @@ def check_batch(batch: Batch, required: set[str], shapes: dict[str, tuple[int, .
     for key in batch:
         if key not in known:
             raise ValueError(f"a batch has no key {key!r}: {nearest(key, known)}")
-    if missing := sorted(required - batch.keys()):
+    if missing := sorted(key for key in required if key not in batch):
         raise ValueError(f"the batch lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, sorted(batch)))}")
     for key, shape in shapes.items():
         if key in batch and tuple(batch[key].shape[1:]) != shape:  # type: ignore[literal-required]

@@ -89,15 +89,16 @@ class RocketProcessor(ProcessorMixin):
         device = pixels.device
         normalised_state = self._state.normalize(batched(state, 2, device))
         tasks = [task] * len(pixels) if isinstance(task, str) else list(task)
+        for what, value in (("task", tasks), ("state", normalised_state)):
+            require_samples(what, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present, "state": normalised_state}
         batch |= self.tokenize([self.prompt(text, row) for text, row in zip(tasks, normalised_state, strict=True)], device)
         if actions is not None:
             batch["actions"] = self._action.normalize(batched(actions, 3, device))
         if action_is_pad is not None:
             batch["action_is_pad"] = batched(action_is_pad, 2, device).bool()
-        for key, value in batch.items():
-            if len(value) != len(pixels):
-                raise ValueError(f"{key} has {len(value)} samples, the images have {len(pixels)}")
+        for what, value in batch.items():
+            require_samples(what, value, len(pixels))
         return BatchFeature(batch)
 
     def unnormalize_actions(self, actions: Tensor) -> Tensor:
@@ -141,6 +142,11 @@ class RocketProcessor(ProcessorMixin):
                 f"({prompts[0][:60]!r} ...) or raise max_prompt_length"
             )
         return {key: encoded[key].to(device) for key in ("input_ids", "attention_mask")}
+
+
+def require_samples(what: str, value: Sequence[Any] | Tensor, count: int) -> None:
+    if len(value) != count:
+        raise ValueError(f"{what} has {len(value)} samples, the images have {count}")
 
 
 def batched(value: Any, dims: int, device: torch.device) -> Tensor:

@@ -1,0 +1,32 @@
+"""Teach vision-language-action policies 3D space (ROCKET), from LeRobot datasets to the Hugging Face Hub.
+
+The names below are loaded when they are first used, so that `import rocket_hf` and `rocket-hf --help` cost nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .modeling.configuration_pi0 import Pi0Config
+    from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
+    from .modeling.modeling_rocket import RocketForActionPrediction
+    from .modeling.processing_rocket import RocketProcessor
+    from .publish import export_policy
+
+HOMES = {
+    "Pi0Config": ".modeling.configuration_pi0",
+    "AlignmentConfig": ".modeling.configuration_rocket",
+    "RocketConfig": ".modeling.configuration_rocket",
+    "RocketForActionPrediction": ".modeling.modeling_rocket",
+    "RocketProcessor": ".modeling.processing_rocket",
+    "export_policy": ".publish",
+}
+__all__ = ["AlignmentConfig", "Pi0Config", "RocketConfig", "RocketForActionPrediction", "RocketProcessor", "export_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name], __name__), name)

@@ -1,0 +1,32 @@
+"""The command line `rocket-hf`: one file a command, each with HELP, add_arguments(parser) and run(arguments).
+
+What a user can mend ends with one sentence on the error stream and exit code 2.
+"""
+
+import argparse
+import importlib
+import sys
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .. import __version__
+
+COMMANDS = ("demo", "doctor")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("rocket-hf", description="Teach vision-language-action policies 3D space.")
+    parser.add_argument("--version", action="version", version=f"rocket-hf {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
+    for name, command in commands.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.HELP, description=command.__doc__))
+    arguments = parser.parse_args(argv)
+    try:
+        return commands[arguments.command].run(arguments)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        print(f"rocket-hf {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nrocket-hf {arguments.command}: interrupted", file=sys.stderr)
+        return 130

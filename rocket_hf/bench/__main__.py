@@ -1,0 +1,27 @@
+"""`python -m rocket_hf.bench NAME [--json]`: runs one benchmark and prints its figures."""
+
+import argparse
+import importlib
+import json
+import sys
+
+BENCHMARKS = {"alignment": "the alignment head against the plain way, and nested against full widths"}
+
+
+def main() -> int:
+    listed = "\n".join(f"  {name:12} {phrase}" for name, phrase in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        "python -m rocket_hf.bench", description="Ratios measured in one run.", epilog=f"benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object of the figures")
+    arguments = parser.parse_args()
+    benchmark = importlib.import_module(f"rocket_hf.bench.{arguments.name}")
+    figures = benchmark.measure()
+    print(json.dumps(figures) if arguments.json else benchmark.report(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The Policy contract: what every backbone must do, whatever it is."""
+
+import gc
+
+import pytest
+import torch
+
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.tiny import tiny_config
+
+from .conftest import randomised
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def observation(batch: dict) -> dict:
+    return {key: value for key, value in batch.items() if key not in ("actions", "action_is_pad")}
+
+
+def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+def test_losses_have_names(model):
+    losses = model(**model.config.fake_batch(), targets=model.config.fake_targets(), generator=seeded())
+    assert list(losses) == ["action/flow_matching", "alignment/1-2", "alignment/2-3", "alignment/3-4"]
+    assert all(loss.dim() == 0 and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
+def test_loss_falls_on_a_fixed_batch(config):
+    torch.manual_seed(0)
+    model = RocketForActionPrediction(config).train()
+    batch, targets = config.fake_batch(), config.fake_targets()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(60):
+        loss = total(model(**batch, targets=targets, generator=seeded()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_every_weight_is_trained_when_the_last_layer_is_tapped(model):
+    total(model.train()(**model.config.fake_batch(), targets=model.config.fake_targets())).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_the_generator_decides_the_noise_and_the_time(model):
+    batch = model.config.fake_batch()
+    same, again, other = (model(**batch, generator=seeded(seed))["action/flow_matching"] for seed in (1, 1, 2))
+    assert same == again != other
+    same, again, other = (model.predict_action_chunk(**observation(batch), generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(same, again) and not torch.equal(same, other)
+    assert same.shape == (2, model.config.chunk_size, model.config.action_dim)
+
+
+def test_training_times_follow_their_published_distribution():
+    """0.999 Beta(1.5, 1) + 0.001: mean 0.6004 and variance 0.999^2 * 0.06857."""
+    from rocket_hf.modeling.flow_matching import draw_time
+
+    times = draw_time(200_000, torch.device("cpu"), seeded())
+    assert times.min() >= 0.001 and times.max() <= 1
+    assert times.mean().item() == pytest.approx(0.999 * 0.6 + 0.001, abs=2e-3)
+    assert times.var().item() == pytest.approx(0.999**2 * 1.5 / (2.5**2 * 3.5), abs=2e-3)
+
+
+def test_padding_steps_do_not_count(model):
+    """Whatever stands in the padding, the loss is the mean over the steps that exist, sample by sample."""
+    batch = model.config.fake_batch()
+    loss = model(**batch, generator=seeded())["action/flow_matching"]
+    full = dict(batch, action_is_pad=torch.zeros_like(batch["action_is_pad"]))
+    per_sample = []
+    for sample in range(2):
+        noise, time = torch.randn(1, 4, 8, generator=seeded(sample)), torch.tensor([0.3])
+        one = {key: value[sample : sample + 1] for key, value in full.items()}
+        real = ~batch["action_is_pad"][sample]
+        changed = dict(one, action_is_pad=~real[None])
+        masked = model(**changed, noise=noise, time=time)["action/flow_matching"]
+        velocity_errors = step_errors(model, one, noise, time)
+        per_sample.append((masked, velocity_errors[real].mean()))
+    for masked, expected in per_sample:
+        torch.testing.assert_close(masked, expected)
+    assert loss != model(**full, generator=seeded())["action/flow_matching"]
+
+
+def step_errors(model, one: dict, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """The squared error of each step: the loss with all other steps masked away."""
+    errors = []
+    for step in range(model.config.chunk_size):
+        is_pad = torch.ones(1, model.config.chunk_size, dtype=torch.bool)
+        is_pad[0, step] = False
+        errors.append(model(**dict(one, action_is_pad=is_pad), noise=noise, time=time)["action/flow_matching"])
+    return torch.stack(errors)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_any_number_of_cameras(variant, count):
+    config = tiny_config(variant, cameras=[f"camera{index}" for index in range(count)], alignment=None)
+    model = randomised(config)
+    output = model.policy(config.fake_batch(), taps=[1])
+    assert output.taps[1].shape == (2, count, 16, config.policy_config.width)
+
+
+def test_a_missing_camera_may_show_anything(model):
+    batch = model.config.fake_batch()
+    batch["camera_mask"] = torch.tensor([[True, False], [False, True]])
+    other = dict(batch, images=batch["images"].clone())
+    other["images"][~batch["camera_mask"]] = 255
+    one, two = (model.predict_action_chunk(**observation(each), generator=seeded()) for each in (batch, other))
+    torch.testing.assert_close(one, two)
+    present = dict(batch, camera_mask=torch.ones(2, 2, dtype=torch.bool))
+    assert not torch.allclose(one, model.predict_action_chunk(**observation(present), generator=seeded()))
+
+
+def test_padding_of_the_prompt_changes_nothing(model):
+    batch = observation(model.config.fake_batch(batch_size=1))
+    longer = dict(batch)
+    longer["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, 5), value=9)
+    longer["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 5))
+    one, two = (model.predict_action_chunk(**each, generator=seeded()) for each in (batch, longer))
+    torch.testing.assert_close(one, two)
+
+
+def test_finite_when_a_sample_has_neither_camera_nor_prompt(model):
+    batch = model.config.fake_batch()
+    batch["camera_mask"][0] = False
+    batch["attention_mask"][0] = 0
+    loss = total(model.train()(**batch, targets=model.config.fake_targets(), generator=seeded()))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_images_of_bytes_and_of_floats_are_the_same(model):
+    batch = observation(model.config.fake_batch())
+    floats = dict(batch, images=batch["images"].float() / 255)
+    one, two = (model.predict_action_chunk(**each, generator=seeded()) for each in (batch, floats))
+    assert torch.equal(one, two)
+
+
+def test_the_head_changes_no_action(model):
+    batch = observation(model.config.fake_batch())
+    plain = model.for_inference()
+    assert plain.alignment_head is None and plain.config.alignment is None
+    one, two = (each.predict_action_chunk(**batch, generator=seeded()) for each in (model, plain))
+    assert torch.equal(one, two)
+
+
+def test_for_inference_shares_weights_and_leaves_the_model_alone(model):
+    model.train()
+    plain = model.for_inference()
+    assert model.training and not plain.training and model.alignment_head is not None
+    assert plain.policy.action_in.weight.data_ptr() == model.policy.action_in.weight.data_ptr()
+    assert {name for name in model.state_dict() if not name.startswith("alignment_head.")} == set(plain.state_dict())
+
+
+def test_only_tapped_layers_stay_alive(variant):
+    """Without gradients: K taps keep K tensors of image tokens, and no layer's whole stream."""
+    config = tiny_config(variant, alignment=None)
+    model, batch = randomised(config), config.fake_batch()
+    tokens, width = len(config.cameras) * 16, config.policy_config.width
+    prompt = batch["input_ids"].shape[1]
+
+    def alive() -> dict[str, int]:
+        gc.collect()
+        storages = {
+            each.untyped_storage().data_ptr(): each.untyped_storage().nbytes()
+            for each in gc.get_objects()
+            if type(each) is torch.Tensor and each.shape[-1:] == (width,)
+        }
+        sizes = list(storages.values())
+        return {"images": sizes.count(2 * tokens * width * 4), "streams": sizes.count(2 * (tokens + prompt) * width * 4)}
+
+    before = alive()
+    for taps in ([], [1], [1, 3], [0, 1, 2, 3]):
+        with torch.no_grad():
+            output = model.policy({key: value for key, value in batch.items() if key != "actions"}, taps=taps)
+            training = model.policy(batch, taps=taps)
+        now = alive()
+        assert now["images"] - before["images"] == 2 * len(taps)
+        assert now["streams"] == before["streams"]
+        assert len(output.taps) == len(training.taps) == len(taps)
+        del output, training
+
+
+def test_gradient_checkpointing_leaves_gradients_equal(model):
+    batch, targets = model.config.fake_batch(), model.config.fake_targets()
+    model.train()
+    total(model(**batch, targets=targets, generator=seeded())).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    layer = model.policy.layers[0]
+    calls = []
+    layer.mlp_spy = layer.language.mlp.register_forward_hook(lambda *_: calls.append(1))
+    total(model(**batch, targets=targets, generator=seeded())).backward()
+    assert len(calls) == 2, "one forward and one recomputation: a single level of checkpointing"
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_eager_attention_is_sdpa(model):
+    batch, targets = model.config.fake_batch(), model.config.fake_targets()
+    losses, actions = {}, {}
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        assert model.config.policy_config.vision_config._attn_implementation == implementation
+        losses[implementation] = total(model(**batch, targets=targets, generator=seeded()))
+        actions[implementation] = model.predict_action_chunk(**observation(batch), generator=seeded())
+    torch.testing.assert_close(losses["sdpa"], losses["eager"])
+    torch.testing.assert_close(actions["sdpa"], actions["eager"], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="must be one of eager, sdpa"):
+        model.set_attn_implementation("flash_attention_2")
+
+
+def test_compiled_forward_gives_equal_results(model):
+    batch, targets = model.config.fake_batch(), model.config.fake_targets()
+    noise = torch.randn(2, model.config.chunk_size, model.config.policy_config.max_action_dim, generator=seeded())
+    time = torch.tensor([0.2, 0.7])
+    expected = model(**batch, targets=targets, noise=noise, time=time)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    losses = compiled(**batch, targets=targets, noise=noise, time=time)
+    for name in expected:
+        torch.testing.assert_close(losses[name], expected[name])
+
+
+def test_bfloat16_is_close(model):
+    batch, targets = model.config.fake_batch(), model.config.fake_targets()
+    exact = model(**batch, targets=targets, generator=seeded())
+    actions = model.predict_action_chunk(**observation(batch), generator=seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(**batch, targets=targets, generator=seeded())
+    half = model.for_inference().to(torch.bfloat16)
+    half_actions = half.predict_action_chunk(**observation(batch), generator=seeded())
+    for name in exact:
+        torch.testing.assert_close(mixed[name], exact[name], rtol=0.1, atol=0.05)
+    assert half_actions.dtype == torch.float32
+    assert (half_actions - actions).abs().mean() < 0.05 * actions.abs().mean()
