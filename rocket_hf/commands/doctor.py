@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             importlib.import_module(module)
         except (ImportError, OSError) as error:
-            print(explain(module, error), file=sys.stderr)
+            print(f"rocket-hf doctor: {explain(module, error)}", file=sys.stderr)
             return 2
     print(f"python {platform.python_version()}")
     for distribution in DISTRIBUTIONS:
