@@ -16,14 +16,18 @@ from .configuration_rocket import AlignmentConfig
 SHORTEST = 1e-6
 
 
+class ProjectorLinear(nn.Linear):
+    """A Linear with Xavier-uniform weights and zero biases: the model's `_init_weights` knows it by its class."""
+
+
 class NestedProjector(nn.Module):
     """LayerNorm, Linear, exact GELU, Linear; `width` chooses how many of the hidden units, from the first, take part."""
 
     def __init__(self, stream_width: int, hidden_width: int, target_width: int):
         super().__init__()
         self.norm = nn.LayerNorm(stream_width)
-        self.fc1 = nn.Linear(stream_width, hidden_width)
-        self.fc2 = nn.Linear(hidden_width, target_width)
+        self.fc1 = ProjectorLinear(stream_width, hidden_width)
+        self.fc2 = ProjectorLinear(hidden_width, target_width)
 
     def forward(self, stream: Tensor, width: int) -> Tensor:
         normalised = F.layer_norm(

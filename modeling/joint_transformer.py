@@ -17,13 +17,17 @@ MASKED = torch.finfo(torch.bfloat16).min  # finite in bfloat16 and in float32
 KeysValues = tuple[Tensor, Tensor]  # each (B, kv_heads, sequence, head_dim)
 
 
+class Modulation(nn.Linear):
+    """A Linear that starts at zero, so that an untrained norm is a plain one with its residual branch switched off."""
+
+
 class AdaptiveNorm(nn.Module):
     """pi0.5's norm: scale, shift and a gate for the residual branch come from the embedded flow time."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.eps = eps
-        self.modulation = nn.Linear(width, 3 * width)
+        self.modulation = Modulation(width, 3 * width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden (B, sequence, width) and condition (B, width) to the normalised hidden state and the gate."""

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
-from .alignment_head import AlignmentHead, NestedProjector
+from .alignment_head import AlignmentHead, ProjectorLinear
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .contract import Batch, check_batch
 from .flow_matching import TIME_OFFSET  # noqa: F401  (named here so that it is shipped: see the package docstring)
-from .joint_transformer import AdaptiveNorm
+from .joint_transformer import Modulation
 from .policy_pi0 import Pi0Policy
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
@@ -127,6 +127,7 @@ class RocketForActionPrediction(PreTrainedModel):
         A policy may be loaded into a model with a fresh head (`alignment=AlignmentConfig(...)`), and a training
         checkpoint into a policy without its head (`alignment=None`).
         """
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         head = {name for name, _ in model.named_parameters() if name.startswith(HEAD)}
         missing = set(info["missing_keys"])
@@ -143,12 +144,14 @@ class RocketForActionPrediction(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GemmaRMSNorm):
-            init.zeros_(module.weight)  # Gemma multiplies by 1 + weight
-        elif isinstance(module, AdaptiveNorm):
-            init.zeros_(module.modulation.weight)
-        elif isinstance(module, NestedProjector):
-            for layer in (module.fc1, module.fc2):
-                init.xavier_uniform_(layer.weight)
-                init.zeros_(layer.bias)
+        """By the class of a leaf: transformers passes by modules that hold no weights of their own."""
+        if isinstance(module, ProjectorLinear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Modulation):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+            if isinstance(module, GemmaRMSNorm):
+                init.zeros_(module.weight)  # Gemma multiplies by 1 + weight

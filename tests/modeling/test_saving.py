@@ -87,7 +87,7 @@ def test_a_policy_loads_into_a_model_with_a_fresh_head(variant, tmp_path):
         (lambda weights: weights.pop("policy.action_in.bias"), "1 missing: policy.action_in.bias"),
         (lambda weights: weights.update({"policy.extra": torch.zeros(1)}), "1 unexpected: policy.extra"),
         (lambda weights: weights.pop("alignment_head.projectors.0.fc1.bias"), "1 missing: alignment_head"),
-        (lambda weights: weights.update({"policy.action_in.bias": torch.zeros(3)}), "policy.action_in.bias"),
+        (lambda weights: weights.update({"policy.action_in.bias": torch.zeros(3)}), "1 of another shape: policy.action_in.bias"),
     ],
 )
 def test_anything_else_missing_or_unexpected_is_an_error(tmp_path, change, sentence):
@@ -95,8 +95,20 @@ def test_anything_else_missing_or_unexpected_is_an_error(tmp_path, change, sente
     weights = load_file(tmp_path / "model.safetensors")
     change(weights)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises((ValueError, RuntimeError), match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         RocketForActionPrediction.from_pretrained(tmp_path)
+
+
+def test_the_initial_weights_are_the_published_ones(config):
+    torch.manual_seed(0)
+    weights = RocketForActionPrediction(config).state_dict()
+    for name, weight in weights.items():
+        if name.endswith("_norm.weight") or "modulation" in name or name.endswith("bias"):
+            assert not weight.any(), name
+        elif name.startswith("policy.vision_tower") and "norm" in name:
+            assert (weight == 1).all(), name
+        elif name.startswith("policy.") and weight.dim() > 1:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.3), name
 
 
 def test_a_head_of_other_projectors_is_an_error(tmp_path):
