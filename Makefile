@@ -75,7 +75,7 @@ define environment
 	if test -n "$(UV)"; then \
 		echo "$(1): new environment for Python 3.12, by uv"; \
 		uv venv --quiet --seed --python "$${python:-3.12}" $(1) && exit; \
-		echo "uv could not make $(1), see above: run \`uv python install 3.12\`, then \`make\` again" >&2; exit 2; \
+		echo "uv could not make $(1), see above: mend that (a missing Python: \`uv python install 3.12\`), then run \`make\` again" >&2; exit 2; \
 	elif test -z "$$python"; then \
 		echo "Python 3.12 is needed and not found: install it (\`apt-get install python3.12 python3.12-venv\`," \
 			"\`pyenv install 3.12\` or \`brew install python@3.12\`), then run \`make\` again" >&2; exit 2; \
