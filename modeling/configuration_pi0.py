@@ -92,3 +92,15 @@ class Pi0Config(StrictConfig):
     @property
     def reads_state(self) -> bool:
         return self.variant == "pi0"
+
+    # The processor's side, as openpi's tokenizer and images have it.
+
+    resize = "letterbox"
+
+    @property
+    def prompt_template(self) -> str:
+        return "Task: {task}, State: {state};\nAction: " if self.variant == "pi05" else "{task}\n"
+
+    @property
+    def max_prompt_length(self) -> int:
+        return 200 if self.variant == "pi05" else 48

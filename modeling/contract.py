@@ -23,6 +23,8 @@ class Batch(TypedDict, total=False):
     state: Tensor  # (B, S)
     actions: Tensor  # (B, chunk, A), training only
     action_is_pad: Tensor  # (B, chunk) bool, True on steps after the end of the episode
+    noise: Tensor  # (B, chunk, widest action of the policy), flow matching: drawn from the generator unless given
+    time: Tensor  # (B,), likewise, training only
     episode_index: Tensor  # (B,) with frame_index, the key of a teacher's cached features
     frame_index: Tensor  # (B,)
 

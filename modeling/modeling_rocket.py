@@ -52,14 +52,12 @@ class RocketForActionPrediction(PreTrainedModel):
         self,
         targets: dict[int, Tensor] | None = None,
         generator: Generator | None = None,
-        noise: Tensor | None = None,
-        time: Tensor | None = None,
         **batch: Unpack[Batch],
     ) -> dict[str, Tensor]:
         """The losses of a batch (see `Batch`) by name: "action/..." and, for each aligned pair of layers,
         "alignment/STUDENT-TEACHER". `targets` are the teacher's features by teacher layer, each (B, V, T, C)
         on the student's grid; a model with a head needs them to train and skips its head without them elsewhere.
-        Noise (B, chunk, max_action_dim) and time (B,) are drawn from the generator unless they are given."""
+        Whatever is random is drawn from the generator."""
         self.check(batch, {"actions"})
         head = self.alignment_head
         if targets is None and head is not None and self.training:
@@ -67,19 +65,17 @@ class RocketForActionPrediction(PreTrainedModel):
         if targets is not None and head is None:
             raise ValueError("targets were passed to a model that has no alignment head")
         aligned = targets is not None
-        output = self.policy(batch, head.taps if aligned else (), generator, noise, time)
+        output = self.policy(batch, head.taps if aligned else (), generator)
         if aligned:
             self.check_targets(targets, batch)
             output.losses |= head(output.taps, targets, batch["camera_mask"])
         return output.losses
 
     @torch.no_grad()
-    def predict_action_chunk(
-        self, generator: Generator | None = None, noise: Tensor | None = None, **batch: Unpack[Batch]
-    ) -> Tensor:
-        """Normalised actions (B, chunk, action_dim). The same generator or noise gives the same actions."""
+    def predict_action_chunk(self, generator: Generator | None = None, **batch: Unpack[Batch]) -> Tensor:
+        """Normalised actions (B, chunk, action_dim). The same generator, or noise in the batch, gives the same."""
         self.check(batch, set())
-        return self.policy.predict_action_chunk(batch, generator, noise)[..., : self.config.action_dim]
+        return self.policy.predict_action_chunk(batch, generator)[..., : self.config.action_dim]
 
     def check(self, batch: Batch, more: set[str]) -> None:
         config = self.config
@@ -92,6 +88,8 @@ class RocketForActionPrediction(PreTrainedModel):
             "state": (config.state_dim,),
             "actions": (config.chunk_size, config.action_dim),
             "action_is_pad": (config.chunk_size,),
+            "noise": (config.chunk_size, config.policy_config.max_action_dim),
+            "time": (),
         }
         check_batch(batch, required, shapes)
 

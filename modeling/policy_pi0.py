@@ -40,24 +40,16 @@ class Pi0Policy(nn.Module):
         self.time_mlp_in = nn.Linear(config.expert_width * (1 if adaptive else 2), config.expert_width)
         self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
 
-    def forward(
-        self,
-        batch: Batch,
-        taps: Sequence[int] = (),
-        generator: Generator | None = None,
-        noise: Tensor | None = None,
-        time: Tensor | None = None,
-    ) -> PolicyOutput:
-        """The flow-matching loss and the tapped image tokens. Noise (B, chunk, max_action_dim) and time (B,) are drawn
-        from the generator unless they are given; without actions in the batch only the taps are computed."""
+    def forward(self, batch: Batch, taps: Sequence[int] = (), generator: Generator | None = None) -> PolicyOutput:
+        """The flow-matching loss and the tapped image tokens; without actions in the batch the taps alone."""
         wanted = {resolve_layer(layer, self.config.depth) for layer in taps}
         prefix, exists = self.embed_prefix(batch)
         if "actions" not in batch:
             return PolicyOutput({}, self.run_prefix(prefix, exists, batch, wanted)[1])
 
         actions = pad_to(batch["actions"], self.config.max_action_dim)
-        noise = draw_noise(actions.shape, actions.device, generator) if noise is None else noise
-        time = draw_time(len(actions), actions.device, generator) if time is None else time
+        noise = batch["noise"] if "noise" in batch else draw_noise(actions.shape, actions.device, generator)
+        time = batch["time"] if "time" in batch else draw_time(len(actions), actions.device, generator)
         noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         suffix, condition = self.embed_suffix(batch.get("state"), noisy, time)
 
@@ -73,14 +65,12 @@ class Pi0Policy(nn.Module):
         loss = flow_matching_loss(velocity, noise[..., :real], actions[..., :real], batch.get("action_is_pad"))
         return PolicyOutput({"action/flow_matching": loss}, tapped)
 
-    def predict_action_chunk(
-        self, batch: Batch, generator: Generator | None = None, noise: Tensor | None = None
-    ) -> Tensor:
+    def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         """Normalised actions (B, chunk, max_action_dim), by Euler steps from noise that the generator draws."""
         prefix, exists = self.embed_prefix(batch)
         cache, _ = self.run_prefix(prefix, exists, batch, set())
         shape = (len(prefix), self.chunk_size, self.config.max_action_dim)
-        noise = draw_noise(shape, prefix.device, generator) if noise is None else noise
+        noise = batch["noise"] if "noise" in batch else draw_noise(shape, prefix.device, generator)
         shared = self.denoising_attention(exists)
 
         def velocity(actions: Tensor, time: Tensor) -> Tensor:

@@ -17,11 +17,6 @@ from .configuration_rocket import RocketConfig
 from .normalization import Normalizer, Statistics
 from .strict_config import nearest
 
-# What openpi's tokenizer writes for each variant, and how many tokens it leaves for it.
-PROMPTS = {
-    "pi0": ("{task}\n", 48),
-    "pi05": ("Task: {task}, State: {state};\nAction: ", 200),
-}
 STATE_BINS = 256  # over [-1, 1], for a state that is written into the prompt
 
 
@@ -56,12 +51,13 @@ class RocketProcessor(ProcessorMixin):
         cls, config: RocketConfig, tokenizer: PreTrainedTokenizerBase, statistics: dict[str, Statistics], **changes: Any
     ) -> Self:
         """The processor that belongs to a policy, with the backbone's own prompt; `changes` override."""
-        template, length = PROMPTS[config.policy_config.variant]
+        policy = config.policy_config
         settings = {
             "cameras": config.cameras,
-            "image_size": config.policy_config.image_size,
-            "prompt_template": template,
-            "max_prompt_length": length,
+            "image_size": policy.image_size,
+            "resize": policy.resize,
+            "prompt_template": policy.prompt_template,
+            "max_prompt_length": policy.max_prompt_length,
             "state_dim": config.state_dim,
             "action_dim": config.action_dim,
             "state_normalization": config.state_normalization,

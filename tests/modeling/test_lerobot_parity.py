@@ -191,7 +191,7 @@ def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
         theirs.forward(lerobot_batch(batch))
 
     depth = config.policy_config.depth
-    output = ours.policy(batch, taps=[0, 1, 2, -1], noise=noise, time=time)
+    output = ours.policy(batch | {"noise": noise, "time": time}, taps=[0, 1, 2, -1])
     assert sorted(output.taps) == [0, 1, 2, depth]
     for layer, tap in output.taps.items():
         tokens = tap.shape[1] * tap.shape[2]
