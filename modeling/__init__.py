@@ -1,8 +1,8 @@
 """What ships to the Hub beside the weights: configuration, policies, alignment head, processor.
 
 These files need torch and transformers alone. A published repository holds copies of them, which transformers runs
-with `trust_remote_code=True`; so they lie flat, import each other by `from .file import name` alone, and each entry
-file (`configuration_rocket`, `modeling_rocket`, `processing_rocket`) names every sibling that it needs, even indirectly.
+with `trust_remote_code=True`; so they lie flat and import each other by `from .file import name` alone, and each entry
+file (`configuration_rocket`, `modeling_rocket`, `processing_rocket`) names every sibling it needs, even indirectly.
 """
 
 if __name__ != "rocket_hf.modeling":

@@ -1,9 +1,9 @@
 """The alignment head: several layers of a policy's residual stream against several layers of a 3D vision model.
 
-ROCKET (arXiv 2602.17951): all pairs share ONE projector, so that the gradients which they send into the policy add up
-instead of cancelling; shallow pairs use only its first hidden units (nested, Matryoshka widths), deep pairs all of them.
-The head is called inside the model's forward, so that its gradients are averaged over ranks like all others, and exists
-only in training: `for_inference()` drops it.
+ROCKET (arXiv 2602.17951): all pairs share ONE projector, so that the gradients they send into the policy add up
+instead of cancelling; shallow pairs use only its first hidden units (nested, Matryoshka widths), deep pairs all.
+The head is called inside the model's forward, so that its gradients are averaged over ranks like all others, and
+exists only in training: `for_inference()` drops it.
 """
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_rocket import AlignmentConfig
+
+Pair = tuple[int, int]  # student layer, teacher layer
 
 # Vectors shorter than this count as this long, so that a zero vector has a cosine of 0 and a finite gradient.
 SHORTEST = 1e-6
@@ -21,7 +23,7 @@ class ProjectorLinear(nn.Linear):
 
 
 class NestedProjector(nn.Module):
-    """LayerNorm, Linear, exact GELU, Linear; `width` chooses how many of the hidden units, from the first, take part."""
+    """LayerNorm, Linear, exact GELU, Linear; `width` says how many of the hidden units, from the first, take part."""
 
     def __init__(self, stream_width: int, hidden_width: int, target_width: int):
         super().__init__()
@@ -60,24 +62,24 @@ class AlignmentHead(nn.Module):
         """
         targets = {layer: target.detach().float() for layer, target in targets.items()}
         lengths = {layer: vector_length(target) for layer, target in targets.items()}
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for projector, width, pairs in self.groups():
             projected = projector(joined([taps[student] for student, _ in pairs]), width).float()
             target = joined([targets[teacher] for _, teacher in pairs])  # (pairs, B, V, T, C)
             length = joined([lengths[teacher] for _, teacher in pairs])
             cosine = torch.linalg.vecdot(projected, target) / (vector_length(projected) * length)
             loss = mean_over_present((1 - cosine).mean(dim=-1), camera_mask)
-            losses |= {f"alignment/{student}-{teacher}": value for (student, teacher), value in zip(pairs, loss, strict=True)}
+            names = [f"alignment/{student}-{teacher}" for student, teacher in pairs]
+            losses |= dict(zip(names, loss, strict=True))
         return losses
 
-    def groups(self) -> list[tuple[NestedProjector, int, list[tuple[int, int]]]]:
+    def groups(self) -> list[tuple[nn.Module, int, list[Pair]]]:
         """The pairs that can be computed together: those of one projector and one width."""
-        if len(self.projectors) > 1:
-            return [(projector, width, [pair]) for projector, width, pair in zip(self.projectors, self.widths, self.pairs, strict=True)]
-        by_width: dict[int, list[tuple[int, int]]] = {}
-        for width, pair in zip(self.widths, self.pairs, strict=True):
-            by_width.setdefault(width, []).append(pair)
-        return [(self.projectors[0], width, pairs) for width, pairs in by_width.items()]
+        grouped: dict[tuple[int, int], list[Pair]] = {}
+        for index, (pair, width) in enumerate(zip(self.pairs, self.widths, strict=True)):
+            projector = 0 if len(self.projectors) == 1 else index
+            grouped.setdefault((projector, width), []).append(pair)
+        return [(self.projectors[projector], width, pairs) for (projector, width), pairs in grouped.items()]
 
 
 def joined(tensors: list[Tensor]) -> Tensor:

@@ -76,7 +76,11 @@ class Pi0Config(StrictConfig):
 
     def validate_sizes(self) -> None:
         self.require_positive(*(self.declared() - {"variant"}))
-        for divisor, dividend in (("kv_heads", "heads"), ("vision_heads", "vision_width"), ("patch_size", "image_size")):
+        for divisor, dividend in (
+            ("kv_heads", "heads"),
+            ("vision_heads", "vision_width"),
+            ("patch_size", "image_size"),
+        ):
             if getattr(self, dividend) % getattr(self, divisor):
                 raise ValueError(
                     f"Pi0Config.{dividend}={getattr(self, dividend)} must be a multiple of "

@@ -58,8 +58,10 @@ class AlignmentConfig(StrictConfig):
             raise ValueError('a single pair has nothing to nest: set nesting="none"')
         if self.nested_widths is not None:
             if len(self.nested_widths) != len(self.student_layers):
-                raise ValueError(f"nested_widths needs one width per pair: got {len(self.nested_widths)} "
-                                 f"for {len(self.student_layers)} pairs")  # fmt: skip
+                raise ValueError(
+                    f"nested_widths needs one width per pair: got {len(self.nested_widths)} "
+                    f"for {len(self.student_layers)} pairs"
+                )
             if not all(1 <= width <= self.hidden_width for width in self.nested_widths):
                 raise ValueError(f"nested_widths must lie in 1..hidden_width={self.hidden_width}: {self.nested_widths}")
 
@@ -85,7 +87,7 @@ class AlignmentConfig(StrictConfig):
 
 @strict
 class RocketConfig(StrictConfig):
-    """A policy for one robot. Cameras are in the order in which the policy sees them; dimensions are the robot's own."""
+    """A policy for one robot. Cameras stand in the order in which the policy sees them; dimensions are the robot's."""
 
     model_type = "rocket"
     sub_configs = {"policy_config": StrictConfig, "alignment": AlignmentConfig}
@@ -105,7 +107,9 @@ class RocketConfig(StrictConfig):
     def __post_init__(self, **kwargs: Any):
         self.policy_config = build(self.policy_config or {"model_type": Pi0Config.model_type}, POLICY_CONFIGS)
         if self.alignment is not None:
-            self.alignment = build(self.alignment, {AlignmentConfig.model_type: AlignmentConfig}, AlignmentConfig.model_type)
+            self.alignment = build(
+                self.alignment, {AlignmentConfig.model_type: AlignmentConfig}, AlignmentConfig.model_type
+            )
         super().__post_init__(**kwargs)
 
     def validate_robot(self) -> None:
@@ -163,7 +167,7 @@ class RocketConfig(StrictConfig):
 
 def build(value: Any, known: dict[str, type[StrictConfig]], default: str | None = None) -> StrictConfig:
     """A sub-configuration from what the user or a file gave: the object itself, or a dict that names its model_type."""
-    if isinstance(value, tuple(known.values())):
+    if isinstance(value, StrictConfig) and type(value).model_type in known:
         return value
     if not isinstance(value, dict):
         raise ValueError(f"expected {' or '.join(kind.__name__ for kind in known.values())} or a dict, got {value!r}")

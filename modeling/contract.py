@@ -4,8 +4,9 @@ Shapes: B batch, V cameras (views), L prompt tokens, S state, A action, T image 
 row by row), D width of the residual stream.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,22 +40,26 @@ def resolve_layer(layer: int, depth: int) -> int:
     """The number of a layer in 0..depth: the stream after block `layer`, 0 the embeddings, -1 after the last block."""
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
-        raise ValueError(f"layer {layer} does not exist: this model has {depth} blocks, so 0..{depth} or -{depth + 1}..-1")
+        raise ValueError(
+            f"layer {layer} does not exist: this model has {depth} blocks, so 0..{depth} or -{depth + 1}..-1"
+        )
     return resolved
 
 
-def check_batch(batch: Batch, required: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
+def check_batch(batch: Mapping[str, Any], required: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuses unknown and missing keys and wrong shapes by name. `shapes` are those behind the batch dimension."""
     known = Batch.__annotations__
     for key in batch:
         if key not in known:
             raise ValueError(f"a batch has no key {key!r}: {nearest(key, known)}")
     if missing := sorted(key for key in required if key not in batch):
-        raise ValueError(f"the batch lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, sorted(batch)))}")
+        raise ValueError(
+            f"the batch lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, sorted(batch)))}"
+        )
     for key, shape in shapes.items():
-        if key in batch and tuple(batch[key].shape[1:]) != shape:  # type: ignore[literal-required]
-            raise ValueError(f"batch[{key!r}] must be (batch, {', '.join(map(str, shape))}), "
-                             f"got {tuple(batch[key].shape)}")  # fmt: skip  # type: ignore[literal-required]
+        if key in batch and tuple(batch[key].shape[1:]) != shape:
+            wanted = ", ".join(map(str, ("batch", *shape)))
+            raise ValueError(f"batch[{key!r}] must be ({wanted}), got {tuple(batch[key].shape)}")
 
 
 def image_tokens(stream: Tensor, cameras: int, tokens: int) -> Tensor:

@@ -63,7 +63,9 @@ class HalfLayer(nn.Module):
         """Queries, keys, values (B, heads, sequence, head_dim) and the gate of the attention branch."""
         hidden, gate = self.attention_norm(stream, condition)
         layers = (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
-        query, key, value = (layer(hidden).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2) for layer in layers)
+        query, key, value = (
+            layer(hidden).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2) for layer in layers
+        )
         return query, key, value, gate
 
     def finish(self, stream: Tensor, attended: Tensor, gate: Tensor | None, condition: Tensor | None) -> Tensor:
@@ -105,7 +107,9 @@ class JointLayer(GradientCheckpointingLayer):
         """
         halves = [(self.language, prefix, None), (self.expert, suffix, condition)]
         running = [(half, stream, extra) for half, stream, extra in halves if stream is not None]
-        queries, keys, values, gates = zip(*(half.project(stream, extra) for half, stream, extra in running), strict=True)
+        queries, keys, values, gates = zip(
+            *(half.project(stream, extra) for half, stream, extra in running), strict=True
+        )
 
         query, key, value = (torch.cat(parts, dim=2) for parts in (queries, keys, values))
         query, key = rotate(query, shared), rotate(key, shared)

@@ -17,7 +17,7 @@ from .alignment_head import AlignmentHead, ProjectorLinear
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .contract import Batch, check_batch
-from .flow_matching import TIME_OFFSET  # noqa: F401  (named here so that it is shipped: see the package docstring)
+from .flow_matching import TIME_OFFSET  # noqa: F401  (named here so that it is shipped: see the package)
 from .joint_transformer import Modulation
 from .policy_pi0 import Pi0Policy
 from .siglip_tower import SiglipTower  # noqa: F401
@@ -41,7 +41,7 @@ class RocketForActionPrediction(PreTrainedModel):
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
         self.policy = POLICIES[policy.model_type](policy, config.chunk_size)
-        self.alignment_head = None
+        self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
             self.alignment_head = AlignmentHead(config.alignment, policy.width, policy.depth)
         else:
@@ -60,16 +60,15 @@ class RocketForActionPrediction(PreTrainedModel):
         Whatever is random is drawn from the generator."""
         self.check(batch, {"actions"})
         head = self.alignment_head
-        if targets is None and head is not None and self.training:
-            raise ValueError("this model has an alignment head: pass the teacher's features as targets, or drop the head")
-        if targets is not None and head is None:
+        if targets is None:
+            if head is not None and self.training:
+                raise ValueError("this model has an alignment head: pass the teacher's features as targets, or drop it")
+            return self.policy(batch, (), generator).losses
+        if head is None:
             raise ValueError("targets were passed to a model that has no alignment head")
-        aligned = targets is not None
-        output = self.policy(batch, head.taps if aligned else (), generator)
-        if aligned:
-            self.check_targets(targets, batch)
-            output.losses |= head(output.taps, targets, batch["camera_mask"])
-        return output.losses
+        self.check_targets(targets, batch)
+        output = self.policy(batch, head.taps, generator)
+        return output.losses | head(output.taps, targets, batch["camera_mask"])
 
     @torch.no_grad()
     def predict_action_chunk(self, generator: Generator | None = None, **batch: Unpack[Batch]) -> Tensor:

@@ -7,8 +7,13 @@ a vector that silently stays in robot units moves a robot.
 import torch
 from torch import Tensor
 
-# The statistics that each mode reads: for a value `low` and a value `high` it maps to -1 and 1, or the mean and spread.
-STATISTICS = {"identity": (), "mean_std": ("mean", "std"), "min_max": ("min", "max"), "quantile": ("q01", "q99")}
+# The statistics that each mode reads: a mean and a spread, or the two values that become -1 and 1.
+STATISTICS: dict[str, tuple[str, ...]] = {
+    "identity": (),
+    "mean_std": ("mean", "std"),
+    "min_max": ("min", "max"),
+    "quantile": ("q01", "q99"),
+}
 SMALLEST = 1e-8
 
 Statistics = dict[str, list[float] | list[bool]]
@@ -24,21 +29,23 @@ class Normalizer:
             raise ValueError(f"{name}_normalization must be one of {', '.join(STATISTICS)}, got {mode!r}")
         for key in STATISTICS[mode]:
             if key not in statistics:
-                raise ValueError(f"{name} normalisation {mode!r} needs the statistic {key!r} of the {name}, "
-                                 f"but there is only: {', '.join(statistics) or 'none'}")  # fmt: skip
+                there = ", ".join(statistics) or "nothing"
+                raise ValueError(
+                    f"{name} normalisation {mode!r} needs the statistic {key!r} of the {name}, which has only: {there}"
+                )
         for key in (*STATISTICS[mode], "mask"):
             if key in statistics and len(statistics[key]) != dim:
-                raise ValueError(f"the statistic {key!r} of the {name} has {len(statistics[key])} values, {name}_dim is {dim}")
-        self.first, self.second = (torch.tensor(statistics[key], dtype=torch.float32) for key in STATISTICS[mode] or ()) if (
-            STATISTICS[mode]
-        ) else (None, None)
+                raise ValueError(
+                    f"the statistic {key!r} of the {name} has {len(statistics[key])} values, {name}_dim is {dim}"
+                )
+        self.statistics = [torch.tensor(statistics[key], dtype=torch.float32) for key in STATISTICS[mode]]
         self.mask = torch.tensor(statistics.get("mask", [True] * dim))
 
     def normalize(self, vector: Tensor) -> Tensor:
         self.check(vector)
         if self.mode == "identity":
             return vector
-        first, second = self.first.to(vector), self.second.to(vector)
+        first, second = (statistic.to(vector) for statistic in self.statistics)
         if self.mode == "mean_std":
             normalised = (vector - first) / (second + SMALLEST)
         else:
@@ -49,7 +56,7 @@ class Normalizer:
         self.check(vector)
         if self.mode == "identity":
             return vector
-        first, second = self.first.to(vector), self.second.to(vector)
+        first, second = (statistic.to(vector) for statistic in self.statistics)
         if self.mode == "mean_std":
             raw = vector * second + first
         else:

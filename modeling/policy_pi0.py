@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from .configuration_pi0 import Pi0Config
 from .contract import Batch, PolicyOutput, image_tokens, resolve_layer
 from .flow_matching import draw_noise, draw_time, embed_time, flow_matching_loss, integrate
-from .joint_transformer import AttentionInputs, JointLayer, KeysValues, PlainNorm, AdaptiveNorm, attention_inputs
+from .joint_transformer import AdaptiveNorm, AttentionInputs, JointLayer, KeysValues, PlainNorm, attention_inputs
 from .siglip_tower import SiglipTower
 
 
@@ -104,7 +104,7 @@ class Pi0Policy(nn.Module):
         dtype = self.action_in.weight.dtype
         action_tokens = self.action_in(actions.to(dtype))
         embedded_time = embed_time(time, self.config.expert_width).to(dtype)
-        if self.state_projection is None:
+        if self.state_projection is None or state is None:
             return action_tokens, F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(embedded_time))))
         mixed = torch.cat([action_tokens, embedded_time[:, None].expand_as(action_tokens)], dim=-1)
         action_tokens = self.time_mlp_out(F.silu(self.time_mlp_in(mixed)))
@@ -131,8 +131,10 @@ class Pi0Policy(nn.Module):
         return cache, tapped
 
     def tap(self, number: int, prefix: Tensor | None, batch: Batch, wanted: set[int]) -> dict[int, Tensor]:
+        if number not in wanted or prefix is None:
+            return {}
         rows, columns = self.config.image_grid
-        return {number: image_tokens(prefix, batch["images"].shape[1], rows * columns)} if number in wanted else {}
+        return {number: image_tokens(prefix, batch["images"].shape[1], rows * columns)}
 
     # Who sees whom
 

@@ -1,7 +1,7 @@
 """Observations to tensors, and actions back to robot units. Saved beside the weights, with tokenizer and statistics.
 
-    inputs = processor(images={"image": frame}, task="open the drawer", state=joints)
-    actions = processor.unnormalize_actions(model.predict_action_chunk(**inputs))
+inputs = processor(images={"image": frame}, task="open the drawer", state=joints)
+actions = processor.unnormalize_actions(model.predict_action_chunk(**inputs))
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from .configuration_pi0 import Pi0Config  # noqa: F401  (named here so that it is shipped: see the package)
 from .configuration_rocket import RocketConfig
+from .contract import Batch  # noqa: F401
 from .normalization import Normalizer, Statistics
 from .strict_config import nearest
 
@@ -76,8 +78,8 @@ class RocketProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """A `Batch` (see contract.py), on the device of the images.
 
-        images: by camera name, uint8 or float in [0, 1], a PIL image, (H, W, 3), (3, H, W) or a batch of these; None for
-            a camera that is missing. camera_mask: by camera name, for each sample whether the camera is there.
+        images: by camera name, uint8 or float in [0, 1], a PIL image, (H, W, 3), (3, H, W) or a batch of these; None
+            for a camera that is missing. camera_mask: by camera name, for each sample whether the camera is there.
         task: one sentence, or one per sample. state: (S,) or (B, S) in robot units.
         actions: (chunk, A) or (B, chunk, A) in robot units, and action_is_pad of its steps, for training.
         """
@@ -88,7 +90,7 @@ class RocketProcessor(ProcessorMixin):
         for what, value in (("task", tasks), ("state", normalised_state)):
             require_samples(what, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present, "state": normalised_state}
-        batch |= self.tokenize([self.prompt(text, row) for text, row in zip(tasks, normalised_state, strict=True)], device)
+        batch |= self.tokenize(self.prompts(tasks, normalised_state), device)
         if actions is not None:
             batch["actions"] = self._action.normalize(batched(actions, 3, device))
         if action_is_pad is not None:
@@ -110,23 +112,33 @@ class RocketProcessor(ProcessorMixin):
             raise ValueError(
                 f"the observation lacks the camera {missing[0]!r}: pass its image, or None if the camera is not there"
             )
-        resized = {name: RESIZES[self.resize](to_unit_batch(name, image), self.image_size)
-                   for name, image in images.items() if image is not None}  # fmt: skip
+        resize = RESIZES[self.resize]
+        resized = {
+            name: resize(to_unit_batch(name, image), self.image_size)
+            for name, image in images.items()
+            if image is not None
+        }
         if not resized:
             raise ValueError(f"every camera is None: at least one of {', '.join(self.cameras)} must have an image")
         blank = torch.zeros_like(next(iter(resized.values())))
         pixels = torch.stack([resized.get(name, blank) for name in self.cameras], dim=1)
         there = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
-        present = [torch.as_tensor(masks.get(name, there), device=there.device).bool().reshape(-1) & (name in resized)
-                   for name in self.cameras]  # fmt: skip
-        present = torch.stack(present, dim=1)
+        given = [torch.as_tensor(masks.get(name, there), device=there.device) for name in self.cameras]
+        rows = [mask.bool().reshape(-1) & (name in resized) for name, mask in zip(self.cameras, given, strict=True)]
+        present = torch.stack(rows, dim=1)
         return pixels * present[:, :, None, None, None], present
 
-    def prompt(self, task: str, state: Tensor) -> str:
-        text = task.strip().replace("_", " ").replace("\n", " ")
-        bins = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
-        numbers = torch.bucketize(state.double().cpu(), bins, right=True) - 1 if "{state}" in self.prompt_template else []
-        return self.prompt_template.format(task=text, state=" ".join(str(int(number)) for number in numbers))
+    def prompts(self, tasks: Sequence[str], state: Tensor) -> list[str]:
+        """Each task in one line and, where the template asks for it, the normalised state as numbers of bins."""
+        numbers: list[list[int]] = [[] for _ in tasks]
+        if "{state}" in self.prompt_template:
+            edges = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
+            numbers = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
+        texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]
+        return [
+            self.prompt_template.format(task=text, state=" ".join(map(str, row)))
+            for text, row in zip(texts, numbers, strict=True)
+        ]
 
     def tokenize(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         encoded = self.tokenizer(

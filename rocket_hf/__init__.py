@@ -23,7 +23,14 @@ HOMES = {
     "RocketProcessor": ".modeling.processing_rocket",
     "export_policy": ".publish",
 }
-__all__ = ["AlignmentConfig", "Pi0Config", "RocketConfig", "RocketForActionPrediction", "RocketProcessor", "export_policy"]
+__all__ = [
+    "AlignmentConfig",
+    "Pi0Config",
+    "RocketConfig",
+    "RocketForActionPrediction",
+    "RocketProcessor",
+    "export_policy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""Everything small enough for a CPU and made without a download: sizes, a tokenizer, statistics. For demos and tests."""
+"""Small enough for a CPU and made without a download: sizes, a tokenizer, statistics. For demos and tests."""
 
 import string
+from collections.abc import Callable
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from .modeling.configuration_pi0 import Pi0Config
 from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from .modeling.normalization import Statistics
+from .modeling.strict_config import StrictConfig
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
@@ -32,13 +34,18 @@ PI0_SIZES = {
     "max_state_dim": 8,
     "max_action_dim": 8,
 }
+# The smallest instance of every family of policies.
+TINY_POLICIES: dict[str, Callable[[], StrictConfig]] = {
+    "pi0": lambda: Pi0Config(variant="pi0", **PI0_SIZES),
+    "pi05": lambda: Pi0Config(variant="pi05", **PI0_SIZES),
+}
 
 
-def tiny_config(variant: str = "pi0", **changes: Any) -> RocketConfig:
-    """A pi0 or pi0.5 of about 60,000 parameters with two cameras and an alignment head of three pairs."""
+def tiny_config(family: str = "pi0", **changes: Any) -> RocketConfig:
+    """A policy of about 60,000 parameters with two cameras and an alignment head of three pairs."""
     alignment = AlignmentConfig(student_layers=(1, 2, -1), teacher_layers=(2, 3, 4), hidden_width=32, target_width=24)
     settings: dict[str, Any] = {
-        "policy_config": Pi0Config(variant=variant, **PI0_SIZES),
+        "policy_config": TINY_POLICIES[family](),
         "alignment": alignment,
         "cameras": ["front", "wrist"],
         "state_dim": 6,

@@ -11,9 +11,11 @@ BENCHMARKS = {"alignment": "the alignment head against the plain way, and nested
 def main() -> int:
     listed = "\n".join(f"  {name:12} {phrase}" for name, phrase in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
-        "python -m rocket_hf.bench", description="Ratios measured in one run.", epilog=f"benchmarks:\n{listed}",
+        "python -m rocket_hf.bench",
+        description="Ratios measured in one run.",
+        epilog=f"benchmarks:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--json", action="store_true", help="print one JSON object of the figures")
     arguments = parser.parse_args()

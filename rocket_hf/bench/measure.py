@@ -21,7 +21,7 @@ def cpu_seconds(job: Job) -> float:
 def interleaved(jobs: dict[str, Job], rounds: int = 5) -> dict[str, list[float]]:
     """CPU seconds of each job in each round, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in tqdm(range(rounds + 1), desc="rounds", leave=False):
+    for number in tqdm(range(rounds + 1), desc="rounds", leave=False, disable=None):
         for name, job in jobs.items():
             taken = cpu_seconds(job)
             if number:

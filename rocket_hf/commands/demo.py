@@ -41,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     print(f"trained    a tiny pi0 of {model.num_parameters():,} parameters, {arguments.steps} steps in {seconds:.0f} s")
     print(f"           action loss {first['action']:.2f} -> {last['action']:.2f}")
-    print(f"           alignment loss {first['alignment']:.2f} -> {last['alignment']:.2f} "
-          f"(mean of {len(config.alignment.student_layers)} layer pairs)")  # fmt: skip
+    pairs = len(config.alignment.student_layers)
+    print(
+        f"           alignment loss {first['alignment']:.2f} -> {last['alignment']:.2f} (mean of {pairs} layer pairs)"
+    )
 
     folder = arguments.out / "policy"
     remove_former(folder)
@@ -89,7 +91,7 @@ def train(model: Any, batch: Any, targets: Any, steps: int) -> tuple[dict[str, f
 
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     history = []
-    for _ in trange(steps, desc="training", leave=False):
+    for _ in trange(steps, desc="training", leave=False, disable=None):
         losses = model(**batch, targets=targets)
         aligned = torch.stack([loss for name, loss in losses.items() if name.startswith("alignment/")]).mean()
         action = losses["action/flow_matching"]

@@ -41,7 +41,9 @@ def resampling_matrix(source: int, target: int, device: torch.device, dtype: tor
 @lru_cache(maxsize=16)
 def registered_code(grid: Grid, target_grid: Grid, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The position code of the source grid, resampled: (target rows x columns, channels)."""
-    vertical, horizontal = (resampling_matrix(a, b, device, torch.float32) for a, b in zip(grid, target_grid, strict=True))
+    vertical, horizontal = (
+        resampling_matrix(a, b, device, torch.float32) for a, b in zip(grid, target_grid, strict=True)
+    )
     code = position_code(grid, channels).to(device).unflatten(0, grid)
     return torch.einsum("yh,xw,hwc->yxc", vertical, horizontal, code).flatten(0, 1).to(dtype)
 
@@ -56,6 +58,8 @@ def position_code(grid: Grid, channels: int) -> Tensor:
     x = torch.linspace(-1, 1, columns, dtype=torch.float64) * aspect / diagonal * (columns - 1) / columns
     y = torch.linspace(-1, 1, rows, dtype=torch.float64) / diagonal * (rows - 1) / rows
     frequencies = CODE_BASE ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    x_code, y_code = (torch.cat([angle.sin(), angle.cos()], -1) for angle in (x[:, None] * frequencies, y[:, None] * frequencies))
+    x_code, y_code = (
+        torch.cat([angle.sin(), angle.cos()], -1) for angle in (x[:, None] * frequencies, y[:, None] * frequencies)
+    )
     x_code, y_code = x_code.expand(rows, -1, -1), y_code[:, None].expand(-1, columns, -1)
     return torch.cat([x_code, y_code], dim=-1).flatten(0, 1).float()

@@ -1,11 +1,11 @@
-"""Models that are made in a blink and differ from their initial state everywhere, so that nothing hides behind a zero."""
+"""Models that are made in a blink and random in every weight, so that nothing hides behind a zero."""
 
 import pytest
 import torch
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.tiny import tiny_config
+from rocket_hf.tiny import TINY_POLICIES, tiny_config
 
 
 def randomised(config: RocketConfig, seed: int = 0) -> RocketForActionPrediction:
@@ -18,14 +18,14 @@ def randomised(config: RocketConfig, seed: int = 0) -> RocketForActionPrediction
     return model.eval()
 
 
-@pytest.fixture(params=["pi0", "pi05"])
-def variant(request) -> str:
+@pytest.fixture(params=TINY_POLICIES)
+def family(request) -> str:
     return request.param
 
 
 @pytest.fixture
-def config(variant) -> RocketConfig:
-    return tiny_config(variant)
+def config(family) -> RocketConfig:
+    return tiny_config(family)
 
 
 @pytest.fixture

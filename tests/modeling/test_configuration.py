@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.contract import check_batch, resolve_layer
-from rocket_hf.tiny import PI0_SIZES, tiny_config
+from rocket_hf.tiny import tiny_config
 
 REFUSED = (ValueError, StrictDataclassError)
 
@@ -55,12 +55,12 @@ def test_wrong_keys_and_contradictions_are_refused(make, sentence):
     assert sentence in str(error.value)
 
 
-def test_round_trip_through_a_file(variant, tmp_path):
-    config = tiny_config(variant)
+def test_round_trip_through_a_file(family, tmp_path):
+    config = tiny_config(family)
     config.save_pretrained(tmp_path)
     assert RocketConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["policy_config"].keys() == {*PI0_SIZES, "denoising_steps", "model_type", "variant"}
+    assert written["policy_config"].keys() == config.policy_config.declared() | {"model_type"}
 
 
 def test_overrides_are_checked_like_the_file(tmp_path):

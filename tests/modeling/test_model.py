@@ -53,7 +53,9 @@ def test_the_generator_decides_the_noise_and_the_time(model):
     batch = model.config.fake_batch()
     same, again, other = (model(**batch, generator=seeded(seed))["action/flow_matching"] for seed in (1, 1, 2))
     assert same == again != other
-    same, again, other = (model.predict_action_chunk(**observation(batch), generator=seeded(seed)) for seed in (1, 1, 2))
+    same, again, other = (
+        model.predict_action_chunk(**observation(batch), generator=seeded(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(same, again) and not torch.equal(same, other)
     assert same.shape == (2, model.config.chunk_size, model.config.action_dim)
 
@@ -98,8 +100,8 @@ def step_errors(model, one: dict, noise: torch.Tensor, time: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_any_number_of_cameras(variant, count):
-    config = tiny_config(variant, cameras=[f"camera{index}" for index in range(count)], alignment=None)
+def test_any_number_of_cameras(family, count):
+    config = tiny_config(family, cameras=[f"camera{index}" for index in range(count)], alignment=None)
     model = randomised(config)
     output = model.policy(config.fake_batch(), taps=[1])
     assert output.taps[1].shape == (2, count, 16, config.policy_config.width)
@@ -158,9 +160,9 @@ def test_for_inference_shares_weights_and_leaves_the_model_alone(model):
     assert {name for name in model.state_dict() if not name.startswith("alignment_head.")} == set(plain.state_dict())
 
 
-def test_only_tapped_layers_stay_alive(variant):
+def test_only_tapped_layers_stay_alive(family):
     """Without gradients: K taps keep K tensors of image tokens, and no layer's whole stream."""
-    config = tiny_config(variant, alignment=None)
+    config = tiny_config(family, alignment=None)
     model, batch = randomised(config), config.fake_batch()
     tokens, width = len(config.cameras) * 16, config.policy_config.width
     prompt = batch["input_ids"].shape[1]
@@ -173,7 +175,10 @@ def test_only_tapped_layers_stay_alive(variant):
             if type(each) is torch.Tensor and each.shape[-1:] == (width,)
         }
         sizes = list(storages.values())
-        return {"images": sizes.count(2 * tokens * width * 4), "streams": sizes.count(2 * (tokens + prompt) * width * 4)}
+        return {
+            "images": sizes.count(2 * tokens * width * 4),
+            "streams": sizes.count(2 * (tokens + prompt) * width * 4),
+        }
 
     before = alive()
     for taps in ([], [1], [1, 3], [0, 1, 2, 3]):

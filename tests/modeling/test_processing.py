@@ -13,14 +13,17 @@ from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 CONFIG = tiny_config()
 
 
-def make(variant: str = "pi0", **changes) -> RocketProcessor:
-    config = tiny_config(variant)
+def make(family: str = "pi0", **changes) -> RocketProcessor:
+    config = tiny_config(family)
     return RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config), **changes)
 
 
 def frames(size: int = 2, height: int = 28, width: int = 28) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
-    return {name: torch.randint(0, 256, (size, 3, height, width), generator=draw, dtype=torch.uint8) for name in CONFIG.cameras}
+    return {
+        name: torch.randint(0, 256, (size, 3, height, width), generator=draw, dtype=torch.uint8)
+        for name in CONFIG.cameras
+    }
 
 
 def test_a_training_batch_fits_the_model():
@@ -40,8 +43,17 @@ def test_every_form_of_an_image_is_the_same():
     processor = make()
     image = frames(1, 30, 40)["front"][0]
     rows_first = image.permute(1, 2, 0).contiguous()
-    forms = [image, image[None], image / 255, rows_first.numpy(), rows_first.numpy() / np.float32(255), Image.fromarray(rows_first.numpy())]
-    pixels = [processor(images={"front": form, "wrist": None}, task="a", state=torch.zeros(6))["images"] for form in forms]
+    forms = [
+        image,
+        image[None],
+        image / 255,
+        rows_first.numpy(),
+        rows_first.numpy() / np.float32(255),
+        Image.fromarray(rows_first.numpy()),
+    ]
+    pixels = [
+        processor(images={"front": form, "wrist": None}, task="a", state=torch.zeros(6))["images"] for form in forms
+    ]
     for each in pixels[1:]:
         torch.testing.assert_close(each, pixels[0])
 
@@ -73,7 +85,10 @@ def test_missing_cameras():
         ({"images": frames() | {"wrists": None}}, "this policy has no camera 'wrists': did you mean 'wrist'?"),
         ({"images": {"front": None, "wrist": None}}, "every camera is None"),
         ({"images": frames() | {"wrist": torch.rand(2, 28, 28)}}, r"camera 'wrist': an image must be \(H, W, 3\)"),
-        ({"images": frames() | {"wrist": frames()["wrist"].float()}}, r"camera 'wrist': a float image must lie in \[0, 1\]"),
+        (
+            {"images": frames() | {"wrist": frames()["wrist"].float()}},
+            r"camera 'wrist': a float image must lie in \[0, 1\]",
+        ),
         ({"images": frames() | {"wrist": frames()["wrist"].int()}}, "must be uint8 or float"),
         ({"state": torch.zeros(2, 7)}, "the state has 7 dimensions, the policy was made for 6"),
         ({"actions": torch.zeros(2, 4, 4)}, "the action has 4 dimensions, the policy was made for 5"),
@@ -91,10 +106,10 @@ def test_wrong_input_is_named(changes, sentence):
 
 def test_prompts_are_those_of_the_published_models():
     state = torch.tensor([-1.0, 0.0, 0.999, 0.5, -0.5, 1.0])
-    assert make("pi0").prompt(" open the_drawer\n", state) == "open the drawer\n"
+    assert make("pi0").prompts([" open the_drawer\n"], state[None]) == ["open the drawer\n"]
     bins = np.digitize(state.numpy(), bins=np.linspace(-1, 1, 256 + 1)[:-1]) - 1  # as openpi writes it
     expected = f"Task: open the drawer, State: {' '.join(map(str, bins))};\nAction: "
-    assert make("pi05").prompt("open the_drawer", state) == expected
+    assert make("pi05").prompts(["open the_drawer"], state[None]) == [expected]
 
 
 def test_prompts_of_different_lengths_are_padded_and_decoded():
@@ -116,14 +131,20 @@ def test_known_values():
     raw = torch.tensor([[3.0, 0.75]])
     assert Normalizer("action", 2, "mean_std", statistics).normalize(raw).tolist() == [[1.0, 0.75]]
     assert Normalizer("action", 2, "quantile", statistics).normalize(raw).tolist() == [[1.5, 0.75]]
-    assert Normalizer("action", 2, "quantile", statistics).unnormalize(torch.tensor([[-1.0, 1.0]])).tolist() == [[-2.0, 1.0]]
+    assert Normalizer("action", 2, "quantile", statistics).unnormalize(torch.tensor([[-1.0, 1.0]])).tolist() == [
+        [-2.0, 1.0]
+    ]
 
 
 @pytest.mark.parametrize(
     ("mode", "statistics", "sentence"),
     [
-        ("quantile", {"mean": [0.0], "std": [1.0]}, "needs the statistic 'q01' of the action, but there is only: mean, std"),
-        ("mean_std", {}, "needs the statistic 'mean' of the action, but there is only: none"),
+        (
+            "quantile",
+            {"mean": [0.0], "std": [1.0]},
+            "needs the statistic 'q01' of the action, which has only: mean, std",
+        ),
+        ("mean_std", {}, "needs the statistic 'mean' of the action, which has only: nothing"),
         ("mean_std", {"mean": [0.0, 0.0], "std": [1.0]}, "'mean' of the action has 2 values, action_dim is 1"),
         ("mean_std", {"mean": [0.0], "std": [1.0], "mask": [True, True]}, "'mask' of the action has 2 values"),
         ("z", {}, "action_normalization must be one of identity, mean_std, min_max, quantile, got 'z'"),
@@ -134,11 +155,16 @@ def test_missing_statistics_are_named(mode, statistics, sentence):
         Normalizer("action", 1, mode, statistics)
 
 
-def test_processor_round_trip(variant, tmp_path):
-    processor = make(variant, resize="stretch", action_normalization="quantile")
+def test_processor_round_trip(family, tmp_path):
+    processor = make(family, resize="stretch", action_normalization="quantile")
     processor.save_pretrained(tmp_path)
     loaded = RocketProcessor.from_pretrained(tmp_path)
-    arguments = {"images": frames(2, 40, 60), "task": "open", "state": torch.randn(2, 6), "actions": torch.randn(2, 4, 5)}
+    arguments = {
+        "images": frames(2, 40, 60),
+        "task": "open",
+        "state": torch.randn(2, 6),
+        "actions": torch.randn(2, 4, 5),
+    }
     one, two = processor(**arguments), loaded(**arguments)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)

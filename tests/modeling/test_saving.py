@@ -64,9 +64,9 @@ def test_a_checkpoint_loads_into_a_policy_without_its_head(model, tmp_path):
     assert torch.equal(predict(loaded, batch), predict(model, batch))
 
 
-def test_a_policy_loads_into_a_model_with_a_fresh_head(variant, tmp_path):
+def test_a_policy_loads_into_a_model_with_a_fresh_head(family, tmp_path):
     """Xavier-uniform weights, zero biases, unit norms; everything else from the file."""
-    config = tiny_config(variant, alignment=None)
+    config = tiny_config(family, alignment=None)
     model = randomised(config)
     model.save_pretrained(tmp_path)
     wanted = AlignmentConfig(student_layers=[1, 3], teacher_layers=[2, 4], hidden_width=500, target_width=400)
@@ -87,7 +87,10 @@ def test_a_policy_loads_into_a_model_with_a_fresh_head(variant, tmp_path):
         (lambda weights: weights.pop("policy.action_in.bias"), "1 missing: policy.action_in.bias"),
         (lambda weights: weights.update({"policy.extra": torch.zeros(1)}), "1 unexpected: policy.extra"),
         (lambda weights: weights.pop("alignment_head.projectors.0.fc1.bias"), "1 missing: alignment_head"),
-        (lambda weights: weights.update({"policy.action_in.bias": torch.zeros(3)}), "1 of another shape: policy.action_in.bias"),
+        (
+            lambda weights: weights.update({"policy.action_in.bias": torch.zeros(3)}),
+            "1 of another shape: policy.action_in.bias",
+        ),
     ],
 )
 def test_anything_else_missing_or_unexpected_is_an_error(tmp_path, change, sentence):
@@ -112,9 +115,15 @@ def test_the_initial_weights_are_the_published_ones(config):
 
 
 def test_a_head_of_other_projectors_is_an_error(tmp_path):
-    pairs = {"student_layers": [1, 2], "teacher_layers": [1, 2], "hidden_width": 8, "target_width": 8, "nesting": "none"}
+    pairs = {
+        "student_layers": [1, 2],
+        "teacher_layers": [1, 2],
+        "hidden_width": 8,
+        "target_width": 8,
+        "nesting": "none",
+    }
     randomised(tiny_config(alignment=pairs | {"projector": "independent"})).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="unexpected: alignment_head.projectors.1"):
+    with pytest.raises(ValueError, match=r"unexpected: alignment_head\.projectors\.1"):
         RocketForActionPrediction.from_pretrained(tmp_path, alignment=pairs)
 
 
@@ -128,7 +137,7 @@ def published(model, tmp_path) -> Path:
 def test_a_published_folder_has_no_trace_of_the_head(published):
     assert "alignment" not in (published / "config.json").read_text()
     with safe_open(published / "model.safetensors", "pt") as file:
-        assert all(name.startswith("policy.") for name in file.keys())
+        assert all(name.startswith("policy.") for name in file.keys())  # noqa: SIM118
     assert {path.name for path in shipped_files()} <= {path.name for path in published.iterdir()}
     assert str(published.parent) not in "".join(path.read_text() for path in published.glob("*.json"))
 
@@ -174,5 +183,7 @@ def test_a_stranger_without_this_package_loads_it_and_gets_the_same_actions(publ
     draw = torch.Generator().manual_seed(3)
     images = {name: torch.randint(0, 256, (3, 40, 60), generator=draw, dtype=torch.uint8) for name in config.cameras}
     inputs = processor(images=images, task="open the drawer", state=torch.linspace(-1, 1, config.state_dim))
-    expected = processor.unnormalize_actions(model.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(0)))
+    expected = processor.unnormalize_actions(
+        model.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(0))
+    )
     torch.testing.assert_close(load_file(out)["actions"], expected, atol=1e-6, rtol=1e-5)
