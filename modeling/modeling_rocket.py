@@ -40,7 +40,7 @@ class RocketForActionPrediction(PreTrainedModel):
         super().__init__(config)
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
-        self.policy = POLICIES[policy.model_type](policy, config.chunk_size)
+        self.policy = POLICIES[policy.model_type](config)
         self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
             self.alignment_head = AlignmentHead(config.alignment, policy.width, policy.depth)

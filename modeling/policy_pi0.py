@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .configuration_pi0 import Pi0Config
+from .configuration_rocket import RocketConfig
 from .contract import Batch, PolicyOutput, image_tokens, resolve_layer
 from .flow_matching import draw_noise, draw_time, embed_time, flow_matching_loss, integrate
 from .joint_transformer import AdaptiveNorm, AttentionInputs, JointLayer, KeysValues, PlainNorm, attention_inputs
@@ -22,9 +23,10 @@ from .siglip_tower import SiglipTower
 class Pi0Policy(nn.Module):
     """The Policy contract for pi0 and pi0.5. Weights of the language model that no action depends on are left out."""
 
-    def __init__(self, config: Pi0Config, chunk_size: int):
+    def __init__(self, rocket_config: RocketConfig):
         super().__init__()
-        self.config, self.chunk_size = config, chunk_size
+        config: Pi0Config = rocket_config.policy_config
+        self.config, self.chunk_size = config, rocket_config.chunk_size
         adaptive = config.variant == "pi05"
         language, expert = config.language_config, config.expert_config
         self.vision_tower = SiglipTower(config.vision_config)
