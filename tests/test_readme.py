@@ -1,0 +1,74 @@
+"""The README does what it says: its code runs, its commands print what it shows, its tree names every file."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCKS if name == language]
+
+
+def without_numbers(text: str) -> list[str]:
+    return [re.sub(r"[\d.,]*\d", "#", line.rstrip()) for line in text.strip().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """An empty folder in which the demo has run, as `make demo` runs it."""
+    folder = tmp_path_factory.mktemp("readme")
+    recipe = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert recipe.strip().splitlines()[-1].strip() == ".venv/bin/rocket-hf demo"
+    command = [sys.executable, "-m", "rocket_hf.commands", "demo"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    (folder / "printed").write_text(done.stdout)
+    return folder
+
+
+def test_the_demo_prints_what_the_readme_shows(workplace):
+    command, *shown = blocks("console")[0].strip().splitlines()
+    assert command == "$ make demo"
+    assert without_numbers((workplace / "printed").read_text()) == without_numbers("\n".join(shown))
+
+
+def test_make_test_is_the_suite_that_runs_this():
+    command, shown = blocks("console")[1].strip().splitlines()
+    assert command == "$ make test"
+    assert re.fullmatch(r"\d+ passed in [\d.]+s \([\d:]+\)", shown)
+    recipe = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert recipe.strip().splitlines()[-1].strip() == ".venv/bin/python -m pytest"
+
+
+def test_the_code_runs_in_order(workplace):
+    code = "\n".join(blocks("python"))
+    environment = os.environ | {"HF_HOME": str(workplace / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 4, 5])" in done.stdout
+    assert "'alignment/3-24'" in done.stdout
+    adapter = workplace / "my-adapter" / "adapter_model.safetensors"
+    assert adapter.stat().st_size < 100_000
+    assert "alignment" not in (workplace / "my-policy" / "config.json").read_text()
+
+
+def test_every_code_block_is_one_of_those():
+    assert [name for name, _ in BLOCKS] == ["console", "console", "python", "python", "python", "text"]
+
+
+def test_the_tree_names_every_file():
+    tree = blocks("text")[0]
+    named = set(re.findall(r"([\w/]+\.py)\b", tree))
+    for room in ("modeling", "rocket_hf", "training", "hub_cards"):
+        for path in (ROOT / room).rglob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py"):
+                assert path.name in {Path(name).name for name in named}, f"the README's tree lacks {path.relative_to(ROOT)}"
+    for name in named:
+        assert list(ROOT.glob(f"*/{name}")) + list(ROOT.glob(f"*/*/{name}")), f"the README's tree names {name}"
