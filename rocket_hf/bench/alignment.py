@@ -29,7 +29,13 @@ def make_job(way: str) -> Job:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     nesting = "none" if way == "full" else "increasing"
-    config = AlignmentConfig(student_layers=STUDENTS, teacher_layers=TEACHERS, nesting=nesting)
+    config = AlignmentConfig(
+        student_layers=STUDENTS,
+        teacher_layers=TEACHERS,
+        nesting=nesting,
+        hidden_width=TARGET_WIDTH,
+        target_width=TARGET_WIDTH,
+    )
     head = AlignmentHead(config, STREAM_WIDTH, DEPTH)
     tokens = math.prod(GRID)
     taps = {layer: torch.randn(BATCH, CAMERAS, tokens, STREAM_WIDTH, requires_grad=True) for layer in STUDENTS}

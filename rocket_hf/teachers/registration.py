@@ -19,7 +19,6 @@ CODE_BASE = 100  # the longest period of the code's sines, in units of the image
 def register_features(features: Tensor, grid: Grid, target_grid: Grid, code_weight: float = CODE_WEIGHT) -> Tensor:
     """Features (..., rows x columns, C) of one grid to (..., rows x columns, C) of another over the same image."""
     *leading, _, channels = features.shape
-    code = registered_code(grid, target_grid, channels, features.device, features.dtype)
     vertical, horizontal = (
         resampling_matrix(source, target, features.device, features.dtype)
         for source, target in zip(grid, target_grid, strict=True)
@@ -27,7 +26,9 @@ def register_features(features: Tensor, grid: Grid, target_grid: Grid, code_weig
     maps = features.reshape(-1, grid[0], grid[1] * channels)
     maps = (vertical @ maps).reshape(-1, grid[1], channels)  # (maps x target rows, columns, C)
     maps = (horizontal @ maps).reshape(*leading, target_grid[0] * target_grid[1], channels)
-    return maps.add_(code, alpha=code_weight) if not maps.requires_grad else maps + code_weight * code
+    if not code_weight:
+        return maps
+    return maps + code_weight * registered_code(grid, target_grid, channels, features.device, features.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -51,7 +52,7 @@ def registered_code(grid: Grid, target_grid: Grid, channels: int, device: torch.
 def position_code(grid: Grid, channels: int) -> Tensor:
     """2D sinusoids (rows x columns, channels): half of the channels for x, half for y, computed in float64.
 
-    The coordinates span the image's diagonal, so that the aspect ratio is seen (facts of the reference's code)."""
+    The coordinates span the image's diagonal, as in VGGT's own code, so that the aspect ratio is seen."""
     rows, columns = grid
     aspect = columns / rows
     diagonal = (aspect**2 + 1) ** 0.5
