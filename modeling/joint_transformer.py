@@ -1,47 +1,15 @@
 """A language model and an action expert that attend together, one module per depth.
 
 The residual stream of the language model is passed from module to module in the open, so that taps need no hooks; a
-layer is one unit of gradient checkpointing and of FSDP. Each half is made of transformers' Gemma modules.
+layer is one unit of gradient checkpointing and of FSDP. Each half is made of transformers' modules: see gemma_layers.py
+and llama_layers.py.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import GemmaConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaMLP, GemmaRMSNorm, eager_attention_forward
 
-MASKED = torch.finfo(torch.bfloat16).min  # finite in bfloat16 and in float32
-KeysValues = tuple[Tensor, Tensor]  # each (B, kv_heads, sequence, head_dim)
-
-
-class Modulation(nn.Linear):
-    """A Linear that starts at zero, so that an untrained norm is a plain one with its residual branch switched off."""
-
-
-class AdaptiveNorm(nn.Module):
-    """pi0.5's norm: scale, shift and a gate for the residual branch come from the embedded flow time."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.eps = eps
-        self.modulation = Modulation(width, 3 * width)
-
-    def forward(self, hidden: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden (B, sequence, width) and condition (B, width) to the normalised hidden state and the gate."""
-        scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
-        wide = hidden.float()
-        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normalised * (1 + scale.float()) + shift.float()).type_as(hidden), gate.type_as(hidden)
-
-
-class PlainNorm(GemmaRMSNorm):
-    """Gemma's norm in the form of the adaptive one: there is no gate."""
-
-    def forward(self, hidden: Tensor, condition: Tensor | None = None) -> tuple[Tensor, None]:
-        return super().forward(hidden), None
+from .attention import AttentionInputs, KeysValues, attend, rotate
 
 
 def add_residual(stream: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -49,23 +17,27 @@ def add_residual(stream: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 
 
 class HalfLayer(nn.Module):
-    """One decoder layer of one of the two models, split where the attention joins them."""
+    """One decoder layer of one of the two models, split where the attention joins them.
 
-    def __init__(self, config: GemmaConfig, layer_index: int, adaptive: bool):
+    Its norms take the stream and a condition, or None, and return the normalised stream and a gate, or None.
+    """
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module):
         super().__init__()
-        norm = AdaptiveNorm if adaptive else PlainNorm
-        self.attention_norm = norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.attention = GemmaAttention(config, layer_index)
-        self.mlp_norm = norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GemmaMLP(config)
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def heads(self, projection: nn.Linear, hidden: Tensor) -> Tensor:
+        """(B, sequence, width) to (B, heads, sequence, head_dim)."""
+        return projection(hidden).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
 
     def project(self, stream: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values (B, heads, sequence, head_dim) and the gate of the attention branch."""
         hidden, gate = self.attention_norm(stream, condition)
         layers = (self.attention.q_proj, self.attention.k_proj, self.attention.v_proj)
-        query, key, value = (
-            layer(hidden).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2) for layer in layers
-        )
+        query, key, value = (self.heads(layer, hidden) for layer in layers)
         return query, key, value, gate
 
     def finish(self, stream: Tensor, attended: Tensor, gate: Tensor | None, condition: Tensor | None) -> Tensor:
@@ -75,22 +47,13 @@ class HalfLayer(nn.Module):
         return add_residual(stream, self.mlp(hidden), gate)
 
 
-@dataclass
-class AttentionInputs:
-    """What all layers share in one pass. Sequence: the queries of the pass; keys: cached ones first."""
-
-    mask: Tensor  # (B, 1, sequence, keys), added to the attention logits
-    cosines: Tensor  # (B, 1, sequence, head_dim)
-    sines: Tensor
-
-
 class JointLayer(GradientCheckpointingLayer):
     """Runs the language half, the expert half or both; both attend to each other as the mask allows."""
 
-    def __init__(self, language: GemmaConfig, expert: GemmaConfig, layer_index: int, adaptive: bool):
+    def __init__(self, language: HalfLayer, expert: HalfLayer):
         super().__init__()
-        self.language = HalfLayer(language, layer_index, adaptive=False)
-        self.expert = HalfLayer(expert, layer_index, adaptive=adaptive)
+        self.language = language
+        self.expert = expert
 
     def forward(
         self,
@@ -127,24 +90,54 @@ class JointLayer(GradientCheckpointingLayer):
         return outputs.get(self.language), outputs.get(self.expert), own
 
 
-def attend(module: GemmaAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention by the implementation that the configuration names: (B, sequence, heads x head_dim)."""
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
-    attended, _ = function(module, query, key, value, mask.to(query.dtype), scaling=module.scaling, dropout=0.0)
-    return attended.flatten(2)
+class CrossLayer(GradientCheckpointingLayer):
+    """A joint layer whose expert half reads the prefix alone: no token of the suffix sees another one.
 
+    The expert's keys and values are projections of the language half's, which are the same in every denoising step;
+    so they are what the pass hands back to be cached.
+    """
 
-def rotate(states: Tensor, shared: AttentionInputs) -> Tensor:
-    """Rotary positions, in the two-halves layout of Gemma."""
-    first, second = states.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return states * shared.cosines.type_as(states) + turned * shared.sines.type_as(states)
+    def __init__(self, language: HalfLayer, expert: HalfLayer):
+        super().__init__()
+        self.language = language
+        self.expert = expert
+        keys_width = language.attention.k_proj.out_features  # kv_heads x head_dim
+        for name in ("k_proj", "v_proj"):
+            projection = getattr(expert.attention, name)
+            reads_keys = nn.Linear(keys_width, projection.out_features, bias=projection.bias is not None)
+            setattr(expert.attention, name, reads_keys)
 
+    def forward(
+        self,
+        prefix: Tensor | None,
+        suffix: Tensor | None,
+        condition: Tensor | None,
+        shared: AttentionInputs,
+        cached: KeysValues | None = None,
+        prefix_continues: bool = True,
+    ) -> tuple[Tensor | None, Tensor | None, KeysValues]:
+        """As in a joint layer, with `shared` for the keys of the prefix alone."""
+        continued = None
+        if prefix is not None:
+            rows = shared.part(slice(prefix.shape[1]))
+            shared = shared.part(slice(prefix.shape[1], None))
+            query, key, value, gate = self.language.project(prefix, None)
+            key = rotate(key, rows)
+            cached = self.read(key, value)
+            if prefix_continues:
+                attended = attend(self.language.attention, rotate(query, rows), key, value, rows.mask)
+                continued = self.language.finish(prefix, attended, gate, None)
+        if cached is None:
+            raise ValueError("a cross-attention layer needs the prefix or the keys and values cached from it")
+        if suffix is not None:
+            hidden, gate = self.expert.attention_norm(suffix, condition)
+            query = rotate(self.expert.heads(self.expert.attention.q_proj, hidden), shared)
+            attended = attend(self.expert.attention, query, *cached, shared.mask)
+            suffix = self.expert.finish(suffix, attended, gate, condition)
+        return continued, suffix, cached
 
-def attention_inputs(mask: Tensor, positions: Tensor, head_dim: int, theta: float) -> AttentionInputs:
-    """From a boolean mask (B, sequence, keys) and positions (B, sequence). A row that may see nothing stays finite."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions[..., None].float() * theta**-exponent  # (B, sequence, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    added = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, MASKED)[:, None]
-    return AttentionInputs(added, angles.cos(), angles.sin())
+    def read(self, key: Tensor, value: Tensor) -> KeysValues:
+        """The language half's keys and values, (B, kv_heads, P, head_dim), projected again by the expert."""
+        attention = self.expert.attention
+        merged_key, merged_value = (states.transpose(1, 2).flatten(2) for states in (key, value))
+        return self.expert.heads(attention.k_proj, merged_key), self.expert.heads(attention.v_proj, merged_value)

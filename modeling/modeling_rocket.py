@@ -14,11 +14,14 @@ from transformers import initialization as init
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from .alignment_head import AlignmentHead, ProjectorLinear
+from .attention import MASKED  # noqa: F401  (named here so that it is shipped: see the package)
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .contract import Batch, check_batch
-from .flow_matching import TIME_OFFSET  # noqa: F401  (named here so that it is shipped: see the package)
-from .joint_transformer import Modulation
+from .flow_matching import TIME_OFFSET  # noqa: F401
+from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
+from .gemma_layers import Modulation
+from .joint_transformer import JointLayer  # noqa: F401
 from .policy_pi0 import Pi0Policy
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
