@@ -2,9 +2,12 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import modeling
+from .modeling.configuration_rocket import RocketConfig
 from .modeling.modeling_rocket import RocketForActionPrediction
 from .modeling.processing_rocket import RocketProcessor
 
@@ -16,37 +19,48 @@ MODEL_CLASSES = {
 PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
 
 
-def shipped_files() -> list[Path]:
-    """The code that travels with the weights: every file of `modeling` but the one that makes it a package."""
-    return sorted(path for path in Path(modeling.__path__[0]).glob("*.py") if path.name != "__init__.py")
-
-
 def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
     """Writes the policy without its alignment head to `folder`, whole or not at all.
 
     The folder loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this package is missing.
     """
+    with staged(folder) as staging:
+        policy = model.for_inference()
+        policy.save_pretrained(staging)
+        write_surroundings(staging, policy.config, processor)
+    return Path(folder)
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty: choose another folder, or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        staged = Path(temporary) / folder.name
-        policy = model.for_inference()
-        policy.config.auto_map = dict(MODEL_CLASSES)
-        policy.save_pretrained(staged)
-        save_processor(processor, staged)
-        for path in shipped_files():
-            shutil.copy(path, staged / path.name)
+        staging = Path(temporary) / folder.name
+        staging.mkdir()
+        yield staging
         if folder.exists():
             folder.rmdir()
-        staged.rename(folder)
-    return folder
+        staging.rename(folder)
 
 
-def save_processor(processor: RocketProcessor, folder: Path) -> None:
+def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
+    """Everything beside the weights: config.json, the processor, and the code that both name."""
+    config.auto_map = dict(MODEL_CLASSES)
+    config.architectures = [RocketForActionPrediction.__name__]
+    config.save_pretrained(folder)
     processor.auto_map = dict(PROCESSOR_CLASSES)
     try:
         processor.save_pretrained(folder)
     finally:
         del processor.auto_map
+    for path in shipped_files():
+        shutil.copy(path, folder / path.name)
+
+
+def shipped_files() -> list[Path]:
+    """The code that travels with the weights: every file of `modeling` but the one that makes it a package."""
+    return sorted(path for path in Path(modeling.__path__[0]).glob("*.py") if path.name != "__init__.py")

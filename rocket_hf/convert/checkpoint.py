@@ -1,0 +1,104 @@
+"""The tensors of a checkpoint folder: names and shapes are known first, then tensors are read one at a time."""
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies, and what it is without its values."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """All tensors of some files of a folder. Nothing in a file is executed: pickles are read as tensors alone."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.entries: dict[str, Entry] = {}
+
+    def add_weights(self, stem: str = "model") -> None:
+        """`model.safetensors`, or the shards that `model.safetensors.index.json` names."""
+        index, single = self.folder / f"{stem}.safetensors.index.json", self.folder / f"{stem}.safetensors"
+        if index.exists():
+            listed: dict[str, str] = read_json(index)["weight_map"]
+            for name in sorted(set(listed.values())):
+                self.add_safetensors(self.folder / name)
+            if wrong := sorted(key for key in listed if key not in self.entries):
+                raise ValueError(f"{index.name} names {wrong[0]}, which {listed[wrong[0]]} does not hold")
+        elif single.exists():
+            self.add_safetensors(single)
+        else:
+            raise FileNotFoundError(f"{self.folder} holds neither {single.name} nor {index.name}")
+
+    def add_safetensors(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    self._add(key, Entry(path, key, tuple(file.get_slice(key).get_shape())))
+        except SafetensorError as error:
+            raise ValueError(f"{path.name} is damaged or cut off: {error}") from error
+
+    def add_pickle(self, path: Path, prefix: str) -> None:
+        """A `.pt` file of tensors; their names get the prefix and lose the `module.` of distributed training."""
+        for key, tensor in load_pickle(path).items():
+            self._add(prefix + key.removeprefix("module."), Entry(path, key, tuple(tensor.shape)))
+
+    def _add(self, name: str, entry: Entry) -> None:
+        if name in self.entries:
+            raise ValueError(f"{name} stands in {self.entries[name].file.name} and in {entry.file.name}")
+        self.entries[name] = entry
+
+    def read(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        if entry.file.suffix != ".safetensors":
+            return load_pickle(entry.file)[entry.key]
+        with safe_open(entry.file, "pt") as file:
+            return file.get_tensor(entry.key)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.entries:
+            raise ValueError(f"the checkpoint lacks the tensor {name}")
+        return self.entries[name].shape
+
+    def digest(self) -> str:
+        """SHA-256 over the names, files and shapes of all tensors: changes when the layout does."""
+        rows = [[name, entry.file.name, list(entry.shape)] for name, entry in sorted(self.entries.items())]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def load_pickle(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path.name} is not a file of tensors alone, and nothing in it was executed: {first}"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path.name} does not hold a dictionary of tensors")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is not valid JSON: {error}") from error

@@ -1,0 +1,110 @@
+"""Runs a plan: our folder, whole or not at all, and a report of what became of every tensor beside the weights."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..modeling.configuration_rocket import RocketConfig
+from ..modeling.processing_rocket import RocketProcessor
+from ..publish import staged, write_surroundings
+from .checkpoint import Checkpoint
+from .plan import Drop, Plan, Rename, expected_shapes, make_plan
+
+SHARD_BYTES = 2**30
+REPORT = "conversion.json"
+
+
+@dataclass
+class Found:
+    """What a family found in a folder."""
+
+    checkpoint: Checkpoint
+    config: RocketConfig
+    processor: RocketProcessor
+    rules: list[Rename | Drop]
+    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+
+
+def source_folder(source: str) -> tuple[Path, str]:
+    """A local folder, or a Hub repository with an optional `@revision`; and the revision, "local" for a folder."""
+    if Path(source).is_dir():
+        return Path(source), "local"
+    repository, _, revision = source.partition("@")
+    if "/" not in repository or repository.startswith((".", "/")):
+        raise FileNotFoundError(
+            f"{source} is neither a folder nor a Hub repository like owner/name or owner/name@revision"
+        )
+    folder = Path(snapshot_download(repository, revision=revision or None))
+    return folder, folder.name  # the cache calls a snapshot by its commit
+
+
+def write_conversion(
+    found: Found, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Plans, then writes the folder and returns the report. Memory holds one shard of at most a gibibyte at a time."""
+    plan = make_plan(found.checkpoint, found.config, found.rules)
+    with staged(destination) as staging:
+        dtypes, parameters = write_weights(found, plan, staging, dtype)
+        found.config.dtype = dtype or most_common(dtypes)
+        write_surroundings(staging, found.config, found.processor)
+        report = origin | {
+            "tensors": len(plan.moves),
+            "parameters": parameters,
+            "dtypes": {str(kind).removeprefix("torch."): count for kind, count in dtypes.items()},
+            "source_layout_sha256": found.checkpoint.digest(),
+            "dropped": plan.dropped,
+            "mapped": plan.moves,
+        }
+        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def write_weights(
+    found: Found, plan: Plan, folder: Path, dtype: torch.dtype | None
+) -> tuple[Counter[torch.dtype], int]:
+    shards = split(expected_shapes(found.config))
+    dtypes: Counter[torch.dtype] = Counter()
+    weight_map, size, parameters = {}, 0, 0
+    with tqdm(total=len(plan.moves), desc="tensors", unit="", disable=None, leave=False) as bar:
+        for number, names in enumerate(shards, start=1):
+            file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            tensors = {}
+            for name in names:
+                tensor = found.transform(name, found.checkpoint.read(plan.moves[name])).to(dtype or None)
+                tensors[name] = tensor.contiguous()
+                dtypes[tensor.dtype] += 1
+                size, parameters = size + tensor.nbytes, parameters + tensor.numel()
+                bar.update()
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return dtypes, parameters
+
+
+def split(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    """The names in shards of at most SHARD_BYTES, counted in float32; a larger tensor has a shard of its own."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, shape in shapes.items():
+        size = 4 * torch.Size(shape).numel()
+        if not shards or size > room:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def most_common(dtypes: Counter[torch.dtype]) -> torch.dtype:
+    return dtypes.most_common(1)[0][0]

@@ -1,0 +1,173 @@
+"""Folders that lerobot itself wrote convert, load and give lerobot's actions; damaged ones stop with the reason."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rocket_hf.commands import main
+from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.tiny import PI0_SIZES, character_tokenizer, tiny_config, tiny_statistics
+
+from ..tiny_lerobot import CAMERAS, lerobot_policy
+
+pytestmark = pytest.mark.needs_lerobot
+VISION = {"vision_width": 144, "vision_heads": 2}  # heads of 72 channels, as SigLIP-So400m has them
+
+
+@pytest.fixture(params=["pi0", "pi05"])
+def theirs(request, monkeypatch):
+    sizes = Pi0Config(variant=request.param, **(PI0_SIZES | VISION))
+    torch.manual_seed(0)
+    policy = lerobot_policy(tiny_config(policy_config=sizes, alignment=None), monkeypatch)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(0, 0.2 if parameter.dim() > 1 else 0.1)
+    return policy
+
+
+@pytest.fixture
+def source(theirs, tmp_path, monkeypatch):
+    """A folder as lerobot-train leaves it: the policy, its pre- and its postprocessor."""
+    from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.processor import tokenizer_processor
+
+    monkeypatch.setattr(tokenizer_processor.AutoTokenizer, "from_pretrained", lambda name: character_tokenizer())
+    folder = tmp_path / "lerobot"
+    theirs.save_pretrained(folder)
+    statistics = tiny_statistics(tiny_config())
+    stats = {"observation.state": statistics["state"], "action": statistics["action"]}
+    stats = {key: {name: torch.tensor(value) for name, value in each.items()} for key, each in stats.items()}
+    processors = make_pre_post_processors(theirs.config, dataset_stats=stats)
+    for processor in processors:
+        processor.save_pretrained(folder)
+    monkeypatch.undo()
+    theirs.processors = processors
+    character_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return folder
+
+
+def convert(source, destination, *more) -> int:
+    kind = json.loads((source / "config.json").read_text())["type"]
+    tokenizer = str(source.parent / "tokenizer")
+    return main(["convert", f"lerobot-{kind}", str(source), str(destination), "--tokenizer", tokenizer, *more])
+
+
+def test_from_robot_units_to_robot_units_the_actions_are_lerobots(theirs, source, tmp_path, capsys):
+    assert convert(source, tmp_path / "ours") == 0
+    printed = capsys.readouterr().out
+    ours = RocketForActionPrediction.from_pretrained(tmp_path / "ours")
+    processor = RocketProcessor.from_pretrained(tmp_path / "ours")
+    assert f"{ours.num_parameters():,} parameters" in printed
+
+    draw = torch.Generator().manual_seed(0)
+    images = {name: torch.rand(3, 40, 64, generator=draw) for name in ("front", "wrist")}
+    state, noise = torch.randn(6, generator=draw), torch.randn(1, 4, 8, generator=draw)
+    before, after = theirs.processors
+    observation = dict(zip(CAMERAS, images.values(), strict=True)) | {"observation.state": state, "task": "open it"}
+    expected = after(theirs.predict_action_chunk(before(observation), noise=noise))
+
+    inputs = processor(images=images, task="open it", state=state)
+    actions = processor.unnormalize_actions(ours.predict_action_chunk(**inputs, noise=noise))
+    torch.testing.assert_close(actions, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_report_accounts_for_every_tensor(theirs, source, tmp_path):
+    assert convert(source, tmp_path / "ours") == 0
+    report = json.loads((tmp_path / "ours" / "conversion.json").read_text())
+    names = load_file(source / "model.safetensors").keys()
+    assert set(report["mapped"].values()) | report["dropped"].keys() == set(names)
+    assert report["tensors"] == len(report["mapped"]) and report["revision"] == "local"
+    assert str(tmp_path) not in json.dumps(report)
+
+
+def test_bfloat16_and_shards(source, tmp_path, monkeypatch):
+    from rocket_hf.convert import write
+
+    monkeypatch.setattr(write, "SHARD_BYTES", 2**17)
+    assert convert(source, tmp_path / "ours", "--dtype", "bfloat16") == 0
+    assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
+    ours = RocketForActionPrediction.from_pretrained(tmp_path / "ours")
+    assert ours.dtype == torch.bfloat16
+
+
+def drop_one(folder):
+    edit(folder, lambda weights: weights.pop("model.action_in_proj.bias"))
+
+
+def add_one(folder):
+    edit(folder, lambda weights: weights.update({"model.surprise": torch.zeros(1)}))
+
+
+def bend_one(folder):
+    edit(folder, lambda weights: weights.update({"model.action_in_proj.bias": torch.zeros(3)}))
+
+
+def cut_off(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def forget_the_processor(folder):
+    (folder / "policy_preprocessor.json").unlink()
+
+
+def forget_the_statistics(folder):
+    next(folder.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")).unlink()
+
+
+def of_another_type(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"type": "pi', '"type": "smol'))
+
+
+def edit(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (drop_one, "lacks 1 tensors of the policy, first the one for policy.action_in.bias"),
+        (add_one, "has the tensor model.surprise, which this family does not know"),
+        (bend_one, "model.action_in_proj.bias has the shape (3,), the policy's policy.action_in.bias has (16,)"),
+        (cut_off, "model.safetensors is damaged or cut off"),
+        (forget_the_processor, "policy_preprocessor.json is missing"),
+        (forget_the_statistics, "normalizer_processor.safetensors is missing"),
+    ],
+)
+def test_a_damaged_folder_stops_with_the_reason_and_leaves_nothing(source, tmp_path, capsys, damage, sentence):
+    damage(source)
+    assert convert(source, tmp_path / "out" / "ours") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_folder_of_another_policy_is_refused(source, tmp_path, capsys):
+    kind = json.loads((source / "config.json").read_text())["type"]
+    of_another_type(source)
+    arguments = ["convert", f"lerobot-{kind}", str(source), str(tmp_path / "ours")]
+    assert main(arguments) == 2
+    assert f"this family reads '{kind}'" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(source, tmp_path, capsys, monkeypatch):
+    from rocket_hf.convert import write
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "save_file", full)
+    assert convert(source, tmp_path / "out" / "ours") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_source_that_is_not_there(tmp_path, capsys):
+    assert main(["convert", "lerobot-pi0", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
+    assert "neither a folder nor a Hub repository" in capsys.readouterr().err
