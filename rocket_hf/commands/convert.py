@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 HELP = "convert a public checkpoint"
 FAMILIES = {
     "lerobot-pi0": "a folder of lerobot's pi0",
     "lerobot-pi05": "a folder of lerobot's pi0.5",
+    "to-lerobot": "a pi0 or pi0.5 of ours, for lerobot's own class",
 }
 DTYPES = ("float32", "bfloat16")
 
@@ -16,20 +18,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help=listed)
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a Hub id with an optional @revision")
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a new folder")
-    parser.add_argument("--tokenizer", help="folder or Hub id of the tokenizer, if not the one that the source names")
+    parser.add_argument(
+        "--tokenizer", help="folder or Hub id of the tokenizer (default: the one that the source names)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as in the source)")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from rocket_hf.convert.write import source_folder
+
+    folder, revision = source_folder(arguments.source)
+    if arguments.family == "to-lerobot":
+        return back(arguments, folder)
+    source = folder.name if revision == "local" else arguments.source.partition("@")[0]
+    return forth(arguments, folder, {"family": arguments.family, "source": source, "revision": revision})
+
+
+def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
     from rocket_hf.convert import lerobot_pi0
-    from rocket_hf.convert.write import REPORT, source_folder, write_conversion
+    from rocket_hf.convert.write import REPORT, write_conversion
 
-    folder, revision = source_folder(arguments.source)
     found = lerobot_pi0.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
-    source = folder.name if revision == "local" else arguments.source.partition("@")[0]
-    origin = {"family": arguments.family, "source": source, "revision": revision}
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     report = write_conversion(found, arguments.destination, dtype, origin)
     print(f"converted  {report['parameters']:,} parameters in {report['tensors']} tensors to {arguments.destination}")
@@ -37,4 +48,19 @@ def run(arguments: argparse.Namespace) -> int:
         names = [name for name, why in report["dropped"].items() if why == reason]
         print(f"dropped    {len(names)} tensors: {reason}")
     print(f"report     {arguments.destination / REPORT}")
+    return 0
+
+
+def back(arguments: argparse.Namespace, folder: Path) -> int:
+    import torch
+
+    from rocket_hf.convert.to_lerobot import TOKENIZER, to_lerobot
+    from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+    from rocket_hf.modeling.processing_rocket import RocketProcessor
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
+    model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
+    processor = RocketProcessor.from_pretrained(folder)
+    to_lerobot(model, processor, arguments.destination, arguments.tokenizer or TOKENIZER)
+    print(f"written    {arguments.destination}, for lerobot's {model.config.policy_config.variant} policy")
     return 0

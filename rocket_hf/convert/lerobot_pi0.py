@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..modeling.configuration_pi0 import Pi0Config
 from ..modeling.configuration_rocket import RocketConfig
+from ..modeling.flow_matching import MAX_PERIOD, MIN_PERIOD
 from ..modeling.processing_rocket import RocketProcessor
 from .checkpoint import Checkpoint
 from .lerobot_folder import LeRobotFolder
@@ -14,6 +15,9 @@ CORE = r"(?:model\.)?paligemma_with_expert"
 VLM = rf"{CORE}\.paligemma\.model"
 VISION = rf"{VLM}\.vision_tower\.vision_model"
 VISION_HEAD_WIDTH = 72  # of SigLIP-So400m: its 1152 channels are 16 heads
+
+# Settings of lerobot's that change what its actions mean, and the one value that means the same here.
+FIXED = {"use_relative_actions": False, "min_period": MIN_PERIOD, "max_period": MAX_PERIOD}
 
 NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
 TOWERS = {rf"{VLM}\.language_model": "language", rf"{CORE}\.gemma_expert\.model": "expert"}
@@ -100,6 +104,9 @@ def count_layers(names: dict[str, str], prefix: str) -> int:
 
 def read(folder: Path, variant: str, tokenizer: str | None = None) -> Found:
     described = LeRobotFolder.read(folder, variant)
+    for key, only in FIXED.items():
+        if described.config.get(key, only) != only:
+            raise ValueError(f"config.json sets {key}={described.config[key]}; only {only} is supported")
     checkpoint = Checkpoint(folder)
     checkpoint.add_weights()
     steps = described.config.get("num_inference_steps", 10)

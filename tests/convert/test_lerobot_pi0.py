@@ -168,6 +168,41 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_settings_that_would_change_the_actions_are_refused(source, tmp_path, capsys):
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_relative_actions": True}))
+    assert convert(source, tmp_path / "ours") == 2
+    assert "config.json sets use_relative_actions=True" in capsys.readouterr().err
+
+
+def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path, monkeypatch):
+    """lerobot's strict loading of our folder, its own processors read from it, the same actions in robot units."""
+    from lerobot.policies.factory import make_pre_post_processors
+
+    assert convert(source, tmp_path / "ours") == 0
+    tokenizer = str(source.parent / "tokenizer")
+    arguments = ["convert", "to-lerobot", str(tmp_path / "ours"), str(tmp_path / "back"), "--tokenizer", tokenizer]
+    assert main(arguments) == 0
+
+    kind = theirs.config.type
+    settings = RocketForActionPrediction.from_pretrained(tmp_path / "ours").config
+    again = lerobot_policy(settings, monkeypatch)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.fill_(float("nan"))
+    again.load_state_dict(load_file(tmp_path / "back" / "model.safetensors"), strict=True)
+    config = type(theirs.config).from_pretrained(tmp_path / "back")
+    assert config.type == kind and config.image_features.keys() == theirs.config.image_features.keys()
+    before, after = make_pre_post_processors(config, pretrained_path=str(tmp_path / "back"))
+    observation = {name: torch.rand(3, 40, 64) for name in CAMERAS}
+    observation |= {"observation.state": torch.randn(6), "task": "open it"}
+    noise = torch.randn(1, 4, 8)
+    first, last = theirs.processors
+    expected = last(theirs.predict_action_chunk(first(dict(observation)), noise=noise))
+    actions = after(again.predict_action_chunk(before(dict(observation)), noise=noise))
+    torch.testing.assert_close(actions, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_source_that_is_not_there(tmp_path, capsys):
     assert main(["convert", "lerobot-pi0", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
     assert "neither a folder nor a Hub repository" in capsys.readouterr().err
