@@ -19,9 +19,9 @@ class AttentionInputs:
     cosines: Tensor  # (B, 1, sequence, head_dim)
     sines: Tensor
 
-    def part(self, queries: slice, keys: slice = slice(None)) -> "AttentionInputs":
-        """The same for some of the queries and keys."""
-        return AttentionInputs(self.mask[:, :, queries, keys], self.cosines[:, :, queries], self.sines[:, :, queries])
+    def part(self, queries: slice, keys: int | None = None) -> "AttentionInputs":
+        """The same for some of the queries and the first `keys` keys, or all of them."""
+        return AttentionInputs(self.mask[:, :, queries, :keys], self.cosines[:, :, queries], self.sines[:, :, queries])
 
 
 def attention_inputs(mask: Tensor, positions: Tensor, head_dim: int, theta: float) -> AttentionInputs:

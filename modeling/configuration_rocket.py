@@ -8,10 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from .configuration_pi0 import Pi0Config
+from .configuration_smolvla import SmolVLAConfig
 from .contract import Batch, resolve_layer
 from .strict_config import StrictConfig, nearest
 
-POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config,)}
+POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig)}
 Normalization = Literal["identity", "mean_std", "min_max", "quantile"]
 
 # What transformers needs in config.json to find the classes and the dtype again.

@@ -41,7 +41,7 @@ class FlowMatchingPolicy(nn.Module):
 
     @abstractmethod
     def embed_suffix(self, state: Tensor | None, actions: Tensor, time: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The embedded suffix, (B, S, expert_width), actions last, and the condition of its norms, (B, expert_width)."""
+        """The embedded suffix, (B, S, expert_width), actions last, and what its norms depend on, (B, expert_width)."""
 
     @abstractmethod
     def groups(self, prefix_length: int, device: torch.device) -> Tensor:
@@ -105,11 +105,11 @@ class FlowMatchingPolicy(nn.Module):
         self, prefix: Tensor, shared: list[AttentionInputs], batch: Batch, wanted: set[int]
     ) -> tuple[list[KeysValues], dict[int, Tensor]]:
         """The keys and values of each layer over the prefix alone, and the tapped image tokens."""
-        own = slice(prefix.shape[1])
+        length = prefix.shape[1]
         tapped, cache = self.tap(0, prefix, batch, wanted), []
         for number, (layer, inputs) in enumerate(zip(self.layers, shared, strict=True), start=1):
             continues = number < self.config.depth or number in wanted
-            prefix, _, keys_values = layer(prefix, None, None, inputs.part(own, own), None, continues)
+            prefix, _, keys_values = layer(prefix, None, None, inputs.part(slice(length), length), None, continues)
             cache.append(keys_values)
             tapped |= self.tap(number, prefix, batch, wanted)
         return cache, tapped

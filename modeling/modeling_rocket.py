@@ -17,16 +17,19 @@ from .alignment_head import AlignmentHead, ProjectorLinear
 from .attention import MASKED  # noqa: F401  (named here so that it is shipped: see the package)
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
+from .configuration_smolvla import SmolVLAConfig
 from .contract import Batch, check_batch
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import Modulation
 from .joint_transformer import JointLayer  # noqa: F401
+from .llama_layers import LlamaNorm
 from .policy_pi0 import Pi0Policy
+from .policy_smolvla import SmolVLAPolicy
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 
-POLICIES = {Pi0Config.model_type: Pi0Policy}
+POLICIES = {Pi0Config.model_type: Pi0Policy, SmolVLAConfig.model_type: SmolVLAPolicy}
 ATTENTION = ("eager", "sdpa")
 HEAD = "alignment_head."
 
@@ -36,7 +39,7 @@ class RocketForActionPrediction(PreTrainedModel):
     main_input_name = "images"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["JointLayer", "SiglipEncoderLayer"]
+    _no_split_modules = ["JointLayer", "CrossLayer", "SiglipEncoderLayer"]
     _keep_in_fp32_modules_strict = ["alignment_head"]
 
     def __init__(self, config: RocketConfig):
@@ -155,3 +158,5 @@ class RocketForActionPrediction(PreTrainedModel):
             super()._init_weights(module)
             if isinstance(module, GemmaRMSNorm):
                 init.zeros_(module.weight)  # Gemma multiplies by 1 + weight
+            elif isinstance(module, LlamaNorm):
+                init.ones_(module.weight)

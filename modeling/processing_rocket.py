@@ -15,6 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_pi0 import Pi0Config  # noqa: F401  (named here so that it is shipped: see the package)
 from .configuration_rocket import RocketConfig
+from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .contract import Batch  # noqa: F401
 from .normalization import Normalizer, Statistics
 from .strict_config import nearest
@@ -28,7 +29,7 @@ class RocketProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         cameras: Sequence[str] = ("image",),
         image_size: int = 224,
-        resize: Literal["letterbox", "stretch"] = "letterbox",
+        resize: Literal["letterbox", "letterbox-top-left", "stretch"] = "letterbox",
         prompt_template: str = "{task}\n",
         max_prompt_length: int = 48,
         state_dim: int = 8,
@@ -192,14 +193,25 @@ def stretch(images: Tensor, size: int) -> Tensor:
 
 def letterbox(images: Tensor, size: int) -> Tensor:
     """As openpi and lerobot's pi0: keep the aspect ratio, plain bilinear, black bars around the centre."""
+    fitted = fit(images, size)
+    down, right = size - fitted.shape[-2], size - fitted.shape[-1]
+    return F.pad(fitted, (right // 2, right - right // 2, down // 2, down - down // 2))
+
+
+def letterbox_top_left(images: Tensor, size: int) -> Tensor:
+    """As lerobot's SmolVLA: the same, with the bars on the left and on top."""
+    fitted = fit(images, size)
+    return F.pad(fitted, (size - fitted.shape[-1], 0, size - fitted.shape[-2], 0))
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """The longer side to `size`, the aspect ratio kept, plain bilinear."""
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images
     ratio = max(height, width) / size
     rows, columns = int(height / ratio), int(width / ratio)
-    resized = F.interpolate(images, size=(rows, columns), mode="bilinear", align_corners=False).clamp(0, 1)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    return F.pad(resized, (left, size - columns - left, top, size - rows - top))
+    return F.interpolate(images, size=(rows, columns), mode="bilinear", align_corners=False).clamp(0, 1)
 
 
-RESIZES = {"letterbox": letterbox, "stretch": stretch}
+RESIZES = {"letterbox": letterbox, "letterbox-top-left": letterbox_top_left, "stretch": stretch}

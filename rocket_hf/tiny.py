@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .modeling.configuration_pi0 import Pi0Config
 from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
+from .modeling.configuration_smolvla import SmolVLAConfig
 from .modeling.normalization import Statistics
 from .modeling.strict_config import StrictConfig
 
@@ -34,10 +35,31 @@ PI0_SIZES = {
     "max_state_dim": 8,
     "max_action_dim": 8,
 }
+SMOLVLA_SIZES = {
+    "depth": 3,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 8,
+    "width": 32,
+    "mlp_width": 64,
+    "expert_width": 24,
+    "expert_mlp_width": 48,
+    "vocab_size": 128,
+    "vision_depth": 2,
+    "vision_heads": 2,
+    "vision_width": 24,
+    "vision_mlp_width": 48,
+    "image_size": 32,
+    "patch_size": 4,
+    "pixel_shuffle": 2,
+    "max_state_dim": 8,
+    "max_action_dim": 8,
+}
 # The smallest instance of every family of policies.
 TINY_POLICIES: dict[str, Callable[[], StrictConfig]] = {
     "pi0": lambda: Pi0Config(variant="pi0", **PI0_SIZES),
     "pi05": lambda: Pi0Config(variant="pi05", **PI0_SIZES),
+    "smolvla": lambda: SmolVLAConfig(**SMOLVLA_SIZES),
 }
 
 

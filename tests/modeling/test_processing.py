@@ -66,7 +66,7 @@ def test_resizes_have_names():
     torch.testing.assert_close(boxed[:, :, 10:30], image)
     constant = torch.full((1, 3, 63, 101), 0.25)
     torch.testing.assert_close(stretch(constant, 28), torch.full((1, 3, 28, 28), 0.25))
-    with pytest.raises(ValueError, match="resize must be one of letterbox, stretch, got 'crop'"):
+    with pytest.raises(ValueError, match="resize must be one of letterbox, letterbox-top-left, stretch, got 'crop'"):
         make(resize="crop")
 
 
