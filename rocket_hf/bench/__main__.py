@@ -5,7 +5,10 @@ import importlib
 import json
 import sys
 
-BENCHMARKS = {"alignment": "the alignment head against the plain way, and nested against full widths"}
+BENCHMARKS = {
+    "alignment": "the alignment head against the plain way, and nested against full widths",
+    "policies": "taps against no taps, and inference against lerobot's own classes",
+}
 
 
 def main() -> int:

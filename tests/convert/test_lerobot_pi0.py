@@ -6,23 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_policy
 from rocket_hf.commands import main
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import PI0_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
-from ..tiny_lerobot import CAMERAS, lerobot_policy
-
 pytestmark = pytest.mark.needs_lerobot
 VISION = {"vision_width": 144, "vision_heads": 2}  # heads of 72 channels, as SigLIP-So400m has them
 
 
 @pytest.fixture(params=["pi0", "pi05"])
-def theirs(request, monkeypatch):
+def theirs(request):
     sizes = Pi0Config(variant=request.param, **(PI0_SIZES | VISION))
     torch.manual_seed(0)
-    policy = lerobot_policy(tiny_config(policy_config=sizes, alignment=None), monkeypatch)
+    policy = lerobot_policy(tiny_config(policy_config=sizes, alignment=None))
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.normal_(0, 0.2 if parameter.dim() > 1 else 0.1)
@@ -175,7 +174,7 @@ def test_settings_that_would_change_the_actions_are_refused(source, tmp_path, ca
     assert "config.json sets use_relative_actions=True" in capsys.readouterr().err
 
 
-def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path, monkeypatch):
+def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):
     """lerobot's strict loading of our folder, its own processors read from it, the same actions in robot units."""
     from lerobot.policies.factory import make_pre_post_processors
 
@@ -186,7 +185,7 @@ def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path, m
 
     kind = theirs.config.type
     settings = RocketForActionPrediction.from_pretrained(tmp_path / "ours").config
-    again = lerobot_policy(settings, monkeypatch)
+    again = lerobot_policy(settings)
     with torch.no_grad():
         for parameter in again.parameters():
             parameter.fill_(float("nan"))

@@ -1,6 +1,6 @@
 """pi0 and pi0.5 against lerobot's own policies on the same tiny weights: the loss, the sampled actions, the taps.
 
-See tests/tiny_lerobot.py for how lerobot's policies become tiny.
+See rocket_hf/bench/lerobot_tiny.py for how lerobot's policies become tiny.
 """
 
 import contextlib
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_batch, lerobot_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox
 from rocket_hf.tiny import tiny_config
 
-from ..tiny_lerobot import CAMERAS, lerobot_policy
 from .conftest import randomised
 
 pytestmark = pytest.mark.needs_lerobot
@@ -72,22 +72,12 @@ def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
 
 
 @pytest.fixture(params=["pi0", "pi05"])
-def pair(request, monkeypatch):
+def pair(request):
     """Our model and lerobot's policy with the same weights."""
     config = tiny_config(request.param, alignment=None)
-    ours, theirs = randomised(config), lerobot_policy(config, monkeypatch)
+    ours, theirs = randomised(config), lerobot_policy(config)
     copy_weights(ours, theirs)
     return ours, theirs
-
-
-def lerobot_batch(batch: dict, present=CAMERAS) -> dict:
-    images = {name: batch["images"][:, index].float() / 255 for index, name in enumerate(CAMERAS) if name in present}
-    return images | {
-        "observation.state": batch["state"],
-        "observation.language.tokens": batch["input_ids"],
-        "observation.language.attention_mask": batch["attention_mask"].bool(),
-        "action": batch["actions"],
-    }
 
 
 def noise_and_time(config, size: int) -> tuple[torch.Tensor, torch.Tensor]:
