@@ -1,0 +1,262 @@
+"""SmolVLA against lerobot's own policy on the same tiny weights: the loss, the sampled actions, the taps.
+
+lerobot's constructor reads its vision-language model's configuration from the Hub, so a tiny one is put in its place;
+everything that is built from it and computes is lerobot's. At full size both are compared by their weights' shapes.
+"""
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+
+from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_batch
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import letterbox_top_left
+from rocket_hf.tiny import SMOLVLA_SIZES, tiny_config
+
+from .conftest import randomised
+
+pytestmark = pytest.mark.needs_lerobot
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+EXPERT_RATIO = 0.75
+FAKE_ID, GLOBAL_ID = 100, 101
+VARIANTS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "last layer crosses": {"depth": 4},
+    "every third layer joins": {"depth": 5, "self_attention_every": 3},
+    "all layers join": {"self_attention_every": 1},
+    "framed images": {"image_start_ids": [FAKE_ID, GLOBAL_ID], "image_end_ids": [FAKE_ID]},
+}
+
+
+def smolvlm_config(sizes: SmolVLAConfig, depth: int):
+    """transformers' own configuration of a vision-language model, of which SmolVLA keeps the lower layers."""
+    from transformers import SmolVLMConfig
+
+    text = sizes.language_config.to_dict() | {"num_hidden_layers": depth, "model_type": "llama"}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 100_000.0}  # which lerobot does not read
+    return SmolVLMConfig(
+        text_config=text,
+        vision_config={
+            "hidden_size": sizes.vision_width,
+            "intermediate_size": sizes.vision_mlp_width,
+            "num_hidden_layers": sizes.vision_depth,
+            "num_attention_heads": sizes.vision_heads,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch_size,
+        },
+        scale_factor=sizes.pixel_shuffle,
+        image_token_id=sizes.vocab_size - 1,
+        pad_token_id=0,
+    )
+
+
+def lerobot_policy(config: RocketConfig, **settings: Any) -> Any:
+    """lerobot's SmolVLAPolicy at the sizes of our configuration, with weights of its own."""
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.smolvla import configuration_smolvla, modeling_smolvla, smolvlm_with_expert
+
+    sizes = config.policy_config
+    image = PolicyFeature(FeatureType.VISUAL, (3, sizes.image_size, sizes.image_size))
+    published = configuration_smolvla.SmolVLAConfig(
+        input_features=dict.fromkeys(CAMERAS, image)
+        | {"observation.state": PolicyFeature(FeatureType.STATE, (config.state_dim,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (config.action_dim,))},
+        chunk_size=config.chunk_size,
+        n_action_steps=config.chunk_size,
+        max_state_dim=sizes.max_state_dim,
+        max_action_dim=sizes.max_action_dim,
+        resize_imgs_with_padding=(sizes.image_size, sizes.image_size),
+        num_vlm_layers=sizes.depth,
+        self_attn_every_n_layers=sizes.self_attention_every,
+        expert_width_multiplier=EXPERT_RATIO,
+        add_image_special_tokens=bool(sizes.image_start_ids),
+        device="cpu",
+        **settings,
+    )
+    tokenizer = SimpleNamespace(fake_image_token_id=FAKE_ID, global_image_token_id=GLOBAL_ID)
+    with (
+        patch.object(
+            smolvlm_with_expert.AutoConfig, "from_pretrained", lambda _: smolvlm_config(sizes, 2 * sizes.depth)
+        ),
+        patch.object(
+            smolvlm_with_expert.AutoProcessor, "from_pretrained", lambda _: SimpleNamespace(tokenizer=tokenizer)
+        ),
+    ):
+        return modeling_smolvla.SmolVLAPolicy(published).eval()
+
+
+def lerobot_name(name: str) -> str:
+    """The name in lerobot's policy of one of our weights."""
+    core = "model.vlm_with_expert"
+    halves = {"language": f"{core}.vlm.model.text_model.layers", "expert": f"{core}.lm_expert.layers"}
+    part, _, rest = name.removeprefix("policy.").partition(".")
+    if part == "layers":
+        index, half, module, rest = rest.split(".", 3)
+        renamed = {
+            "attention_norm": "input_layernorm",
+            "mlp_norm": "post_attention_layernorm",
+            "attention": "self_attn",
+        }
+        return f"{halves[half]}.{index}.{renamed.get(module, module)}.{rest}"
+    if part == "vision_tower":
+        part, _, rest = rest.partition(".")
+        renamed = {
+            "patch_embedding": "embeddings.patch_embedding",
+            "position_embedding": "embeddings.position_embedding",
+            "layers": "encoder.layers",
+            "norm": "post_layernorm",
+        }
+        return f"{core}.vlm.model.vision_model.{renamed[part]}.{rest}"
+    renamed = {
+        "image_projection": f"{core}.vlm.model.connector.modality_projection.proj",
+        "embed_tokens": f"{core}.vlm.model.text_model.embed_tokens",
+        "expert_norm": f"{core}.lm_expert.norm",
+        "state_projection": "model.state_proj",
+        "action_in": "model.action_in_proj",
+        "action_out": "model.action_out_proj",
+        "time_mlp_in": "model.action_time_mlp_in",
+        "time_mlp_out": "model.action_time_mlp_out",
+    }
+    return f"{renamed[part]}.{rest}"
+
+
+# What ours leaves out: no action depends on it.
+UNUSED = {"model.vlm_with_expert.vlm.model.text_model.norm.weight", "model.vlm_with_expert.vlm.lm_head.weight"}
+
+
+def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
+    result = theirs.load_state_dict({lerobot_name(name): weight for name, weight in ours.state_dict().items()}, False)
+    assert not result.unexpected_keys
+    assert set(result.missing_keys) == UNUSED
+
+
+def tiny_pair(variant: str = "published", **settings: Any) -> tuple[RocketForActionPrediction, Any]:
+    """Our model and lerobot's policy with the same weights."""
+    sizes = SmolVLAConfig(**(SMOLVLA_SIZES | VARIANTS[variant]))
+    config = tiny_config("smolvla", policy_config=sizes, alignment=None)
+    ours = randomised(config)
+    with patch("lerobot.policies.smolvla.smolvlm_with_expert.get_intermediate_size", lambda _: sizes.expert_mlp_width):
+        theirs = lerobot_policy(config, **settings)
+    copy_weights(ours, theirs)
+    return ours, theirs
+
+
+@pytest.fixture(params=VARIANTS)
+def pair(request) -> tuple[RocketForActionPrediction, Any]:
+    return tiny_pair(request.param)
+
+
+def noise_and_time(config: RocketConfig, size: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(7)
+    noise = torch.randn(size, config.chunk_size, config.policy_config.max_action_dim, generator=draw)
+    return {"noise": noise, "time": torch.rand(size, generator=draw) * 0.999 + 0.001}
+
+
+def masked_batch(batch: dict, present: tuple[str, ...] = CAMERAS) -> dict:
+    """Our batch under lerobot's names, with its mask of each camera and its padding steps."""
+    masks = {f"{name}_padding_mask": batch["camera_mask"][:, index] for index, name in enumerate(CAMERAS)}
+    return lerobot_batch(batch, present) | masks | {"action_is_pad": batch["action_is_pad"]}
+
+
+def compare(ours, theirs, batch: dict, lerobots: dict) -> None:
+    """The loss and the sampled actions. lerobot's mean over samples is ours: each counts the same, however long."""
+    drawn = noise_and_time(ours.config, len(batch["images"]))
+    expected, _ = theirs.forward(dict(lerobots), **drawn, reduction="none")
+    loss = ours(**batch, **drawn)["action/flow_matching"]
+    torch.testing.assert_close(loss, expected.mean(), **TOLERANCE)
+
+    del drawn["time"]
+    expected = theirs.predict_action_chunk(dict(lerobots), **drawn)
+    torch.testing.assert_close(ours.predict_action_chunk(**batch, **drawn), expected, **TOLERANCE)
+
+
+def test_loss_and_actions_are_lerobots(pair):
+    """Prompts of different lengths, padding steps, a camera missing in some samples."""
+    batch = pair[0].config.fake_batch(batch_size=3)
+    compare(*pair, batch, masked_batch(batch))
+    batch["camera_mask"] = torch.tensor([[True, False], [False, True], [True, True]])
+    compare(*pair, batch, masked_batch(batch))
+
+
+@pytest.mark.parametrize("empty_cameras", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_camera_that_is_missing_in_the_whole_batch(index, empty_cameras):
+    """lerobot drops it or, where its configuration counts it as an empty one, puts a masked image behind the others."""
+    ours, theirs = tiny_pair(empty_cameras=empty_cameras)
+    batch = ours.config.fake_batch(batch_size=3)
+    batch["camera_mask"][:, 1 - index] = False
+    compare(ours, theirs, batch, masked_batch(batch, CAMERAS[index : index + 1]))
+
+
+def test_without_padding_steps_the_loss_is_the_one_that_lerobot_trains():
+    ours, theirs = tiny_pair()
+    batch = ours.config.fake_batch()
+    del batch["action_is_pad"]
+    drawn = noise_and_time(ours.config, 2)
+    expected, _ = theirs.forward(lerobot_batch(batch), **drawn)
+    torch.testing.assert_close(ours(**batch, **drawn)["action/flow_matching"], expected, **TOLERANCE)
+
+
+def test_a_longer_prefix_of_lerobots_is_only_padding():
+    """So ours has no such setting."""
+    ours, theirs = tiny_pair(prefix_length=60)
+    batch = ours.config.fake_batch()
+    compare(ours, theirs, batch, masked_batch(batch))
+
+
+def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
+    ours, theirs = pair
+    config = ours.config
+    batch = config.fake_batch()
+    batch["camera_mask"] = torch.tensor([[True, True], [False, True]])
+    drawn = noise_and_time(config, 2)
+    language = theirs.model.vlm_with_expert.vlm.model.text_model
+    # The input of layer i's first norm is the stream after block i, that of the final norm the stream after the last.
+    norms = [*(layer.input_layernorm for layer in language.layers), language.norm]
+    seen = {}
+    with contextlib.ExitStack() as stack:
+        for index, norm in enumerate(norms):
+            hook = norm.register_forward_pre_hook(lambda _, args, index=index: seen.__setitem__(index, args[0]))
+            stack.callback(hook.remove)
+        theirs.forward(masked_batch(batch), **drawn)
+
+    sizes = config.policy_config
+    taps = ours.policy(batch | drawn, taps=range(sizes.depth + 1)).taps
+    assert sorted(taps) == sorted(seen)
+    del batch["actions"]
+    alone = ours.policy(batch, taps=range(sizes.depth + 1)).taps
+    start, end = len(sizes.image_start_ids), len(sizes.image_end_ids)
+    there = batch["camera_mask"]
+    for layer, tap in taps.items():
+        cameras, tokens = tap.shape[1:3]
+        framed = seen[layer][:, : cameras * (start + tokens + end)].unflatten(1, (cameras, -1))
+        expected = framed[:, :, start : start + tokens]
+        torch.testing.assert_close(tap[there], expected[there], **TOLERANCE)
+        torch.testing.assert_close(alone[layer][there], expected[there], **TOLERANCE)
+
+
+def test_at_full_size_the_weights_are_lerobots():
+    """Name by name and shape by shape; the published checkpoint holds 500 tensors."""
+    config = RocketConfig(policy_config=SmolVLAConfig())
+    with torch.device("meta"):
+        ours, theirs = RocketForActionPrediction(config), lerobot_policy(config)
+    shapes = {lerobot_name(name): weight.shape for name, weight in ours.state_dict().items()}
+    expected = {name: weight.shape for name, weight in theirs.state_dict().items()}
+    assert len(expected) == 500
+    assert shapes == {name: shape for name, shape in expected.items() if name not in UNUSED}
+    assert config.policy_config.image_grid == (8, 8)
+
+
+def test_letterbox_is_lerobots():
+    from lerobot.policies.common.vla_utils import resize_with_pad
+
+    for shape in ((48, 64), (64, 48), (20, 31), (28, 28), (480, 640)):
+        images = torch.rand(2, 3, *shape)
+        torch.testing.assert_close(letterbox_top_left(images, 28), resize_with_pad(images, 28, 28, pad_value=0))
