@@ -16,6 +16,7 @@ from torch import nn
 from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_batch
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
+from rocket_hf.modeling.llama_layers import LlamaNorm
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox_top_left
 from rocket_hf.tiny import SMOLVLA_SIZES, tiny_config
@@ -142,6 +143,10 @@ def tiny_pair(variant: str = "published", **settings: Any) -> tuple[RocketForAct
     sizes = SmolVLAConfig(**(SMOLVLA_SIZES | VARIANTS[variant]))
     config = tiny_config("smolvla", policy_config=sizes, alignment=None)
     ours = randomised(config)
+    with torch.no_grad():
+        for module in ours.modules():
+            if isinstance(module, LlamaNorm):
+                module.weight += 1  # around 0 they would hide most of what the layers do
     with patch("lerobot.policies.smolvla.smolvlm_with_expert.get_intermediate_size", lambda _: sizes.expert_mlp_width):
         theirs = lerobot_policy(config, **settings)
     copy_weights(ours, theirs)
