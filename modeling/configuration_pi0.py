@@ -97,6 +97,12 @@ class Pi0Config(StrictConfig):
     def reads_state(self) -> bool:
         return self.variant == "pi0"
 
+    # The robot's side: no limit on cameras, nor on the steps of a chunk.
+
+    draws_noise = True
+    action_loss = "action/flow_matching"
+    max_cameras = max_chunk_size = None
+
     # The processor's side, as openpi's tokenizer and images have it.
 
     resize = "letterbox"

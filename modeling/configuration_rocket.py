@@ -7,12 +7,13 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
 from .configuration_smolvla import SmolVLAConfig
 from .contract import Batch, resolve_layer
 from .strict_config import StrictConfig, nearest
 
-POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig)}
+POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig, OpenVLAPolicyConfig)}
 Normalization = Literal["identity", "mean_std", "min_max", "quantile"]
 
 # What transformers needs in config.json to find the classes and the dtype again.
@@ -121,8 +122,15 @@ class RocketConfig(StrictConfig):
             names, dim = getattr(self, f"{part}_names"), getattr(self, f"{part}_dim")
             if names is not None and len(names) != dim:
                 raise ValueError(f"{part}_names has {len(names)} names, {part}_dim is {dim}")
-            if dim > (most := getattr(self.policy_config, f"max_{part}_dim")):
-                raise ValueError(f"{part}_dim={dim} is above policy_config.max_{part}_dim={most}")
+
+    def validate_limits(self) -> None:
+        """Where a backbone has no limit, it says None."""
+        sizes = {"cameras": len(self.cameras)}
+        sizes |= {name: getattr(self, name) for name in ("state_dim", "action_dim", "chunk_size")}
+        for name, size in sizes.items():
+            most = getattr(self.policy_config, f"max_{name}")
+            if most is not None and size > most:
+                raise ValueError(f"{name}={size} is above policy_config.max_{name}={most}")
 
     def validate_layers(self) -> None:
         if self.alignment is not None:

@@ -103,9 +103,14 @@ class SmolVLAConfig(StrictConfig):
     # SmolVLM was trained with rotary positions of base 100,000; SmolVLA turns all its layers by this one.
     rope_theta = 10_000.0
 
+    # The robot's side: no limit on cameras, nor on the steps of a chunk.
+
+    reads_state = draws_noise = True
+    action_loss = "action/flow_matching"
+    max_cameras = max_chunk_size = None
+
     # The processor's side.
 
-    reads_state = True
     resize = "letterbox-top-left"
     prompt_template = "{task}\n"
     max_prompt_length = 48

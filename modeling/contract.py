@@ -62,10 +62,21 @@ def check_batch(batch: Mapping[str, Any], required: set[str], shapes: dict[str, 
             raise ValueError(f"batch[{key!r}] must be ({wanted}), got {tuple(batch[key].shape)}")
 
 
-def image_tokens(stream: Tensor, cameras: int, tokens: int) -> Tensor:
-    """The image tokens of a residual stream whose first cameras x tokens positions are images: (B, V, T, D).
+def image_tokens(stream: Tensor, cameras: int, tokens: int, start: int = 0) -> Tensor:
+    """The image tokens of a residual stream, cameras x tokens positions from `start` on: (B, V, T, D).
 
     In training this is a view, since the graph keeps the stream anyway. Elsewhere a copy lets go of the text tokens.
     """
-    images = stream[:, : cameras * tokens].unflatten(1, (cameras, tokens))
+    images = stream[:, start : start + cameras * tokens].unflatten(1, (cameras, tokens))
     return images if torch.is_grad_enabled() else images.clone()
+
+
+def mean_over_steps(error: Tensor, is_pad: Tensor | None) -> Tensor:
+    """The mean of an error (B, chunk) over the steps that exist.
+
+    Each sample weighs the same however long it is, so the mean over ranks is the mean over the whole batch.
+    """
+    if is_pad is None:
+        return error.mean()
+    exists = (~is_pad).to(error.dtype)
+    return ((error * exists).sum(dim=1) / exists.sum(dim=1).clamp_min(1)).mean()

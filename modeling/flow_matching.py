@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from .contract import mean_over_steps
+
 # The training times are TIME_SCALE * Beta(TIME_ALPHA, 1) + TIME_OFFSET, which favours noisy actions and never draws 0.
 TIME_ALPHA, TIME_SCALE, TIME_OFFSET = 1.5, 0.999, 0.001
 # Periods of the sines that embed the time.
@@ -35,15 +37,9 @@ def embed_time(time: Tensor, width: int) -> Tensor:
 
 
 def flow_matching_loss(velocity: Tensor, noise: Tensor, actions: Tensor, is_pad: Tensor | None) -> Tensor:
-    """Mean squared error of the velocity over the steps that exist.
-
-    Each sample weighs the same however long it is, so the mean over ranks is the mean over the whole batch.
-    """
+    """Mean squared error of the velocity over the steps that exist."""
     error = (velocity - (noise - actions)).square().mean(dim=-1)  # (B, chunk)
-    if is_pad is None:
-        return error.mean()
-    exists = (~is_pad).to(error.dtype)
-    return ((error * exists).sum(dim=1) / exists.sum(dim=1).clamp_min(1)).mean()
+    return mean_over_steps(error, is_pad)
 
 
 def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -22,6 +22,8 @@ from .flow_matching import draw_noise, draw_time, embed_time, flow_matching_loss
 class FlowMatchingPolicy(nn.Module):
     """The Policy contract. A backbone makes the modules named here and says how its sequence is made."""
 
+    attention_implementations = ("eager", "sdpa")
+
     layers: nn.ModuleList  # called as a JointLayer is
     expert_norm: nn.Module
     action_in: nn.Linear

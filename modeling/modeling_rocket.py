@@ -5,6 +5,7 @@
 - `for_inference` drops the head. Loading is strict: only a head may be missing, whole, or left behind.
 """
 
+from collections.abc import Callable
 from typing import Any, Self, Unpack
 
 import torch
@@ -15,22 +16,30 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from .alignment_head import AlignmentHead, ProjectorLinear
 from .attention import MASKED  # noqa: F401  (named here so that it is shipped: see the package)
+from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
 from .contract import Batch, check_batch
+from .dual_vit_tower import LayerScale
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import Modulation
 from .joint_transformer import JointLayer  # noqa: F401
 from .llama_layers import LlamaNorm
+from .openvla_actions import ActionHead  # noqa: F401
+from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
 from .policy_smolvla import SmolVLAPolicy
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 
-POLICIES = {Pi0Config.model_type: Pi0Policy, SmolVLAConfig.model_type: SmolVLAPolicy}
-ATTENTION = ("eager", "sdpa")
+# Makes the policy of a whole RocketConfig, by the model_type of its policy_config.
+POLICIES: dict[str, Callable[[RocketConfig], nn.Module]] = {
+    Pi0Config.model_type: Pi0Policy,
+    SmolVLAConfig.model_type: SmolVLAPolicy,
+    OpenVLAPolicyConfig.model_type: make_openvla_policy,
+}
 HEAD = "alignment_head."
 
 
@@ -39,7 +48,7 @@ class RocketForActionPrediction(PreTrainedModel):
     main_input_name = "images"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["JointLayer", "CrossLayer", "SiglipEncoderLayer"]
+    _no_split_modules = []  # those of the policy; FSDP refuses the name of a module that a model does not have
     _keep_in_fp32_modules_strict = ["alignment_head"]
 
     def __init__(self, config: RocketConfig):
@@ -93,9 +102,10 @@ class RocketForActionPrediction(PreTrainedModel):
             "state": (config.state_dim,),
             "actions": (config.chunk_size, config.action_dim),
             "action_is_pad": (config.chunk_size,),
-            "noise": (config.chunk_size, config.policy_config.max_action_dim),
             "time": (),
         }
+        if config.policy_config.draws_noise:
+            shapes["noise"] = (config.chunk_size, config.policy_config.max_action_dim)
         check_batch(batch, required, shapes)
 
     def check_targets(self, targets: dict[int, Tensor], batch: Batch) -> None:
@@ -118,9 +128,10 @@ class RocketForActionPrediction(PreTrainedModel):
         return model.eval()
 
     def set_attn_implementation(self, attn_implementation: str, **_: Any) -> None:
-        """Between "eager" and "sdpa". transformers' own method would miss the inner configurations."""
-        if attn_implementation not in ATTENTION:
-            raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTION)}, got {attn_implementation!r}")
+        """Between those that the policy knows. transformers' own method would miss the inner configurations."""
+        known = self.policy.attention_implementations
+        if attn_implementation not in known:
+            raise ValueError(f"attn_implementation must be one of {', '.join(known)}, got {attn_implementation!r}")
         self.config._attn_implementation = attn_implementation
 
     @classmethod
@@ -160,3 +171,5 @@ class RocketForActionPrediction(PreTrainedModel):
                 init.zeros_(module.weight)  # Gemma multiplies by 1 + weight
             elif isinstance(module, LlamaNorm):
                 init.ones_(module.weight)
+            elif isinstance(module, LayerScale):
+                init.constant_(module.weight, LayerScale.INITIAL)

@@ -23,6 +23,7 @@ class Pi0Policy(FlowMatchingPolicy):
     """The Policy contract for pi0 and pi0.5. Weights of the language model that no action depends on are left out."""
 
     config: Pi0Config
+    _no_split_modules = ["JointLayer", "SiglipEncoderLayer"]
 
     def __init__(self, rocket_config: RocketConfig):
         super().__init__(rocket_config)

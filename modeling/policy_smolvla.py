@@ -29,6 +29,7 @@ class SmolVLAPolicy(FlowMatchingPolicy):
     """
 
     config: SmolVLAConfig
+    _no_split_modules = ["JointLayer", "CrossLayer", "SiglipEncoderLayer"]
 
     def __init__(self, rocket_config: RocketConfig):
         super().__init__(rocket_config)

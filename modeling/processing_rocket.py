@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .configuration_pi0 import Pi0Config  # noqa: F401  (named here so that it is shipped: see the package)
+from .configuration_openvla import OpenVLAPolicyConfig  # noqa: F401  (named here so that it is shipped: see the package)
+from .configuration_pi0 import Pi0Config  # noqa: F401
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .contract import Batch  # noqa: F401
@@ -137,7 +138,7 @@ class RocketProcessor(ProcessorMixin):
             numbers = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
         texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]
         return [
-            self.prompt_template.format(task=text, state=" ".join(map(str, row)))
+            self.prompt_template.format(task=text, task_lower=text.lower(), state=" ".join(map(str, row)))
             for text, row in zip(texts, numbers, strict=True)
         ]
 

@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from .modeling.configuration_openvla import OpenVLAPolicyConfig
 from .modeling.configuration_pi0 import Pi0Config
 from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from .modeling.configuration_smolvla import SmolVLAConfig
@@ -55,24 +56,52 @@ SMOLVLA_SIZES = {
     "max_state_dim": 8,
     "max_action_dim": 8,
 }
+OPENVLA_SIZES = {
+    "depth": 3,
+    "heads": 4,
+    "kv_heads": 4,
+    "width": 32,
+    "mlp_width": 64,
+    "vocab_size": 128,
+    "dino_depth": 3,
+    "dino_heads": 2,
+    "dino_width": 16,
+    "dino_mlp_width": 32,
+    "dino_registers": 2,
+    "siglip_depth": 2,
+    "siglip_heads": 2,
+    "siglip_width": 24,
+    "siglip_mlp_width": 48,
+    "image_size": 28,
+    "patch_size": 7,
+    "base_vocab_size": 124,
+    "action_bins": 16,
+    "empty_token_id": 101,
+    "end_token_id": 1,
+    "action_head_width": 32,
+}
 # The smallest instance of every family of policies.
 TINY_POLICIES: dict[str, Callable[[], StrictConfig]] = {
     "pi0": lambda: Pi0Config(variant="pi0", **PI0_SIZES),
     "pi05": lambda: Pi0Config(variant="pi05", **PI0_SIZES),
     "smolvla": lambda: SmolVLAConfig(**SMOLVLA_SIZES),
+    "openvla-oft": lambda: OpenVLAPolicyConfig(variant="oft", **OPENVLA_SIZES),
+    "openvla": lambda: OpenVLAPolicyConfig(variant="openvla", **OPENVLA_SIZES),
 }
 
 
 def tiny_config(family: str = "pi0", **changes: Any) -> RocketConfig:
-    """A policy of about 60,000 parameters with two cameras and an alignment head of three pairs."""
+    """A policy of about 60,000 parameters with an alignment head of three pairs: two cameras and chunks of four steps,
+    or as many as the backbone can."""
     alignment = AlignmentConfig(student_layers=(1, 2, -1), teacher_layers=(2, 3, 4), hidden_width=32, target_width=24)
+    policy = TINY_POLICIES[family]()
     settings: dict[str, Any] = {
-        "policy_config": TINY_POLICIES[family](),
+        "policy_config": policy,
         "alignment": alignment,
-        "cameras": ["front", "wrist"],
+        "cameras": ["front", "wrist"][: policy.max_cameras],
         "state_dim": 6,
         "action_dim": 5,
-        "chunk_size": 4,
+        "chunk_size": policy.max_chunk_size or 4,
     }
     return RocketConfig(**(settings | changes))
 

@@ -112,17 +112,19 @@ def test_fake_batch_is_reproducible_and_complete(config):
     assert all(torch.equal(batch[key], again[key]) for key in batch)
     assert not torch.equal(batch["actions"], config.fake_batch(batch_size=3, seed=1)["actions"])
     assert len(set(batch["attention_mask"].sum(1).tolist())) == 3
-    assert batch["action_is_pad"].any()
+    assert batch["action_is_pad"].any() == (config.chunk_size > 1)
     check_batch(batch, set(batch), {"images": config.image_shape})
 
 
 def test_a_wrong_batch_is_named(model):
-    batch = model.config.fake_batch()
+    batch, steps = model.config.fake_batch(), model.config.chunk_size
     with pytest.raises(ValueError, match="a batch has no key 'image': did you mean 'images'"):
         model(**batch, image=batch["images"])
     with pytest.raises(ValueError, match="the batch lacks 'camera_mask'"):
         model.predict_action_chunk(**{key: value for key, value in batch.items() if key != "camera_mask"})
-    with pytest.raises(ValueError, match=r"batch\['actions'\] must be \(batch, 4, 5\), got \(2, 3, 5\)"):
+    with pytest.raises(
+        ValueError, match=rf"batch\['actions'\] must be \(batch, {steps}, 5\), got \(2, {steps - 1}, 5\)"
+    ):
         model(**batch | {"actions": batch["actions"][:, 1:]})
     with pytest.raises(ValueError, match="targets lack teacher layer 3"):
         model(**batch, targets={2: model.config.fake_targets()[2]})

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import tiny_config
@@ -23,9 +24,18 @@ def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
+def noise_and_time(config, size: int, seed: int = 0) -> dict:
+    """What a flow-matching policy would draw from its generator."""
+    if not config.policy_config.draws_noise:
+        return {}
+    shape = (size, config.chunk_size, config.policy_config.max_action_dim)
+    return {"noise": torch.randn(shape, generator=seeded(seed)), "time": torch.linspace(0.2, 0.7, size)}
+
+
 def test_losses_have_names(model):
     losses = model(**model.config.fake_batch(), targets=model.config.fake_targets(), generator=seeded())
-    assert list(losses) == ["action/flow_matching", "alignment/1-2", "alignment/2-3", "alignment/3-4"]
+    action = model.config.policy_config.action_loss
+    assert list(losses) == [action, "alignment/1-2", "alignment/2-3", "alignment/3-4"]
     assert all(loss.dim() == 0 and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
 
 
@@ -49,14 +59,14 @@ def test_every_weight_is_trained_when_the_last_layer_is_tapped(model):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_the_generator_decides_the_noise_and_the_time(model):
-    batch = model.config.fake_batch()
-    same, again, other = (model(**batch, generator=seeded(seed))["action/flow_matching"] for seed in (1, 1, 2))
-    assert same == again != other
+def test_the_generator_decides_all_that_is_random(model):
+    batch, policy = model.config.fake_batch(), model.config.policy_config
+    same, again, other = (model(**batch, generator=seeded(seed))[policy.action_loss] for seed in (1, 1, 2))
+    assert same == again and (same != other) == policy.draws_noise
     same, again, other = (
         model.predict_action_chunk(**observation(batch), generator=seeded(seed)) for seed in (1, 1, 2)
     )
-    assert torch.equal(same, again) and not torch.equal(same, other)
+    assert torch.equal(same, again) and torch.equal(same, other) != policy.draws_noise
     assert same.shape == (2, model.config.chunk_size, model.config.action_dim)
 
 
@@ -72,36 +82,44 @@ def test_training_times_follow_their_published_distribution():
 
 def test_padding_steps_do_not_count(model):
     """Whatever stands in the padding, the loss is the mean over the steps that exist, sample by sample."""
-    batch = model.config.fake_batch()
-    loss = model(**batch, generator=seeded())["action/flow_matching"]
+    config, name = model.config, model.config.policy_config.action_loss
+    batch = config.fake_batch()
+    batch["action_is_pad"][-1, -1] = True
     full = dict(batch, action_is_pad=torch.zeros_like(batch["action_is_pad"]))
-    per_sample = []
+    drawn = noise_and_time(config, 2)
+    samples = []
     for sample in range(2):
-        noise, time = torch.randn(1, 4, 8, generator=seeded(sample)), torch.tensor([0.3])
-        one = {key: value[sample : sample + 1] for key, value in full.items()}
+        one, own = ({key: value[sample : sample + 1] for key, value in each.items()} for each in (full, drawn))
         real = ~batch["action_is_pad"][sample]
-        changed = dict(one, action_is_pad=~real[None])
-        masked = model(**changed, noise=noise, time=time)["action/flow_matching"]
-        velocity_errors = step_errors(model, one, noise, time)
-        per_sample.append((masked, velocity_errors[real].mean()))
-    for masked, expected in per_sample:
+        masked = model(**dict(one, action_is_pad=~real[None]), **own)[name]
+        expected = step_errors(model, one, own)[real].mean() if real.any() else torch.zeros(())
         torch.testing.assert_close(masked, expected)
-    assert loss != model(**full, generator=seeded())["action/flow_matching"]
+        samples.append(masked)
+    loss = model(**batch, **drawn)[name]
+    torch.testing.assert_close(loss, torch.stack(samples).mean())
+    assert loss != model(**full, **drawn)[name]
 
 
-def step_errors(model, one: dict, noise: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """The squared error of each step: the loss with all other steps masked away."""
+def step_errors(model, one: dict, drawn: dict) -> torch.Tensor:
+    """The error of each step: the loss with all other steps masked away."""
     errors = []
     for step in range(model.config.chunk_size):
         is_pad = torch.ones(1, model.config.chunk_size, dtype=torch.bool)
         is_pad[0, step] = False
-        errors.append(model(**dict(one, action_is_pad=is_pad), noise=noise, time=time)["action/flow_matching"])
+        losses = model(**dict(one, action_is_pad=is_pad), **drawn)
+        errors.append(losses[model.config.policy_config.action_loss])
     return torch.stack(errors)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_any_number_of_cameras(family, count):
-    config = tiny_config(family, cameras=[f"camera{index}" for index in range(count)], alignment=None)
+    cameras = [f"camera{index}" for index in range(count)]
+    most = tiny_config(family).policy_config.max_cameras or 4
+    if count > most:
+        with pytest.raises(StrictDataclassError, match=f"cameras={count} is above policy_config.max_cameras={most}"):
+            tiny_config(family, cameras=cameras)
+        return
+    config = tiny_config(family, cameras=cameras, alignment=None)
     model = randomised(config)
     output = model.policy(config.fake_batch(), taps=[1])
     assert output.taps[1].shape == (2, count, 16, config.policy_config.width)
@@ -109,12 +127,12 @@ def test_any_number_of_cameras(family, count):
 
 def test_a_missing_camera_may_show_anything(model):
     batch = model.config.fake_batch()
-    batch["camera_mask"] = torch.tensor([[True, False], [False, True]])
+    batch["camera_mask"] = torch.eye(2, len(model.config.cameras), dtype=torch.bool)
     other = dict(batch, images=batch["images"].clone())
     other["images"][~batch["camera_mask"]] = 255
     one, two = (model.predict_action_chunk(**observation(each), generator=seeded()) for each in (batch, other))
     torch.testing.assert_close(one, two)
-    present = dict(batch, camera_mask=torch.ones(2, 2, dtype=torch.bool))
+    present = dict(batch, camera_mask=torch.ones_like(batch["camera_mask"]))
     assert not torch.allclose(one, model.predict_action_chunk(**observation(present), generator=seeded()))
 
 
@@ -156,8 +174,14 @@ def test_for_inference_shares_weights_and_leaves_the_model_alone(model):
     model.train()
     plain = model.for_inference()
     assert model.training and not plain.training and model.alignment_head is not None
-    assert plain.policy.action_in.weight.data_ptr() == model.policy.action_in.weight.data_ptr()
+    assert plain.policy.embed_tokens.weight.data_ptr() == model.policy.embed_tokens.weight.data_ptr()
     assert {name for name in model.state_dict() if not name.startswith("alignment_head.")} == set(plain.state_dict())
+
+
+def test_blocks_that_stay_whole_exist(model):
+    """FSDP looks each up in the model, and fails on one that is not there."""
+    assert model._no_split_modules
+    assert model._no_split_modules <= {type(module).__name__ for module in model.modules()}
 
 
 def test_only_tapped_layers_stay_alive(family):
@@ -201,7 +225,8 @@ def test_gradient_checkpointing_leaves_gradients_equal(model):
     model.gradient_checkpointing_enable()
     layer = model.policy.layers[0]
     calls = []
-    layer.mlp_spy = layer.language.mlp.register_forward_hook(lambda *_: calls.append(1))
+    mlp = next(module for name, module in layer.named_modules() if name.endswith("mlp"))
+    mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputation may stop before the module's end
     total(model(**batch, targets=targets, generator=seeded())).backward()
     assert len(calls) == 2, "one forward and one recomputation: a single level of checkpointing"
     for name, parameter in model.named_parameters():
@@ -213,7 +238,8 @@ def test_eager_attention_is_sdpa(model):
     losses, actions = {}, {}
     for implementation in ("sdpa", "eager"):
         model.set_attn_implementation(implementation)
-        assert model.config.policy_config.vision_config._attn_implementation == implementation
+        for name in model.config.policy_config.sub_configs:
+            assert getattr(model.config.policy_config, name)._attn_implementation == implementation
         losses[implementation] = total(model(**batch, targets=targets, generator=seeded()))
         actions[implementation] = model.predict_action_chunk(**observation(batch), generator=seeded())
     torch.testing.assert_close(losses["sdpa"], losses["eager"])
@@ -224,12 +250,11 @@ def test_eager_attention_is_sdpa(model):
 
 def test_compiled_forward_gives_equal_results(model):
     batch, targets = model.config.fake_batch(), model.config.fake_targets()
-    noise = torch.randn(2, model.config.chunk_size, model.config.policy_config.max_action_dim, generator=seeded())
-    time = torch.tensor([0.2, 0.7])
-    expected = model(**batch, targets=targets, noise=noise, time=time)
+    drawn = noise_and_time(model.config, 2)
+    expected = model(**batch, targets=targets, **drawn)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    losses = compiled(**batch, targets=targets, noise=noise, time=time)
+    losses = compiled(**batch, targets=targets, **drawn)
     for name in expected:
         torch.testing.assert_close(losses[name], expected[name])
 

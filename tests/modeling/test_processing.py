@@ -159,8 +159,9 @@ def test_processor_round_trip(family, tmp_path):
     processor = make(family, resize="stretch", action_normalization="quantile")
     processor.save_pretrained(tmp_path)
     loaded = RocketProcessor.from_pretrained(tmp_path)
+    images = frames(2, 40, 60)
     arguments = {
-        "images": frames(2, 40, 60),
+        "images": {name: images[name] for name in processor.cameras},
         "task": "open",
         "state": torch.randn(2, 6),
         "actions": torch.randn(2, 4, 5),

@@ -42,7 +42,7 @@ def test_weights_come_back_bit_for_bit(model, tmp_path, dtype, shard):
 def test_a_checkpoint_keeps_its_head_and_the_head_its_precision(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = RocketForActionPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert loaded.policy.action_in.weight.dtype == torch.bfloat16
+    assert loaded.policy.embed_tokens.weight.dtype == torch.bfloat16
     head = loaded.alignment_head.state_dict()
     for name, weight in model.alignment_head.state_dict().items():
         assert torch.equal(head[name], weight), name
