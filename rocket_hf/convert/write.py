@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from ..modeling.configuration_rocket import RocketConfig
 from ..modeling.processing_rocket import RocketProcessor
 from ..publish import staged, write_surroundings
 from .checkpoint import Checkpoint
-from .plan import Drop, Plan, Rename, expected_shapes, make_plan
+from .plan import Drop, Plan, Rename, expected_shapes, make_plan, read_target
 
 SHARD_BYTES = 2**30
 REPORT = "conversion.json"
@@ -31,7 +29,6 @@ class Found:
     config: RocketConfig
     processor: RocketProcessor
     rules: list[Rename | Drop]
-    transform: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 
 
 def source_folder(source: str) -> tuple[Path, str]:
@@ -79,7 +76,7 @@ def write_weights(
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             tensors = {}
             for name in names:
-                tensor = found.transform(name, found.checkpoint.read(plan.moves[name])).to(dtype or None)
+                tensor = read_target(found.checkpoint, plan, name).to(dtype)
                 tensors[name] = tensor.contiguous()
                 dtypes[tensor.dtype] += 1
                 size, parameters = size + tensor.nbytes, parameters + tensor.numel()
