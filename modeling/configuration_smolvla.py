@@ -89,6 +89,11 @@ class SmolVLAConfig(StrictConfig):
                 f"SmolVLAConfig.image_size={self.image_size} must be a multiple of "
                 f"patch_size x pixel_shuffle={self.patch_size * self.pixel_shuffle}"
             )
+        if not all(0 <= number < self.vocab_size for number in (*self.image_start_ids, *self.image_end_ids)):
+            raise ValueError(
+                f"image_start_ids and image_end_ids must lie in 0..{self.vocab_size - 1}: "
+                f"{list(self.image_start_ids)}, {list(self.image_end_ids)}"
+            )
 
     @property
     def image_grid(self) -> tuple[int, int]:

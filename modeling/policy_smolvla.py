@@ -29,7 +29,6 @@ class SmolVLAPolicy(FlowMatchingPolicy):
     """
 
     config: SmolVLAConfig
-    _no_split_modules = ["JointLayer", "CrossLayer", "SiglipEncoderLayer"]
 
     def __init__(self, rocket_config: RocketConfig):
         super().__init__(rocket_config)
@@ -44,6 +43,7 @@ class SmolVLAPolicy(FlowMatchingPolicy):
             )
             for index in range(config.depth)
         )
+        self._no_split_modules = ["SiglipEncoderLayer", *sorted({type(layer).__name__ for layer in self.layers})]
         self.expert_norm = LlamaNorm(config.expert_width, eps=config.expert_config.rms_norm_eps)
 
         self.action_in = nn.Linear(config.max_action_dim, config.expert_width)

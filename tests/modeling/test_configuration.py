@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 from rocket_hf.modeling.contract import check_batch, resolve_layer
 from rocket_hf.tiny import tiny_config
 
@@ -32,6 +33,10 @@ REFUSED = (ValueError, StrictDataclassError)
         (lambda: Pi0Config(variant="pi1"), "variant"),
         (lambda: Pi0Config(heads=8, kv_heads=3), "heads=8 must be a multiple of kv_heads=3"),
         (lambda: Pi0Config(image_size=225), "image_size=225 must be a multiple of patch_size=14"),
+        (lambda: SmolVLAConfig(heads=15, kv_heads=4), "heads=15 must be a multiple of kv_heads=4"),
+        (lambda: SmolVLAConfig(image_size=528), "image_size=528 must be a multiple of patch_size x pixel_shuffle=64"),
+        (lambda: SmolVLAConfig(self_attention_every=0), "self_attention_every must be at least 1"),
+        (lambda: SmolVLAConfig(image_end_ids=[49280]), "image_end_ids must lie in 0..49279: [], [49280]"),
         (lambda: AlignmentConfig(student_layers=[1, 2]), "got 2 student layers and 10 teacher layers"),
         (lambda: AlignmentConfig(projector="independent"), "independent projectors have full width"),
         (lambda: AlignmentConfig(nesting="explicit"), "nested_widths is given exactly when"),
@@ -88,6 +93,8 @@ def test_without_a_head_the_file_has_no_trace_of_one(tmp_path):
 def test_published_sizes_are_the_defaults():
     config = Pi0Config()
     assert (config.depth, config.width, config.expert_width, config.image_grid) == (18, 2048, 1024, (16, 16))
+    config = SmolVLAConfig()
+    assert (config.depth, config.width, config.expert_width, config.image_grid) == (16, 960, 720, (8, 8))
 
 
 def test_layer_numbers():

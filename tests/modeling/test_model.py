@@ -70,6 +70,20 @@ def test_the_generator_decides_all_that_is_random(model):
     assert same.shape == (2, model.config.chunk_size, model.config.action_dim)
 
 
+@pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla"])
+def test_the_cached_pass_gives_the_velocity_that_is_trained(family):
+    """One Euler step from noise takes the velocity at time 1 away; for the actions that it finds, there is no loss."""
+    config = tiny_config(family, alignment=None)
+    config.policy_config.denoising_steps = 1
+    model = randomised(config)
+    batch = config.fake_batch(batch_size=3)
+    batch["camera_mask"] = torch.tensor([[True, True], [False, True], [True, False]])
+    noise = torch.randn(3, config.chunk_size, config.policy_config.max_action_dim, generator=seeded())
+    found = model.predict_action_chunk(**observation(batch), noise=noise)
+    loss = model(**batch | {"actions": found}, noise=noise, time=torch.ones(3))["action/flow_matching"]
+    assert loss < 1e-10
+
+
 def test_training_times_follow_their_published_distribution():
     """0.999 Beta(1.5, 1) + 0.001: mean 0.6004 and variance 0.999^2 * 0.06857."""
     from rocket_hf.modeling.flow_matching import draw_time
