@@ -8,6 +8,9 @@ HELP = "convert a public checkpoint"
 FAMILIES = {
     "lerobot-pi0": "a folder of lerobot's pi0",
     "lerobot-pi05": "a folder of lerobot's pi0.5",
+    "openvla": "openvla/openvla-7b and its fine-tunings",
+    "openvla-oft": "OpenVLA-OFT with its action head and state projector",
+    "rocket-openvla": "the public ROCKET code's OpenVLA-OFT, with its alignment projector",
     "to-lerobot": "a pi0 or pi0.5 of ours, for lerobot's own class",
 }
 DTYPES = ("float32", "bfloat16")
@@ -21,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", help="folder or Hub id of the tokenizer (default: the one that the source names)"
     )
+    parser.add_argument("--statistics", metavar="KEY", help="of which data set, where an OpenVLA folder has several")
+    parser.add_argument("--base", help="the model into which the source's lora_adapter/ is to be merged (OpenVLA)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as in the source)")
 
 
@@ -37,10 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
 def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
-    from rocket_hf.convert import lerobot_pi0
-    from rocket_hf.convert.write import REPORT, write_conversion
+    from rocket_hf.convert import lerobot_pi0, openvla
+    from rocket_hf.convert.write import REPORT, source_folder, write_conversion
 
-    found = lerobot_pi0.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
+    if "openvla" in arguments.family:
+        base = source_folder(arguments.base)[0] if arguments.base else None
+        found = openvla.read(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
+    else:
+        found = lerobot_pi0.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     report = write_conversion(found, arguments.destination, dtype, origin)
     print(f"converted  {report['parameters']:,} parameters in {report['tensors']} tensors to {arguments.destination}")

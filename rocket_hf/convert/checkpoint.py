@@ -21,12 +21,22 @@ class Entry:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class LoraDelta:
+    """scale x up x down, to be added to a weight."""
+
+    down: Entry
+    up: Entry
+    scale: float
+
+
 class Checkpoint:
     """All tensors of some files of a folder. Nothing in a file is executed: pickles are read as tensors alone."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.entries: dict[str, Entry] = {}
+        self.deltas: dict[str, LoraDelta] = {}
 
     def add_weights(self, stem: str = "model") -> None:
         """`model.safetensors`, or the shards that `model.safetensors.index.json` names."""
@@ -57,17 +67,34 @@ class Checkpoint:
         for key, tensor in load_pickle(path).items():
             self._add(prefix + key.removeprefix("module."), Entry(path, key, tuple(tensor.shape)))
 
+    def add_lora(self, folder: Path) -> None:
+        """Low-rank updates of a PEFT adapter, which `read` adds to the weights that they belong to."""
+        settings, adapter = read_json(folder / "adapter_config.json"), Checkpoint(folder)
+        adapter.add_weights("adapter_model")
+        scale = settings["lora_alpha"] / settings["r"]
+        for name, entry in adapter.entries.items():
+            target, found, _ = name.removeprefix("base_model.model.").partition(".lora_A.weight")
+            if found:
+                up = adapter.entries.get(name.replace(".lora_A.", ".lora_B."))
+                if up is None or f"{target}.weight" not in self.entries:
+                    raise ValueError(f"{name} of the adapter has no counterpart in the adapter or in the model")
+                self.deltas[f"{target}.weight"] = LoraDelta(entry, up, scale)
+            elif ".lora_B.weight" not in name:
+                raise ValueError(f"the adapter has {name}, which is no low-rank update of a weight")
+
     def _add(self, name: str, entry: Entry) -> None:
         if name in self.entries:
             raise ValueError(f"{name} stands in {self.entries[name].file.name} and in {entry.file.name}")
         self.entries[name] = entry
 
     def read(self, name: str) -> Tensor:
-        entry = self.entries[name]
-        if entry.file.suffix != ".safetensors":
-            return load_pickle(entry.file)[entry.key]
-        with safe_open(entry.file, "pt") as file:
-            return file.get_tensor(entry.key)
+        tensor = read_entry(self.entries[name])
+        if name not in self.deltas:
+            return tensor
+        delta = self.deltas[name]
+        down, up = read_entry(delta.down).float(), read_entry(delta.up).float()
+        update = delta.scale * up.flatten(1) @ down.flatten(1)  # a convolution's is of its flattened kernel
+        return (tensor.float() + update.reshape(tensor.shape)).to(tensor.dtype)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self.entries:
@@ -78,6 +105,13 @@ class Checkpoint:
         """SHA-256 over the names, files and shapes of all tensors: changes when the layout does."""
         rows = [[name, entry.file.name, list(entry.shape)] for name, entry in sorted(self.entries.items())]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def read_entry(entry: Entry) -> Tensor:
+    if entry.file.suffix != ".safetensors":
+        return load_pickle(entry.file)[entry.key]
+    with safe_open(entry.file, "pt") as file:
+        return file.get_tensor(entry.key)
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
