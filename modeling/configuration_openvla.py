@@ -80,7 +80,6 @@ class OpenVLAPolicyConfig(StrictConfig):
         self.require_positive(*(self.declared() - may_be_zero - not_sizes))
         for divisor, dividend in (
             ("kv_heads", "heads"),
-            ("heads", "width"),
             ("dino_heads", "dino_width"),
             ("siglip_heads", "siglip_width"),
             ("patch_size", "image_size"),
