@@ -8,10 +8,11 @@ HELP = "convert a public checkpoint"
 FAMILIES = {
     "lerobot-pi0": "a folder of lerobot's pi0",
     "lerobot-pi05": "a folder of lerobot's pi0.5",
+    "lerobot-smolvla": "a folder of lerobot's SmolVLA",
     "openvla": "openvla/openvla-7b and its fine-tunings",
     "openvla-oft": "OpenVLA-OFT with its action head and state projector",
     "rocket-openvla": "the public ROCKET code's OpenVLA-OFT, with its alignment projector",
-    "to-lerobot": "a pi0 or pi0.5 of ours, for lerobot's own class",
+    "to-lerobot": "a pi0, pi0.5 or SmolVLA of ours, for lerobot's own class",
 }
 DTYPES = ("float32", "bfloat16")
 
@@ -42,14 +43,14 @@ def run(arguments: argparse.Namespace) -> int:
 def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
-    from rocket_hf.convert import lerobot_pi0, openvla
+    from rocket_hf.convert import lerobot, openvla
     from rocket_hf.convert.write import REPORT, source_folder, write_conversion
 
     if "openvla" in arguments.family:
         base = source_folder(arguments.base)[0] if arguments.base else None
         found = openvla.read(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
     else:
-        found = lerobot_pi0.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
+        found = lerobot.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     report = write_conversion(found, arguments.destination, dtype, origin)
     print(f"converted  {report['parameters']:,} parameters in {report['tensors']} tensors to {arguments.destination}")
@@ -63,13 +64,13 @@ def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -
 def back(arguments: argparse.Namespace, folder: Path) -> int:
     import torch
 
-    from rocket_hf.convert.to_lerobot import TOKENIZER, to_lerobot
+    from rocket_hf.convert.to_lerobot import kind_of, to_lerobot
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
     processor = RocketProcessor.from_pretrained(folder)
-    to_lerobot(model, processor, arguments.destination, arguments.tokenizer or TOKENIZER)
-    print(f"written    {arguments.destination}, for lerobot's {model.config.policy_config.variant} policy")
+    to_lerobot(model, processor, arguments.destination, arguments.tokenizer)
+    print(f"written    {arguments.destination}, for lerobot's {kind_of(model.config)} policy")
     return 0

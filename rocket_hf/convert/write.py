@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def write_conversion(
     plan = make_plan(found.checkpoint, found.config, found.rules)
     with staged(destination) as staging:
         dtypes, parameters = write_weights(found, plan, staging, dtype)
-        found.config.dtype = dtype or most_common(dtypes)
+        found.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # a mixed checkpoint loads as its widest
         write_surroundings(staging, found.config, found.processor)
         report = origin | {
             "tensors": len(plan.moves),
@@ -101,7 +102,3 @@ def split(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
         shards[-1].append(name)
         room -= size
     return shards
-
-
-def most_common(dtypes: Counter[torch.dtype]) -> torch.dtype:
-    return dtypes.most_common(1)[0][0]
