@@ -1,24 +1,31 @@
-"""lerobot's own pi0 and pi0.5 at tiny sizes: what ours are compared with, for speed here and for numbers in tests.
+"""lerobot's own policies at tiny sizes: what ours are compared with, for speed here and for numbers in tests.
 
 lerobot's constructors know only the full sizes, so its modules are built here from tiny configurations and handed to
 its own policy classes; everything that computes is lerobot's.
 """
 
 import importlib
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 from torch import nn
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
+FAKE_ID, GLOBAL_ID = 100, 101  # ids around the image tokens of SmolVLA, where it has any
 CLASSES = {"pi0": ("PI0Config", "PI0Policy"), "pi05": ("PI05Config", "PI05Policy")}
 
 
 def lerobot_policy(config: RocketConfig) -> Any:
-    """lerobot's PI0Policy or PI05Policy at the sizes of our configuration, with weights of its own."""
+    """lerobot's own policy at the sizes of our configuration, with weights of its own."""
+    return lerobot_smolvla(config) if isinstance(config.policy_config, SmolVLAConfig) else lerobot_pi(config)
+
+
+def lerobot_pi(config: RocketConfig) -> Any:
+    """lerobot's PI0Policy or PI05Policy."""
     sizes = config.policy_config
     module = importlib.import_module(f"lerobot.policies.{sizes.variant}.modeling_{sizes.variant}")
     settings_class, policy_class = (getattr(module, name) for name in CLASSES[sizes.variant])
@@ -85,3 +92,64 @@ def lerobot_batch(batch: dict[str, Any], present: tuple[str, ...] = CAMERAS) -> 
         "action": batch["actions"],
     }
     return images | named
+
+
+def smolvlm_config(sizes: SmolVLAConfig, depth: int) -> Any:
+    """transformers' own configuration of a vision-language model, of which SmolVLA keeps the lower layers."""
+    from transformers import SmolVLMConfig
+
+    text = sizes.language_config.to_dict() | {"num_hidden_layers": depth, "model_type": "llama"}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 100_000.0}  # which lerobot does not read
+    return SmolVLMConfig(
+        text_config=text,
+        vision_config={
+            "hidden_size": sizes.vision_width,
+            "intermediate_size": sizes.vision_mlp_width,
+            "num_hidden_layers": sizes.vision_depth,
+            "num_attention_heads": sizes.vision_heads,
+            "image_size": sizes.image_size,
+            "patch_size": sizes.patch_size,
+        },
+        scale_factor=sizes.pixel_shuffle,
+        image_token_id=sizes.vocab_size - 1,
+        pad_token_id=0,
+    )
+
+
+def lerobot_smolvla(config: RocketConfig, **settings: Any) -> Any:
+    """lerobot's SmolVLAPolicy at the sizes of our configuration, with weights of its own.
+
+    Its constructor reads the vision-language model's configuration from the Hub, so a tiny one is put in its place.
+    """
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.smolvla import configuration_smolvla, modeling_smolvla, smolvlm_with_expert
+
+    sizes = config.policy_config
+    image = PolicyFeature(FeatureType.VISUAL, (3, sizes.image_size, sizes.image_size))
+    published = configuration_smolvla.SmolVLAConfig(
+        input_features=dict.fromkeys(CAMERAS, image)
+        | {"observation.state": PolicyFeature(FeatureType.STATE, (config.state_dim,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (config.action_dim,))},
+        chunk_size=config.chunk_size,
+        n_action_steps=config.chunk_size,
+        max_state_dim=sizes.max_state_dim,
+        max_action_dim=sizes.max_action_dim,
+        resize_imgs_with_padding=(sizes.image_size, sizes.image_size),
+        num_vlm_layers=sizes.depth,
+        self_attn_every_n_layers=sizes.self_attention_every,
+        expert_width_multiplier=sizes.expert_width / sizes.width,
+        add_image_special_tokens=bool(sizes.image_start_ids),
+        device="cpu",
+        **settings,
+    )
+    tokenizer = SimpleNamespace(fake_image_token_id=FAKE_ID, global_image_token_id=GLOBAL_ID)
+    with (
+        patch.object(
+            smolvlm_with_expert.AutoConfig, "from_pretrained", lambda _: smolvlm_config(sizes, 2 * sizes.depth)
+        ),
+        patch.object(
+            smolvlm_with_expert.AutoProcessor, "from_pretrained", lambda _: SimpleNamespace(tokenizer=tokenizer)
+        ),
+        patch.object(smolvlm_with_expert, "get_intermediate_size", lambda _: sizes.expert_mlp_width),
+    ):
+        return modeling_smolvla.SmolVLAPolicy(published).eval()

@@ -3,7 +3,6 @@
 Both sides of a ratio run in turn in one process, on the same weights and the same batch; the median ratio counts.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def tap_overhead(model: RocketForActionPrediction) -> float:
     return median_ratio(seconds["with"], seconds["without"])
 
 
-def pi_latency(model: RocketForActionPrediction) -> float:
+def latency_to_lerobot(model: RocketForActionPrediction) -> float:
     theirs = lerobot_policy(model.config)
     theirs.load_state_dict(lerobot_weights(model), strict=True)
     batch = model.eval().config.fake_batch(batch_size=1)
@@ -55,7 +54,8 @@ def pi_latency(model: RocketForActionPrediction) -> float:
     return median_ratio(seconds["ours"], seconds["theirs"])
 
 
-LATENCY: dict[str, Callable[[RocketForActionPrediction], float]] = {"pi0": pi_latency, "pi05": pi_latency}
+# The families that lerobot has too.
+COMPARED = ("pi0", "pi05", "smolvla")
 
 
 def measure() -> dict[str, Any]:
@@ -65,8 +65,8 @@ def measure() -> dict[str, Any]:
         torch.manual_seed(0)
         model = RocketForActionPrediction(tiny_config(family, alignment=None))
         figures[family] = {"tap_overhead": round(tap_overhead(model), 3)}
-        if family in LATENCY:
-            figures[family]["latency_to_lerobot"] = round(LATENCY[family](model), 3)
+        if family in COMPARED:
+            figures[family]["latency_to_lerobot"] = round(latency_to_lerobot(model), 3)
     return figures
 
 

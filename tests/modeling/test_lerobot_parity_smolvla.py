@@ -1,19 +1,17 @@
 """SmolVLA against lerobot's own policy on the same tiny weights: the loss, the sampled actions, the taps.
 
-lerobot's constructor reads its vision-language model's configuration from the Hub, so a tiny one is put in its place;
-everything that is built from it and computes is lerobot's. At full size both are compared by their weights' shapes.
+See rocket_hf/bench/lerobot_tiny.py for how lerobot's policy becomes tiny. At full size both are compared by their
+weights' shapes.
 """
 
 import contextlib
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
-from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_batch
+from rocket_hf.bench.lerobot_tiny import CAMERAS, FAKE_ID, GLOBAL_ID, lerobot_batch, lerobot_smolvla
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 from rocket_hf.modeling.llama_layers import LlamaNorm
@@ -25,8 +23,6 @@ from .conftest import randomised
 
 pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-EXPERT_RATIO = 0.75
-FAKE_ID, GLOBAL_ID = 100, 101
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
     "last layer crosses": {"depth": 4},
@@ -34,63 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all layers join": {"self_attention_every": 1},
     "framed images": {"image_start_ids": [FAKE_ID, GLOBAL_ID], "image_end_ids": [FAKE_ID]},
 }
-
-
-def smolvlm_config(sizes: SmolVLAConfig, depth: int):
-    """transformers' own configuration of a vision-language model, of which SmolVLA keeps the lower layers."""
-    from transformers import SmolVLMConfig
-
-    text = sizes.language_config.to_dict() | {"num_hidden_layers": depth, "model_type": "llama"}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 100_000.0}  # which lerobot does not read
-    return SmolVLMConfig(
-        text_config=text,
-        vision_config={
-            "hidden_size": sizes.vision_width,
-            "intermediate_size": sizes.vision_mlp_width,
-            "num_hidden_layers": sizes.vision_depth,
-            "num_attention_heads": sizes.vision_heads,
-            "image_size": sizes.image_size,
-            "patch_size": sizes.patch_size,
-        },
-        scale_factor=sizes.pixel_shuffle,
-        image_token_id=sizes.vocab_size - 1,
-        pad_token_id=0,
-    )
-
-
-def lerobot_policy(config: RocketConfig, **settings: Any) -> Any:
-    """lerobot's SmolVLAPolicy at the sizes of our configuration, with weights of its own."""
-    from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.smolvla import configuration_smolvla, modeling_smolvla, smolvlm_with_expert
-
-    sizes = config.policy_config
-    image = PolicyFeature(FeatureType.VISUAL, (3, sizes.image_size, sizes.image_size))
-    published = configuration_smolvla.SmolVLAConfig(
-        input_features=dict.fromkeys(CAMERAS, image)
-        | {"observation.state": PolicyFeature(FeatureType.STATE, (config.state_dim,))},
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (config.action_dim,))},
-        chunk_size=config.chunk_size,
-        n_action_steps=config.chunk_size,
-        max_state_dim=sizes.max_state_dim,
-        max_action_dim=sizes.max_action_dim,
-        resize_imgs_with_padding=(sizes.image_size, sizes.image_size),
-        num_vlm_layers=sizes.depth,
-        self_attn_every_n_layers=sizes.self_attention_every,
-        expert_width_multiplier=EXPERT_RATIO,
-        add_image_special_tokens=bool(sizes.image_start_ids),
-        device="cpu",
-        **settings,
-    )
-    tokenizer = SimpleNamespace(fake_image_token_id=FAKE_ID, global_image_token_id=GLOBAL_ID)
-    with (
-        patch.object(
-            smolvlm_with_expert.AutoConfig, "from_pretrained", lambda _: smolvlm_config(sizes, 2 * sizes.depth)
-        ),
-        patch.object(
-            smolvlm_with_expert.AutoProcessor, "from_pretrained", lambda _: SimpleNamespace(tokenizer=tokenizer)
-        ),
-    ):
-        return modeling_smolvla.SmolVLAPolicy(published).eval()
 
 
 def lerobot_name(name: str) -> str:
@@ -147,8 +86,7 @@ def tiny_pair(variant: str = "published", **settings: Any) -> tuple[RocketForAct
         for module in ours.modules():
             if isinstance(module, LlamaNorm):
                 module.weight += 1  # around 0 they would hide most of what the layers do
-    with patch("lerobot.policies.smolvla.smolvlm_with_expert.get_intermediate_size", lambda _: sizes.expert_mlp_width):
-        theirs = lerobot_policy(config, **settings)
+    theirs = lerobot_smolvla(config, **settings)
     copy_weights(ours, theirs)
     return ours, theirs
 
@@ -251,7 +189,7 @@ def test_at_full_size_the_weights_are_lerobots():
     """Name by name and shape by shape; the published checkpoint holds 500 tensors."""
     config = RocketConfig(policy_config=SmolVLAConfig())
     with torch.device("meta"):
-        ours, theirs = RocketForActionPrediction(config), lerobot_policy(config)
+        ours, theirs = RocketForActionPrediction(config), lerobot_smolvla(config)
     shapes = {lerobot_name(name): weight.shape for name, weight in ours.state_dict().items()}
     expected = {name: weight.shape for name, weight in theirs.state_dict().items()}
     assert len(expected) == 500

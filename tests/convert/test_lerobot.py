@@ -9,22 +9,30 @@ from safetensors.torch import load_file, save_file
 from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_policy
 from rocket_hf.commands import main
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.tiny import PI0_SIZES, character_tokenizer, tiny_config, tiny_statistics
+from rocket_hf.tiny import PI0_SIZES, SMOLVLA_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
 pytestmark = pytest.mark.needs_lerobot
-VISION = {"vision_width": 144, "vision_heads": 2}  # heads of 72 channels, as SigLIP-So400m has them
+# Tiny, but with heads of the published widths, which no tensor's shape tells.
+PI = PI0_SIZES | {"vision_width": 144, "vision_heads": 2}
+SMOL = SMOLVLA_SIZES | {"head_dim": 64, "vision_width": 128, "vision_heads": 2}
+POLICIES = {
+    "pi0": lambda: Pi0Config(variant="pi0", **PI),
+    "pi05": lambda: Pi0Config(variant="pi05", **PI),
+    "smolvla": lambda: SmolVLAConfig(**SMOL),
+}
 
 
-@pytest.fixture(params=["pi0", "pi05"])
+@pytest.fixture(params=POLICIES)
 def theirs(request):
-    sizes = Pi0Config(variant=request.param, **(PI0_SIZES | VISION))
     torch.manual_seed(0)
-    policy = lerobot_policy(tiny_config(policy_config=sizes, alignment=None))
+    policy = lerobot_policy(tiny_config(policy_config=POLICIES[request.param](), alignment=None))
     with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(0, 0.2 if parameter.dim() > 1 else 0.1)
+        for name, parameter in policy.named_parameters():
+            middle = 1 if request.param == "smolvla" and "norm" in name else 0
+            parameter.normal_(middle, 0.2 if parameter.dim() > 1 else 0.1)
     return policy
 
 
@@ -121,7 +129,7 @@ def forget_the_statistics(folder):
 
 def of_another_type(folder):
     path = folder / "config.json"
-    path.write_text(path.read_text().replace('"type": "pi', '"type": "smol'))
+    path.write_text(path.read_text().replace('"type": "', '"type": "another-'))
 
 
 def edit(folder, change):
@@ -135,7 +143,7 @@ def edit(folder, change):
     [
         (drop_one, "lacks 1 tensors of the policy, first the one for policy.action_in.bias"),
         (add_one, "has the tensor model.surprise, which this family does not know"),
-        (bend_one, "model.action_in_proj.bias has the shape (3,), the policy's policy.action_in.bias has (16,)"),
+        (bend_one, "model.action_in_proj.bias has the shape (3,), the policy's policy.action_in.bias has ("),
         (cut_off, "model.safetensors is damaged or cut off"),
         (forget_the_processor, "policy_preprocessor.json is missing"),
         (forget_the_statistics, "normalizer_processor.safetensors is missing"),
@@ -170,9 +178,9 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, capsys, monkeypatch):
 
 def test_settings_that_would_change_the_actions_are_refused(source, tmp_path, capsys):
     path = source / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_relative_actions": True}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_period": 1.0}))
     assert convert(source, tmp_path / "ours") == 2
-    assert "config.json sets use_relative_actions=True" in capsys.readouterr().err
+    assert "config.json sets min_period=1.0; only 0.004 is supported" in capsys.readouterr().err
 
 
 def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):
