@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gemma.modeling_gemma import eager_attention_forward
+from transformers.models.gemma.modeling_gemma import GemmaAttention, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 MASKED = torch.finfo(torch.bfloat16).min  # finite in bfloat16 and in float32
 KeysValues = tuple[Tensor, Tensor]  # each (B, kv_heads, sequence, head_dim)
+type Attention = GemmaAttention | LlamaAttention  # used for their projections and numbers, not called
 
 
 @dataclass
@@ -33,11 +35,8 @@ def attention_inputs(mask: Tensor, positions: Tensor, head_dim: int, theta: floa
     return AttentionInputs(added, angles.cos(), angles.sin())
 
 
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention by the implementation that the configuration names: (B, sequence, heads x head_dim).
-
-    `module` is an attention module of transformers, of which only its numbers are read.
-    """
+def attend(module: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention by the implementation that the configuration names: (B, sequence, heads x head_dim)."""
     function = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
     attended, _ = function(module, query, key, value, mask.to(query.dtype), scaling=module.scaling, dropout=0.0)
     return attended.flatten(2)

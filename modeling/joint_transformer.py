@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import AttentionInputs, KeysValues, attend, rotate
+from .attention import Attention, AttentionInputs, KeysValues, attend, rotate
 
 
 def add_residual(stream: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -22,7 +22,7 @@ class HalfLayer(nn.Module):
     Its norms take the stream and a condition, or None, and return the normalised stream and a gate, or None.
     """
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module):
+    def __init__(self, attention: Attention, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module):
         super().__init__()
         self.attention_norm = attention_norm
         self.attention = attention
