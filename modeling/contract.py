@@ -4,12 +4,13 @@ Shapes: B batch, V cameras (views), L prompt tokens, S state, A action, T image 
 row by row), D width of the residual stream.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from .strict_config import nearest
 
@@ -34,6 +35,21 @@ class Batch(TypedDict, total=False):
 class PolicyOutput:
     losses: dict[str, Tensor]  # scalars by name
     taps: dict[int, Tensor]  # by resolved layer number: (B, V, T, D)
+
+
+class Policy(nn.Module, ABC):
+    """A backbone. It keeps the image tokens of tapped layers, and draws whatever is random from the generator."""
+
+    attention_implementations: tuple[str, ...]
+    _no_split_modules: list[str]  # the units of FSDP, and what `device_map` may not tear apart
+
+    @abstractmethod
+    def forward(self, batch: Batch, taps: Sequence[int] = (), generator: Generator | None = None) -> PolicyOutput:
+        """The action losses and the tapped image tokens; without actions in the batch the taps alone."""
+
+    @abstractmethod
+    def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
+        """Normalised actions (B, chunk, at least action_dim)."""
 
 
 def resolve_layer(layer: int, depth: int) -> int:

@@ -15,11 +15,11 @@ from torch import Generator, Tensor, nn
 
 from .attention import AttentionInputs, KeysValues
 from .configuration_rocket import RocketConfig
-from .contract import Batch, PolicyOutput, resolve_layer
+from .contract import Batch, Policy, PolicyOutput, resolve_layer
 from .flow_matching import draw_noise, draw_time, embed_time, flow_matching_loss, integrate
 
 
-class FlowMatchingPolicy(nn.Module):
+class FlowMatchingPolicy(Policy):
     """The Policy contract. A backbone makes the modules named here and says how its sequence is made."""
 
     attention_implementations = ("eager", "sdpa")

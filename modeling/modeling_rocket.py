@@ -20,7 +20,7 @@ from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
-from .contract import Batch, check_batch
+from .contract import Batch, Policy, check_batch
 from .dual_vit_tower import LayerScale
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
@@ -35,7 +35,7 @@ from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 
 # Makes the policy of a whole RocketConfig, by the model_type of its policy_config.
-POLICIES: dict[str, Callable[[RocketConfig], nn.Module]] = {
+POLICIES: dict[str, Callable[[RocketConfig], Policy]] = {
     Pi0Config.model_type: Pi0Policy,
     SmolVLAConfig.model_type: SmolVLAPolicy,
     OpenVLAPolicyConfig.model_type: make_openvla_policy,
@@ -48,14 +48,16 @@ class RocketForActionPrediction(PreTrainedModel):
     main_input_name = "images"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = []  # those of the policy; FSDP refuses the name of a module that a model does not have
+    _no_split_modules: list[
+        str
+    ] = []  # those of the policy; FSDP refuses the name of a module that a model does not have
     _keep_in_fp32_modules_strict = ["alignment_head"]
 
     def __init__(self, config: RocketConfig):
         super().__init__(config)
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
-        self.policy = POLICIES[policy.model_type](config)
+        self.policy: Policy = POLICIES[policy.model_type](config)
         self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
             self.alignment_head = AlignmentHead(config.alignment, policy.width, policy.depth)
@@ -135,7 +137,7 @@ class RocketForActionPrediction(PreTrainedModel):
         self.config._attn_implementation = attn_implementation
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self | tuple[Self, dict]:
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
         """Like transformers', but weights that are missing or left over are an error instead of a warning.
 
         A policy may be loaded into a model with a fresh head (`alignment=AlignmentConfig(...)`), and a training
@@ -154,7 +156,7 @@ class RocketForActionPrediction(PreTrainedModel):
             if names:
                 listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
                 raise ValueError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
-        return (model, info) if output_loading_info else model
+        return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -4,11 +4,11 @@
   OFT, a zeroed slot for every number of the chunk and the end token, for OpenVLA the action tokens said so far.
 - OFT's tokens all see each other and its chunk is read off a single pass; OpenVLA's see what stands before them.
 - What a slot or token becomes is read one position before it, as a language model predicts.
+- Nothing is random, so the generator is not used.
 - Positions count the tokens that exist, and nothing sees one that does not; so a missing camera or the padding of a
   shorter prompt, which lies inside the sequence, changes nothing for the others.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from .attention import AttentionInputs, attention_inputs
 from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_rocket import RocketConfig
-from .contract import Batch, PolicyOutput, image_tokens, mean_over_steps, resolve_layer
+from .contract import Batch, Policy, PolicyOutput, image_tokens, mean_over_steps, resolve_layer
 from .dual_vit_tower import DualVitTower
 from .openvla_actions import ActionHead, ActionTokens, l1_error, token_error
 
@@ -51,7 +51,7 @@ class LlamaLayer(LlamaDecoderLayer):
         )
 
 
-class OpenVLABackbone(nn.Module, ABC):
+class OpenVLABackbone(Policy):
     """What the two variants share. The attention is masked token by token, which flash attention cannot do."""
 
     attention_implementations = ("eager", "sdpa")
@@ -69,14 +69,6 @@ class OpenVLABackbone(nn.Module, ABC):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(LlamaLayer(config.language_config, index) for index in range(config.depth))
         self.norm = LlamaRMSNorm(config.width, eps=config.rms_norm_eps)
-
-    @abstractmethod
-    def forward(self, batch: Batch, taps: Sequence[int] = (), generator: Generator | None = None) -> PolicyOutput:
-        """The action loss and the tapped image tokens; without actions in the batch the taps alone."""
-
-    @abstractmethod
-    def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
-        """Normalised actions (B, chunk, action_dim). Nothing is random, so the generator is not used."""
 
     # The sequence up to the actions
 

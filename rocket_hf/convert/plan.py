@@ -43,13 +43,10 @@ class Plan:
 
 def make_plan(checkpoint: Checkpoint, config: RocketConfig, rules: Iterable[Rename | Drop]) -> Plan:
     """The first rule whose pattern fits a name decides. Raises with the name of what does not fit."""
-    rules, plan, order = list(rules), Plan(), {}
-    for name in sorted(checkpoint.entries):
-        order[name] = next((number for number, rule in enumerate(rules) if re.fullmatch(rule.source, name)), None)
-        if order[name] is None:
-            raise ValueError(f"the checkpoint has the tensor {name}, which this family does not know")
-    for name in sorted(order, key=lambda name: (order[name], name)):
-        rule = rules[order[name]]
+    rules, plan = list(rules), Plan()
+    order = {name: deciding_rule(name, rules) for name in checkpoint.entries}
+    for name, number in sorted(order.items(), key=lambda item: (item[1], item[0])):
+        rule = rules[number]
         if isinstance(rule, Drop):
             plan.dropped[name] = rule.reason
             continue
@@ -61,6 +58,13 @@ def make_plan(checkpoint: Checkpoint, config: RocketConfig, rules: Iterable[Rena
             plan.rows.add(target)
     check_complete(checkpoint, plan, expected_shapes(config))
     return plan
+
+
+def deciding_rule(name: str, rules: list[Rename | Drop]) -> int:
+    for number, rule in enumerate(rules):
+        if re.fullmatch(rule.source, name):
+            return number
+    raise ValueError(f"the checkpoint has the tensor {name}, which this family does not know")
 
 
 def expected_shapes(config: RocketConfig) -> dict[str, tuple[int, ...]]:

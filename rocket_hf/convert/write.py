@@ -71,7 +71,8 @@ def write_weights(
 ) -> tuple[Counter[torch.dtype], int]:
     shards = split(expected_shapes(found.config))
     dtypes: Counter[torch.dtype] = Counter()
-    weight_map, size, parameters = {}, 0, 0
+    weight_map: dict[str, str] = {}
+    size = parameters = 0
     with tqdm(total=len(plan.moves), desc="tensors", unit="", disable=None, leave=False) as bar:
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
