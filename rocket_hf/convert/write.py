@@ -18,7 +18,9 @@ from ..publish import staged, write_surroundings
 from .checkpoint import Checkpoint
 from .plan import Drop, Plan, Rename, expected_shapes, make_plan, read_target
 
-SHARD_BYTES = 2**30
+SHARD_BYTES = 2**29
+# Of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimiser, no logs, no videos.
+READ = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
 REPORT = "conversion.json"
 
 
@@ -41,14 +43,14 @@ def source_folder(source: str) -> tuple[Path, str]:
         raise FileNotFoundError(
             f"{source} is neither a folder nor a Hub repository like owner/name or owner/name@revision"
         )
-    folder = Path(snapshot_download(repository, revision=revision or None))
+    folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=READ))
     return folder, folder.name  # the cache calls a snapshot by its commit
 
 
 def write_conversion(
     found: Found, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Plans, then writes the folder and returns the report. Memory holds one shard of at most a gibibyte at a time."""
+    """Plans, then writes the folder and returns the report. Memory holds one shard at a time."""
     plan = make_plan(found.checkpoint, found.config, found.rules)
     with staged(destination) as staging:
         dtypes, parameters = write_weights(found, plan, staging, dtype)

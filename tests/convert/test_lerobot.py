@@ -1,6 +1,9 @@
 """Folders that lerobot itself wrote convert, load and give lerobot's actions; damaged ones stop with the reason."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -181,6 +184,24 @@ def test_settings_that_would_change_the_actions_are_refused(source, tmp_path, ca
     path.write_text(json.dumps(json.loads(path.read_text()) | {"min_period": 1.0}))
     assert convert(source, tmp_path / "ours") == 2
     assert "config.json sets min_period=1.0; only 0.004 is supported" in capsys.readouterr().err
+
+
+def test_a_repository_and_a_revision_of_the_hub(source, tmp_path):
+    """Through huggingface_hub's own client, offline, from its cache: the commit becomes part of the report."""
+    kind, commit = json.loads((source / "config.json").read_text())["type"], "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "home" / "hub" / "models--you--robot"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(commit)
+    (repository / "snapshots").mkdir()
+    source.rename(repository / "snapshots" / commit)
+    arguments = ["convert", f"lerobot-{kind}", "you/robot@v1", str(tmp_path / "ours")]
+    arguments += ["--tokenizer", str(tmp_path / "tokenizer")]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "rocket_hf.commands", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "ours" / "conversion.json").read_text())
+    assert (report["source"], report["revision"]) == ("you/robot", commit)
 
 
 def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):

@@ -4,12 +4,17 @@ See rocket_hf/bench/lerobot_tiny.py for how lerobot's policies become tiny.
 """
 
 import contextlib
+import importlib
 
 import pytest
 import torch
 from torch import nn
 
-from rocket_hf.bench.lerobot_tiny import CAMERAS, lerobot_batch, lerobot_policy
+from rocket_hf.bench.lerobot_tiny import CAMERAS, CLASSES, lerobot_batch, lerobot_policy
+from rocket_hf.convert.lerobot_names import TIED_HEAD, UNUSED, to_lerobots
+from rocket_hf.convert.to_lerobot import lerobot_name, lerobot_weights
+from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox
 from rocket_hf.tiny import tiny_config
@@ -20,55 +25,9 @@ pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def lerobot_name(name: str) -> str:
-    """The name in lerobot's policy of one of our weights."""
-    core, vlm = "model.paligemma_with_expert", "model.paligemma_with_expert.paligemma.model"
-    towers = {"language": f"{vlm}.language_model.layers", "expert": f"{core}.gemma_expert.model.layers"}
-    parts = name.removeprefix("policy.").split(".")
-    if parts[0] == "layers":
-        inner = ".".join(parts[3:])
-        renamed = {
-            "attention_norm": "input_layernorm",
-            "mlp_norm": "post_attention_layernorm",
-            "attention": "self_attn",
-        }
-        head, _, rest = inner.partition(".")
-        return f"{towers[parts[2]]}.{parts[1]}.{renamed.get(head, head)}.{rest.replace('modulation', 'dense')}"
-    rest = ".".join(parts[1:])
-    vision = f"{vlm}.vision_tower.vision_model"
-    if parts[0] == "vision_tower":
-        renamed = {
-            "patch_embedding": "embeddings.patch_embedding",
-            "position_embedding": "embeddings.position_embedding",
-            "layers": "encoder.layers",
-            "norm": "post_layernorm",
-        }
-        return f"{vision}.{renamed[parts[1]]}.{'.'.join(parts[2:])}"
-    return {
-        "image_projection": f"{vlm}.multi_modal_projector.linear.{rest}",
-        "embed_tokens": f"{vlm}.language_model.embed_tokens.{rest}",
-        "expert_norm": f"{core}.gemma_expert.model.norm.{rest.replace('modulation', 'dense')}",
-        "state_projection": f"model.state_proj.{rest}",
-        "action_in": f"model.action_in_proj.{rest}",
-        "action_out": f"model.action_out_proj.{rest}",
-        "time_mlp_in": f"model.{{time}}_in.{rest}",
-        "time_mlp_out": f"model.{{time}}_out.{rest}",
-    }[parts[0]]
-
-
 def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
-    time = "time_mlp" if ours.config.policy_config.variant == "pi05" else "action_time_mlp"
-    weights = {
-        lerobot_name(name).replace("{time}", time): weight
-        for name, weight in ours.state_dict().items()
-        if name.startswith("policy.")
-    }
-    result = theirs.load_state_dict(weights, strict=False)
-    assert not result.unexpected_keys
-    # What ours leaves out: no action depends on it.
-    vlm, expert = "model.paligemma_with_expert.paligemma", "model.paligemma_with_expert.gemma_expert"
-    unused = {f"{vlm}.model.language_model.norm.weight", f"{vlm}.lm_head.weight", f"{expert}.lm_head.weight"}
-    assert set(result.missing_keys) == unused
+    """Strictly: what ours leaves out is zero there, and no action depends on it."""
+    theirs.load_state_dict(lerobot_weights(ours), strict=True)
 
 
 @pytest.fixture(params=["pi0", "pi05"])
@@ -178,3 +137,25 @@ def test_normalisation_is_lerobots(mode):
     expected = forward._normalize_action(raw, inverse=False)
     torch.testing.assert_close(ours.normalize(raw), expected)
     torch.testing.assert_close(ours.unnormalize(raw), back._normalize_action(raw, inverse=True))
+
+
+@pytest.mark.parametrize("variant", ["pi0", "pi05"])
+def test_at_full_size_the_weights_are_those_of_lerobots_own_constructor(variant):
+    """Name by name and shape by shape, on meta, so nothing is allocated."""
+    from lerobot.configs import FeatureType, PolicyFeature
+
+    module = importlib.import_module(f"lerobot.policies.{variant}.modeling_{variant}")
+    settings_class, policy_class = (getattr(module, name) for name in CLASSES[variant])
+    features = {"observation.images.front": PolicyFeature(FeatureType.VISUAL, (3, 224, 224))}
+    features["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
+    output = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    with torch.device("meta"):
+        settings = settings_class(input_features=features, output_features=output, device="cpu")
+        settings.device = "meta"
+        theirs = policy_class(settings)
+        ours = RocketForActionPrediction(RocketConfig(policy_config=Pi0Config(variant=variant)))
+    rules = to_lerobots(variant)
+    shapes = {lerobot_name(name, rules): weight.shape for name, weight in ours.state_dict().items()}
+    unused = {f"model.{name}" for name in (*UNUSED[variant], TIED_HEAD)}
+    expected = {name: weight.shape for name, weight in theirs.state_dict().items() if name not in unused}
+    assert shapes == expected
