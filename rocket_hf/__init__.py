@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .modeling.configuration_openvla import OpenVLAPolicyConfig
     from .modeling.configuration_pi0 import Pi0Config
     from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
+    from .modeling.configuration_smolvla import SmolVLAConfig
     from .modeling.modeling_rocket import RocketForActionPrediction
     from .modeling.processing_rocket import RocketProcessor
     from .publish import export_policy
 
 HOMES = {
+    "OpenVLAPolicyConfig": ".modeling.configuration_openvla",
     "Pi0Config": ".modeling.configuration_pi0",
+    "SmolVLAConfig": ".modeling.configuration_smolvla",
     "AlignmentConfig": ".modeling.configuration_rocket",
     "RocketConfig": ".modeling.configuration_rocket",
     "RocketForActionPrediction": ".modeling.modeling_rocket",
@@ -25,10 +29,12 @@ HOMES = {
 }
 __all__ = [
     "AlignmentConfig",
+    "OpenVLAPolicyConfig",
     "Pi0Config",
     "RocketConfig",
     "RocketForActionPrediction",
     "RocketProcessor",
+    "SmolVLAConfig",
     "export_policy",
 ]
 
