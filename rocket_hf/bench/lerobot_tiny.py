@@ -4,7 +4,9 @@ lerobot's constructors know only the full sizes, so its modules are built here f
 its own policy classes; everything that computes is lerobot's.
 """
 
+import contextlib
 import importlib
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -151,5 +153,6 @@ def lerobot_smolvla(config: RocketConfig, **settings: Any) -> Any:
             smolvlm_with_expert.AutoProcessor, "from_pretrained", lambda _: SimpleNamespace(tokenizer=tokenizer)
         ),
         patch.object(smolvlm_with_expert, "get_intermediate_size", lambda _: sizes.expert_mlp_width),
+        contextlib.redirect_stdout(sys.stderr),  # it says how many layers it keeps
     ):
         return modeling_smolvla.SmolVLAPolicy(published).eval()

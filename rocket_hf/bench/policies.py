@@ -13,8 +13,8 @@ from rocket_hf.convert.to_lerobot import lerobot_weights
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import TINY_POLICIES, tiny_config
 
-ROUNDS = 41
-THREADS = 2
+ROUNDS = 101
+THREADS = 1  # more would wait for each other at these sizes
 
 
 def training_job(model: RocketForActionPrediction, batch: Any, taps: list[int]) -> Job:
@@ -71,7 +71,7 @@ def measure() -> dict[str, Any]:
 
 
 def report(figures: dict[str, Any]) -> str:
-    rows = [f"tiny policies, {THREADS} CPU threads, median ratios of {ROUNDS} rounds", ""]
+    rows = [f"tiny policies, {THREADS} CPU thread, median ratios of {ROUNDS} rounds", ""]
     rows.append(f"{'':14}{'with to without taps':>22}{'chunk to lerobot':>20}")
     for family, each in figures.items():
         latency = each.get("latency_to_lerobot")
