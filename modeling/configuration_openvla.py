@@ -78,17 +78,9 @@ class OpenVLAPolicyConfig(StrictConfig):
         may_be_zero = {"dino_registers", "empty_token_id", "end_token_id", "action_head_blocks"}
         not_sizes = {"variant", "rms_norm_eps", "rope_theta", "reference_compat_token_shift"}
         self.require_positive(*(self.declared() - may_be_zero - not_sizes))
-        for divisor, dividend in (
-            ("kv_heads", "heads"),
-            ("dino_heads", "dino_width"),
-            ("siglip_heads", "siglip_width"),
-            ("patch_size", "image_size"),
-        ):
-            if getattr(self, dividend) % getattr(self, divisor):
-                raise ValueError(
-                    f"OpenVLAPolicyConfig.{dividend}={getattr(self, dividend)} must be a multiple of "
-                    f"{divisor}={getattr(self, divisor)}"
-                )
+        self.require_multiples(
+            heads="kv_heads", dino_width="dino_heads", siglip_width="siglip_heads", image_size="patch_size"
+        )
         for tower in ("dino", "siglip"):
             if getattr(self, f"{tower}_depth") < 2:
                 raise ValueError(f"OpenVLAPolicyConfig.{tower}_depth must be at least 2: the last block is not used")

@@ -76,16 +76,7 @@ class Pi0Config(StrictConfig):
 
     def validate_sizes(self) -> None:
         self.require_positive(*(self.declared() - {"variant"}))
-        for divisor, dividend in (
-            ("kv_heads", "heads"),
-            ("vision_heads", "vision_width"),
-            ("patch_size", "image_size"),
-        ):
-            if getattr(self, dividend) % getattr(self, divisor):
-                raise ValueError(
-                    f"Pi0Config.{dividend}={getattr(self, dividend)} must be a multiple of "
-                    f"{divisor}={getattr(self, divisor)}"
-                )
+        self.require_multiples(heads="kv_heads", vision_width="vision_heads", image_size="patch_size")
 
     @property
     def image_grid(self) -> tuple[int, int]:

@@ -78,12 +78,7 @@ class SmolVLAConfig(StrictConfig):
 
     def validate_sizes(self) -> None:
         self.require_positive(*(self.declared() - {"image_start_ids", "image_end_ids"}))
-        for divisor, dividend in (("kv_heads", "heads"), ("vision_heads", "vision_width")):
-            if getattr(self, dividend) % getattr(self, divisor):
-                raise ValueError(
-                    f"SmolVLAConfig.{dividend}={getattr(self, dividend)} must be a multiple of "
-                    f"{divisor}={getattr(self, divisor)}"
-                )
+        self.require_multiples(heads="kv_heads", vision_width="vision_heads")
         if self.image_size % (self.patch_size * self.pixel_shuffle):
             raise ValueError(
                 f"SmolVLAConfig.image_size={self.image_size} must be a multiple of "

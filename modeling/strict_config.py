@@ -61,3 +61,10 @@ class StrictConfig(PreTrainedConfig):
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+
+    def require_multiples(self, **divisors: str) -> None:
+        """Of each named size, that it can be divided by another one."""
+        for name, divisor in divisors.items():
+            size, part = getattr(self, name), getattr(self, divisor)
+            if size % part:
+                raise ValueError(f"{type(self).__name__}.{name}={size} must be a multiple of {divisor}={part}")

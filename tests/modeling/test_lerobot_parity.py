@@ -3,7 +3,6 @@
 See rocket_hf/bench/lerobot_tiny.py for how lerobot's policies become tiny.
 """
 
-import contextlib
 import importlib
 
 import pytest
@@ -19,7 +18,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox
 from rocket_hf.tiny import tiny_config
 
-from .conftest import randomised
+from .conftest import hooked_streams, randomised
 
 pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -88,14 +87,7 @@ def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
     theirs.model.sample_noise = lambda shape, device: noise
     theirs.model.sample_time = lambda size, device: time
     language = theirs.model.paligemma_with_expert.paligemma.model.language_model
-    # The input of layer i's first norm is the stream after block i, that of the final norm the stream after the last.
-    norms = [*(layer.input_layernorm for layer in language.layers), language.norm]
-    seen = {}
-    with contextlib.ExitStack() as stack:
-        for index, norm in enumerate(norms):
-            hook = norm.register_forward_pre_hook(lambda _, args, index=index: seen.__setitem__(index, args[0]))
-            stack.callback(hook.remove)
-        theirs.forward(lerobot_batch(batch))
+    seen = hooked_streams(language, lambda: theirs.forward(lerobot_batch(batch)))
 
     depth = config.policy_config.depth
     output = ours.policy(batch | {"noise": noise, "time": time}, taps=[0, 1, 2, -1])

@@ -4,7 +4,6 @@ See rocket_hf/bench/lerobot_tiny.py for how lerobot's policy becomes tiny. At fu
 weights' shapes.
 """
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox_top_left
 from rocket_hf.tiny import SMOLVLA_SIZES, tiny_config
 
-from .conftest import randomised
+from .conftest import hooked_streams, randomised
 
 pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -161,14 +160,7 @@ def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
     batch["camera_mask"] = torch.tensor([[True, True], [False, True]])
     drawn = noise_and_time(config, 2)
     language = theirs.model.vlm_with_expert.vlm.model.text_model
-    # The input of layer i's first norm is the stream after block i, that of the final norm the stream after the last.
-    norms = [*(layer.input_layernorm for layer in language.layers), language.norm]
-    seen = {}
-    with contextlib.ExitStack() as stack:
-        for index, norm in enumerate(norms):
-            hook = norm.register_forward_pre_hook(lambda _, args, index=index: seen.__setitem__(index, args[0]))
-            stack.callback(hook.remove)
-        theirs.forward(masked_batch(batch), **drawn)
+    seen = hooked_streams(language, lambda: theirs.forward(masked_batch(batch), **drawn))
 
     sizes = config.policy_config
     taps = ours.policy(batch | drawn, taps=range(sizes.depth + 1)).taps
