@@ -73,7 +73,7 @@ class RocketProcessor(ProcessorMixin):
         self,
         images: Mapping[str, Any],
         task: str | Sequence[str],
-        state: Any,
+        state: Any = None,
         actions: Any = None,
         action_is_pad: Any = None,
         camera_mask: Mapping[str, Any] | None = None,
@@ -82,17 +82,19 @@ class RocketProcessor(ProcessorMixin):
 
         images: by camera name, uint8 or float in [0, 1], a PIL image, (H, W, 3), (3, H, W) or a batch of these; None
             for a camera that is missing. camera_mask: by camera name, for each sample whether the camera is there.
-        task: one sentence, or one per sample. state: (S,) or (B, S) in robot units.
+        task: one sentence, or one per sample. state: (S,) or (B, S) in robot units;
+            None where the policy does not read it.
         actions: (chunk, A) or (B, chunk, A) in robot units, and action_is_pad of its steps, for training.
         """
         pixels, present = self.prepare_images(images, camera_mask or {})
         device = pixels.device
-        normalised_state = self._state.normalize(batched(state, 2, device))
         tasks = [task] * len(pixels) if isinstance(task, str) else list(task)
-        for what, value in (("task", tasks), ("state", normalised_state)):
-            require_samples(what, value, len(pixels))
-        batch = {"images": pixels, "camera_mask": present, "state": normalised_state}
-        batch |= self.tokenize(self.prompts(tasks, normalised_state), device)
+        require_samples("task", tasks, len(pixels))
+        batch = {"images": pixels, "camera_mask": present}
+        if state is not None:
+            batch["state"] = self._state.normalize(batched(state, 2, device))
+            require_samples("state", batch["state"], len(pixels))
+        batch |= self.tokenize(self.prompts(tasks, batch.get("state")), device)
         if actions is not None:
             batch["actions"] = self._action.normalize(batched(actions, 3, device))
         if action_is_pad is not None:
@@ -130,10 +132,12 @@ class RocketProcessor(ProcessorMixin):
         present = torch.stack(rows, dim=1)
         return pixels * present[:, :, None, None, None], present
 
-    def prompts(self, tasks: Sequence[str], state: Tensor) -> list[str]:
+    def prompts(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
         """Each task in one line and, where the template asks for it, the normalised state as numbers of bins."""
         numbers: list[list[int]] = [[] for _ in tasks]
         if "{state}" in self.prompt_template:
+            if state is None:
+                raise ValueError("this policy reads the state in its prompt: pass the state")
             edges = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
             numbers = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
         texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]

@@ -200,13 +200,13 @@ def read(
 def robot(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics]) -> dict[str, Any]:
     """The robot's part of the configuration: dimensions from the heads, the rest by the public code's table."""
     if variant == "openvla":
-        state = len(statistics["state"]["q01"]) if "state" in statistics else 0
+        read = "state" in statistics  # the policy does not, but its data may have had one
         return {
             "cameras": ["image"],
             "chunk_size": 1,
             "action_dim": len(statistics["action"]["q01"]),
-            "state_dim": state,
-            "state_normalization": "quantile" if state else "identity",
+            "state_dim": len(statistics["state"]["q01"]) if read else 1,
+            "state_normalization": "quantile" if read else "identity",
             "action_normalization": "quantile",
         }
     action = checkpoint.shape(f"{HEAD}model.fc2.weight")[0]

@@ -10,6 +10,8 @@ from rocket_hf.modeling.normalization import Normalizer
 from rocket_hf.modeling.processing_rocket import RocketProcessor, letterbox, stretch
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
+from .conftest import randomised
+
 CONFIG = tiny_config()
 
 
@@ -34,8 +36,6 @@ def test_a_training_batch_fits_the_model():
     )  # fmt: skip
     assert batch["images"].shape == (2, *CONFIG.image_shape) and batch["images"].dtype == torch.float32
     assert batch["camera_mask"].all() and batch["input_ids"].shape == (2, 48)
-    from .conftest import randomised
-
     assert randomised(CONFIG)(**batch, targets=CONFIG.fake_targets())["action/flow_matching"].isfinite()
 
 
@@ -68,6 +68,19 @@ def test_resizes_have_names():
     torch.testing.assert_close(stretch(constant, 28), torch.full((1, 3, 28, 28), 0.25))
     with pytest.raises(ValueError, match="resize must be one of letterbox, letterbox-top-left, stretch, got 'crop'"):
         make(resize="crop")
+
+
+def test_the_state_may_be_left_out_where_nothing_reads_it():
+    processor, arguments = make(), {"images": frames(), "task": "a"}
+    batch = processor(**arguments)
+    assert "state" not in batch
+    with pytest.raises(ValueError, match="the batch lacks 'state'"):
+        randomised(CONFIG).predict_action_chunk(**batch)
+    with pytest.raises(ValueError, match="reads the state in its prompt: pass the state"):
+        make("pi05")(**arguments)
+    config = tiny_config("openvla", alignment=None)
+    batch = make("openvla")(images={config.cameras[0]: frames()["front"]}, task="a")
+    assert randomised(config).predict_action_chunk(**batch).isfinite().all()
 
 
 def test_missing_cameras():
