@@ -87,6 +87,11 @@ def image_tokens(stream: Tensor, cameras: int, tokens: int, start: int = 0) -> T
     return images if torch.is_grad_enabled() else images.clone()
 
 
+def unit_range(images: Tensor) -> Tensor:
+    """Images of bytes, or already in [0, 1], in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def mean_over_steps(error: Tensor, is_pad: Tensor | None) -> Tensor:
     """The mean of an error (B, chunk) over the steps that exist.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_openvla import OpenVLAPolicyConfig
+from .contract import unit_range
 
 NORM_EPS = 1e-6
 # Mean and standard deviation of the pixels, as the published preprocessor has them: ImageNet's rounded to bfloat16.
@@ -108,5 +109,5 @@ class DualVitTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), uint8 or in [0, 1], to (N, rows x columns, both widths together)."""
-        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        unit = unit_range(images)
         return torch.cat([self.dino(unit), self.siglip(unit)], dim=-1)

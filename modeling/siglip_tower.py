@@ -3,10 +3,11 @@
 It holds no buffers and names its own weights: transformers' whole model renamed its weights between 5.5 and 5.23.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+from .contract import unit_range
 
 
 class SiglipTower(nn.Module):
@@ -20,8 +21,7 @@ class SiglipTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), uint8 or in [0, 1], to patch features (N, rows x columns, width), row by row."""
-        unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        signed = (unit * 2 - 1).to(self.patch_embedding.weight.dtype)
+        signed = (unit_range(images) * 2 - 1).to(self.patch_embedding.weight.dtype)
         hidden = self.patch_embedding(signed).flatten(2).transpose(1, 2) + self.position_embedding.weight
         for layer in self.layers:
             hidden = layer(hidden, None)

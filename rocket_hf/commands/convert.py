@@ -65,12 +65,14 @@ def back(arguments: argparse.Namespace, folder: Path) -> int:
     import torch
 
     from rocket_hf.convert.to_lerobot import kind_of, to_lerobot
+    from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
 
+    kind = kind_of(RocketConfig.from_pretrained(folder))  # refused before any weight is read
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
     processor = RocketProcessor.from_pretrained(folder)
     to_lerobot(model, processor, arguments.destination, arguments.tokenizer)
-    print(f"written    {arguments.destination}, for lerobot's {kind_of(model.config)} policy")
+    print(f"written    {arguments.destination}, for lerobot's {kind} policy")
     return 0

@@ -39,11 +39,12 @@ class Plan:
     moves: dict[str, list[str]] = field(default_factory=dict)
     rows: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of our weights, in the model's order
 
 
 def make_plan(checkpoint: Checkpoint, config: RocketConfig, rules: Iterable[Rename | Drop]) -> Plan:
     """The first rule whose pattern fits a name decides. Raises with the name of what does not fit."""
-    rules, plan = list(rules), Plan()
+    rules, plan = list(rules), Plan(shapes=expected_shapes(config))
     order = {name: deciding_rule(name, rules) for name in checkpoint.entries}
     for name, number in sorted(order.items(), key=lambda item: (item[1], item[0])):
         rule = rules[number]
@@ -56,7 +57,7 @@ def make_plan(checkpoint: Checkpoint, config: RocketConfig, rules: Iterable[Rena
         plan.moves.setdefault(target, []).append(name)
         if rule.rows:
             plan.rows.add(target)
-    check_complete(checkpoint, plan, expected_shapes(config))
+    check_complete(checkpoint, plan)
     return plan
 
 
@@ -73,7 +74,8 @@ def expected_shapes(config: RocketConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
-def check_complete(checkpoint: Checkpoint, plan: Plan, expected: dict[str, tuple[int, ...]]) -> None:
+def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
+    expected = plan.shapes
     if missing := sorted(expected.keys() - plan.moves.keys()):
         raise ValueError(f"the checkpoint lacks {len(missing)} tensors of the policy, first the one for {missing[0]}")
     if extra := sorted(plan.moves.keys() - expected.keys()):

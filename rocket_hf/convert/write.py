@@ -16,7 +16,7 @@ from ..modeling.configuration_rocket import RocketConfig
 from ..modeling.processing_rocket import RocketProcessor
 from ..publish import staged, write_surroundings
 from .checkpoint import Checkpoint
-from .plan import Drop, Plan, Rename, expected_shapes, make_plan, read_target
+from .plan import Drop, Plan, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
 # Of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimiser, no logs, no videos.
@@ -71,7 +71,7 @@ def write_conversion(
 def write_weights(
     found: Found, plan: Plan, folder: Path, dtype: torch.dtype | None
 ) -> tuple[Counter[torch.dtype], int]:
-    shards = split(expected_shapes(found.config))
+    shards = split(plan.shapes)
     dtypes: Counter[torch.dtype] = Counter()
     weight_map: dict[str, str] = {}
     size = parameters = 0
