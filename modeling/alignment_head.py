@@ -58,17 +58,18 @@ class AlignmentHead(nn.Module):
         """One loss per pair: 1 - cosine, averaged over tokens, over the cameras that are present, over the batch.
 
         Taps (B, V, T, D) by student layer; targets (B, V, T, C) by teacher layer as written in the configuration,
-        already on the student's grid; camera_mask (B, V). Pairs of one projector and width run as one.
+        already on the student's grid, zeros where a token has none; camera_mask (B, V). Pairs of one projector and
+        width run as one.
         """
         targets = {layer: target.detach().float() for layer, target in targets.items()}
-        lengths = {layer: vector_length(target) for layer, target in targets.items()}
+        lengths = {layer: torch.linalg.vector_norm(target, dim=-1) for layer, target in targets.items()}
         losses: dict[str, Tensor] = {}
         for projector, width, pairs in self.groups():
             projected = projector(joined([taps[student] for student, _ in pairs]), width).float()
             target = joined([targets[teacher] for _, teacher in pairs])  # (pairs, B, V, T, C)
             length = joined([lengths[teacher] for _, teacher in pairs])
-            cosine = torch.linalg.vecdot(projected, target) / (vector_length(projected) * length)
-            loss = mean_over_present((1 - cosine).mean(dim=-1), camera_mask)
+            cosine = torch.linalg.vecdot(projected, target) / (vector_length(projected) * length.clamp_min(SHORTEST))
+            loss = mean_where(mean_where(1 - cosine, length > 0), camera_mask).mean(dim=-1)
             names = [f"alignment/{student}-{teacher}" for student, teacher in pairs]
             losses |= dict(zip(names, loss, strict=True))
         return losses
@@ -91,7 +92,7 @@ def vector_length(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1).clamp_min(SHORTEST)
 
 
-def mean_over_present(loss: Tensor, camera_mask: Tensor) -> Tensor:
-    """Loss (pairs, B, V) to (pairs,). A sample's cameras are averaged first; one without any camera counts as 0."""
-    present = camera_mask.to(loss.dtype)
-    return ((loss * present).sum(-1) / present.sum(-1).clamp_min(1)).mean(-1)
+def mean_where(values: Tensor, there: Tensor) -> Tensor:
+    """The mean over the last dimension of what is there; 0 where nothing is."""
+    there = there.to(values.dtype)
+    return (values * there).sum(-1) / there.sum(-1).clamp_min(1)

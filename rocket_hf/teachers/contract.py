@@ -44,7 +44,7 @@ class Teacher(ABC):
 
     `resolution` says at which size it sees a camera. "teacher": its own `image_size` for the longer side, the most
     detailed. "camera": the camera's own size rounded to whole patches, several times cheaper for small cameras
-    (224 pixels are 16 x 16 patches, 518 are 37 x 37), and all that a policy's own grid can take up. A number: that side.
+    (224 pixels are 16 x 16 patches, 518 are 37 x 37), and all that a policy's own grid takes up. A number: that side.
     """
 
     card: TeacherCard

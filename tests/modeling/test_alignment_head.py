@@ -131,6 +131,19 @@ def test_missing_cameras_carry_no_loss_and_no_gradient():
     assert all((tap.grad[~mask] == 0).all() for tap in taps.values())
 
 
+def test_tokens_without_a_target_are_passed_over():
+    """Zeros are no target: the loss is that of the other tokens alone."""
+    head = make()
+    taps, targets, camera_mask = inputs()
+    for target in targets.values():
+        target[:, :, 3:] = 0
+    losses = head(taps, targets, camera_mask)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all((tap.grad[:, :, 3:] == 0).all() and tap.grad[0, 0, 0].any() for tap in taps.values())
+    shorter = [{layer: value[:, :, :3] for layer, value in part.items()} for part in (taps, targets)]
+    torch.testing.assert_close(losses, head(*shorter, camera_mask))
+
+
 def test_finite_without_any_camera_and_with_zero_vectors():
     head = make("rocket")
     taps, targets, mask = inputs()
