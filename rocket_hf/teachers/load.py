@@ -1,0 +1,135 @@
+"""A teacher by name: a folder, or an id on the Hub."""
+
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..convert.checkpoint import read_json
+from .contract import Resolution
+from .frozen import FrozenTeacher
+from .hf_checkpoint import load_vision_model, vision_card
+from .hf_vision import HFVisionTeacher
+from .licence import read_licence
+from .vggt import VggtConfig, VggtTeacher, vggt_card
+from .vggt_checkpoint import load_aggregator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAFETENSORS = ("model.safetensors", "model-*.safetensors")
+PICKLE = "model.pt"  # of VGGT alone, and as tensors alone
+READ = ["config.json", "preprocessor_config.json", "processor_config.json", "README.md"]
+VGGT_KEYS = {"img_size", "patch_size", "embed_dim"}
+
+
+def load_teacher(
+    name: str,
+    revision: str | None = None,
+    resolution: Resolution = "camera",
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    compile: bool = False,
+) -> FrozenTeacher:
+    """VGGT, or any vision transformer of transformers. `compile` runs its blocks through torch.compile."""
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
+    folder = teacher_folder(name, revision)
+    known_as = folder.resolve().name if Path(name).is_dir() else name
+    described = read_config(folder, known_as)
+    place = DTYPES[dtype], torch.device(device)
+    if "model_type" in described:
+        files, licence = weight_files(folder, known_as), read_licence(folder, known_as)
+        model, dropped = load_vision_model(folder, known_as, *place)
+        card = vision_card(model.config, folder, known_as, digest(files), licence)
+        teacher: FrozenTeacher = HFVisionTeacher(model, card, resolution, compile)
+    elif described.keys() >= VGGT_KEYS:
+        config = VggtConfig.from_dict(described)
+        (path,) = files = weight_files(folder, known_as, PICKLE)
+        aggregator, dropped = load_aggregator(path, config, *place)
+        card = vggt_card(config, known_as, digest(files), read_licence(folder, known_as))
+        teacher = VggtTeacher(aggregator, card, resolution, compile)
+    else:
+        raise ValueError(
+            f"config.json of {known_as} describes no teacher: it has neither the model_type of a vision encoder of "
+            f"transformers nor the keys of a VGGT, {', '.join(sorted(VGGT_KEYS))}"
+        )
+    teacher.dropped = dropped
+    return teacher
+
+
+def teacher_folder(name: str, revision: str | None) -> Path:
+    """Where its files lie; they are fetched first if it is on the Hub."""
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
+        return Path(name)
+    try:
+        index = "model.safetensors.index.json"
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*READ, *SAFETENSORS, index]))
+        if not safetensors_in(folder):
+            with contextlib.suppress(EntryNotFoundError):  # what is missing is said when weights are looked for
+                hf_hub_download(name, PICKLE, revision=revision)
+        return folder
+    except HFValidationError as error:
+        raise ValueError(f"the teacher {name!r} is neither a folder nor an id on the Hub like owner/name") from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{name} is on the Hub for those alone who accepted its terms: do so on its page, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{name} on the Hub has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(f"the teacher {name!r} is neither a folder nor on the Hub, where you may see it") from error
+    except (OSError, httpx.HTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the teacher {name!r} is no folder and cannot be had from the Hub or its cache: {reason}"
+        ) from error
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        described = read_json(folder / "config.json")
+    except FileNotFoundError as error:
+        raise ValueError(f"{name} cannot be a teacher: it has no config.json") from error
+    if not isinstance(described, dict):
+        raise ValueError(f"config.json of {name} holds no settings")
+    return described
+
+
+def safetensors_in(folder: Path) -> list[Path]:
+    return sorted(path for pattern in SAFETENSORS for path in folder.glob(pattern))
+
+
+def weight_files(folder: Path, name: str, *others: str) -> list[Path]:
+    files = safetensors_in(folder) or [folder / other for other in others if (folder / other).exists()]
+    if not files:
+        wanted = " nor ".join(["model.safetensors", *others])
+        raise ValueError(f"{name} has no weights that can be read safely: neither shards nor {wanted}")
+    return files
+
+
+def digest(files: list[Path]) -> str:
+    """The SHA-256 of a file, or of the list of those of several."""
+    each = [file_digest(path) for path in files]
+    return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The Hub's cache names large files by their SHA-256, so those need not be read for it."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+        return blob.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
