@@ -1,6 +1,69 @@
-"""A recipe: everything that a training run depends on, typed; from a named YAML file, with changes."""
+"""A recipe: everything that a training run depends on, typed. `recipe_files.py` reads it from YAML files.
+
+Defaults are ROCKET's on LIBERO (arXiv 2602.17951, appendix on hyper-parameters, and its public code) where it has one.
+"""
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Training = Literal["frozen", "lora", "full"]
+
+
+@dataclass
+class RobotConfig:
+    """What a new robot changes about the policy. Nothing said: as the policy has it."""
+
+    cameras: list[str] | None = None
+    state_dim: int | None = None
+    action_dim: int | None = None
+    chunk_size: int | None = None
+    state_normalization: str | None = None
+    action_normalization: str | None = None
+
+
+@dataclass
+class PartsConfig:
+    """How each part of a policy trains: the image encoder, the language model, the action expert, and the small layers
+    at the edges (action and state projections, action heads). A part that the policy does not have may say anything."""
+
+    vision: Training = "lora"
+    language: Training = "lora"
+    expert: Training = "lora"
+    heads: Training = "full"
+
+
+@dataclass
+class LoraSettings:
+    rank: int = 32
+    alpha: int = 16
+    dropout: float = 0.0
+    init: Literal["gaussian", "kaiming", "pissa", "olora"] = "gaussian"
+
+
+@dataclass
+class AlignmentRecipe:
+    """Which layers are aligned (see `AlignmentConfig`), and how much that counts."""
+
+    student_layers: list[int] = field(default_factory=list)
+    teacher_layers: list[int] = field(default_factory=list)
+    projector: Literal["shared", "independent"] = "shared"
+    nesting: Literal["none", "increasing", "decreasing", "explicit"] = "none"
+    nested_widths: list[int] | None = None
+    hidden_width: int | None = None  # by default the width of the teacher's features
+    weight: float = 0.5
+    schedule: Literal["constant", "linear", "stop"] = "constant"
+    until: int | None = None  # the step at which a linear schedule reaches zero, or at which alignment stops
+    reference_compat: bool = False  # resample the teacher's features as the public ROCKET code does
+
+
+@dataclass
+class TeacherRecipe:
+    name: str = "facebook/VGGT-1B"  # Hub id or folder
+    revision: str | None = None
+    resolution: str | int = "camera"  # "camera", "teacher" or a side in pixels
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = False
+    caches: list[str] = field(default_factory=list)  # folders of cached features, one per dataset; else computed live
 
 
 @dataclass
@@ -36,3 +99,75 @@ class DataConfig:
     workers: int = 4
     prefetch: int = 2  # batches ahead, per worker
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW. The learning rates of the heads and of the alignment projector are `lr` unless they are given."""
+
+    lr: float = 5e-4
+    heads_lr: float | None = None
+    projector_lr: float | None = None
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = None
+
+
+@dataclass
+class ScheduleConfig:
+    """Of the learning rates: a linear warm-up, then constant, cosine down to a share, or steps down by a factor."""
+
+    kind: Literal["constant", "cosine", "step"] = "constant"
+    warmup: int = 0
+    final: float = 0.1  # cosine: the share of the rate at the last step
+    until: int | None = None  # cosine: the step that reaches it; by default the last
+    at: list[int] = field(default_factory=list)  # step: where the rate falls
+    factor: float = 0.1  # step: by how much
+
+
+@dataclass
+class Comparison:
+    """What the run's cost is compared with: so many models, each of so many steps with so many samples."""
+
+    name: str = ""
+    models: int = 1
+    batch_size: int = 1
+    steps: int = 1
+
+
+@dataclass
+class RunConfig:
+    steps: int = 50_000
+    batch_size: int = 32  # samples per step, over all devices and accumulated passes
+    device_batch_size: int | None = None  # samples per pass on one device; by default as many as the step gives it
+    seed: int = 42
+    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; trained ones are float32
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    quantize: bool = False  # QLoRA: frozen linear layers in 4 bits, by bitsandbytes
+    ema: float | None = None  # decay of a moving average of the trained weights, which is what is published
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2  # the last checkpoints, beside the best
+    validate_every: int = 1000
+    validation_samples: int = 256
+    most_skipped: int = 10  # steps with a non-finite loss, in a row, before the run stops
+    trackers: list[str] = field(default_factory=list)  # trackio, wandb, tensorboard
+
+
+@dataclass
+class Recipe:
+    name: str = ""
+    about: str = ""  # what it is and which table its numbers come from
+    policy: str = ""  # Hub id with an optional @revision, or a folder
+    robot: RobotConfig = field(default_factory=RobotConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    alignment: AlignmentRecipe | None = None
+    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    compared_with: Comparison | None = None

@@ -1,0 +1,229 @@
+"""One LeRobot dataset (v3), from a folder or the Hub, as a policy sees it: its cameras, its state, its action chunks.
+
+State and actions of all frames lie in memory and a chunk is a slice of them; only the pictures of the frame itself are
+decoded. (A reader that asks the table for each step of a chunk decodes all pictures of all steps.)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.strict_config import nearest
+
+from .lerobot_files import DatasetFiles, download, fingerprint, locate, read_columns, read_files
+from .pictures import Pictures, StoredPictures, VideoPictures
+from .recipe import DatasetConfig
+
+ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
+
+
+class RobotDataset:
+    """Frames are named by their number in the dataset, lerobot's `index`, whichever episodes are chosen."""
+
+    def __init__(self, config: DatasetConfig, policy: RocketConfig):
+        root, self.revision = locate(config.id)
+        files = read_files(config.id, root)
+        self.id, self.fps, self.tasks = config.id.partition("@")[0], files.fps, files.tasks
+        self.ends = np.cumsum(files.lengths)
+        self.starts = self.ends - files.lengths
+        self.episodes = chosen_episodes(config, len(files.lengths))
+        self.chunk_size = policy.chunk_size
+
+        self.camera_keys = match_cameras(config, list(policy.cameras), files.camera_keys())
+        self.camera_sizes = camera_sizes(files, self.camera_keys)
+        columns = self.read_numbers(config, policy, files)
+        self.state = vectors(config, columns[config.state], policy.state_dim, "state")
+        self.actions = vectors(config, columns[config.action], policy.action_dim, "action")
+        self.task_numbers = torch.from_numpy(columns["task_index"].astype(np.int32))
+        self.check_numbers()
+        self.sources = self.open_sources(files, columns)
+
+    def read_numbers(self, config: DatasetConfig, policy: RocketConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
+        names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
+        columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
+        episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
+        if not (
+            len(episodes) == len(columns["index"])
+            and np.array_equal(columns["index"], np.arange(len(episodes)))
+            and np.array_equal(columns["episode_index"], episodes)
+        ):
+            raise ValueError(
+                f"the dataset {config.id} is incomplete or out of order: its data files do not hold the "
+                f"{len(episodes)} frames that meta/episodes names"
+            )
+        if columns["task_index"].max() >= len(files.tasks):
+            raise ValueError(f"the dataset {config.id} names a task that meta/tasks.parquet does not have")
+        return columns
+
+    def check_numbers(self) -> None:
+        for what, table in (("state", self.state), ("action", self.actions)):
+            finite = torch.isfinite(table).all(dim=1).numpy()
+            for episode in self.episodes if not finite.all() else []:
+                for index in self.frames_of(episode):
+                    if not finite[index]:
+                        raise ValueError(
+                            f"the {what} of {self.id} is not finite at {self.name(index)}: "
+                            "mend it, or leave the episode out by datasets.episodes"
+                        )
+
+    def open_sources(self, files: DatasetFiles, columns: dict[str, np.ndarray]) -> dict[str, Pictures]:
+        """Where the pictures of each camera come from. Downloads the videos that are needed, of a dataset on the Hub."""
+        keys = [key for key in self.camera_keys.values() if key]
+        stored = [key for key in keys if files.kind(key) == "image"]
+        arrow_files = arrow_cache(files, stored) if stored else []
+        sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
+        used: list[Path] = files.data_files()
+        for key in keys:
+            if files.kind(key) == "video":
+                videos, file_of_episode = files.video_files(key)
+                videos_used = [videos[number] for number in sorted(set(file_of_episode[self.episodes].tolist()))]
+                self.require_videos(files, videos_used)
+                used += videos_used
+                starts = files.episode_columns[f"videos/{key}/from_timestamp"]
+                sources[key] = VideoPictures(
+                    [str(file) for file in videos], file_of_episode, starts, columns["timestamp"]
+                )
+        self.fingerprint = fingerprint(files.root, used)
+        return sources
+
+    def require_videos(self, files: DatasetFiles, videos: Sequence[Path]) -> None:
+        names = [file.relative_to(files.root).as_posix() for file in videos]
+        if self.revision != "local":
+            download(files.id, names)
+        for file, name in zip(videos, names, strict=True):
+            if not file.is_file():
+                raise ValueError(f"the dataset {self.id} lacks the video {name}: copy or record it again")
+
+    def __len__(self) -> int:
+        """All frames of the dataset, of the episodes that are not chosen too."""
+        return len(self.actions)
+
+    def frames_of(self, episode: int) -> range:
+        return range(int(self.starts[episode]), int(self.ends[episode]))
+
+    def episode_of(self, index: int) -> int:
+        return int(np.searchsorted(self.ends, index, side="right"))
+
+    def name(self, index: int) -> str:
+        episode = self.episode_of(index)
+        return f"episode {episode}, frame {index - self.starts[episode]}"
+
+    @property
+    def camera_mask(self) -> list[bool]:
+        """In the policy's order, which cameras this dataset has."""
+        return [key is not None for key in self.camera_keys.values()]
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """One frame, in robot units, its pictures by camera, (3, H, W) uint8, black where the camera is missing."""
+        episode = self.episode_of(index)
+        start, end = index, min(index + self.chunk_size, int(self.ends[episode]))
+        missing = self.chunk_size - (end - start)
+        actions = self.actions[start:end]  # (steps that exist, A)
+        return {
+            "images": {camera: self.picture(camera, index, episode) for camera in self.camera_keys},
+            "state": self.state[index],
+            "actions": torch.cat([actions, actions[-1:].expand(missing, -1)]),
+            "action_is_pad": torch.arange(self.chunk_size) >= end - start,
+            "task": self.tasks[int(self.task_numbers[index])],
+            "episode_index": episode,
+            "frame_index": index - int(self.starts[episode]),
+            "index": index,
+        }
+
+    def picture(self, camera: str, index: int, episode: int) -> Tensor:
+        key = self.camera_keys[camera]
+        if key is None:
+            return torch.zeros(3, *self.camera_sizes[camera], dtype=torch.uint8)
+        try:
+            picture = self.sources[key].read(index, episode)
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"the picture of camera {camera!r} of {self.id} at {self.name(index)} cannot be read: {error}"
+            ) from error
+        if picture.shape[1:] != self.camera_sizes[camera]:
+            raise ValueError(
+                f"the picture of camera {camera!r} of {self.id} at {self.name(index)} is "
+                f"{tuple(picture.shape[1:])}, meta/info.json says {self.camera_sizes[camera]}"
+            )
+        return picture
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        """Of several frames, by camera in the policy's order: (n, 3, H, W) uint8. In order they are read fastest."""
+        return [
+            torch.stack([self.picture(camera, index, self.episode_of(index)) for index in indices])
+            for camera in self.camera_keys
+        ]
+
+
+def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:
+    if config.episodes is None:
+        return list(range(count))
+    if not config.episodes:
+        raise ValueError(f"datasets.episodes of {config.id} is empty: leave it out to use all {count}")
+    for episode in config.episodes:
+        if not 0 <= episode < count:
+            raise ValueError(f"the dataset {config.id} has no episode {episode}: it has 0..{count - 1}")
+    return sorted(set(config.episodes))
+
+
+def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) -> dict[str, str | None]:
+    """The dataset's key of each camera of the policy, in the policy's order: as the recipe says, else by name, and if
+    no name fits, in order. A camera that is absent must be said to be so."""
+    for camera, key in config.cameras.items():
+        if camera not in cameras:
+            raise ValueError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
+        if key != ABSENT and key not in keys:
+            raise ValueError(f"the dataset {config.id} has no camera {key!r}: {nearest(key, keys)}")
+    by_name = {key.removeprefix("observation.").removeprefix("images."): key for key in keys}
+    matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
+    if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
+        matched = dict(zip(cameras, keys, strict=True))
+    for camera, key in matched.items():
+        if key is None:
+            raise ValueError(
+                f"the dataset {config.id} has no camera {camera!r}, which the policy sees: {nearest(camera, keys)} "
+                f'Write datasets.cameras: {{{camera}: KEY}}, or {{{camera}: ""}} if it is absent'
+            )
+    if not any(matched.values()):
+        raise ValueError(f"every camera of {config.id} is absent: name at least one of {', '.join(keys) or 'none'}")
+    return {camera: key or None for camera, key in matched.items()}
+
+
+def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dict[str, tuple[int, int]]:
+    """Height and width of each camera; an absent one is as large as the first that is there."""
+    sizes = {camera: size(files.features[key]) for camera, key in camera_keys.items() if key}
+    first = next(iter(sizes.values()))
+    return {camera: sizes.get(camera, first) for camera in camera_keys}
+
+
+def size(feature: dict[str, Any]) -> tuple[int, int]:
+    """The order of the sides differs between writers of datasets, and their names say which it is."""
+    height, width = feature["shape"][:2]
+    if (feature.get("names") or [""])[0] in ("channel", "channels", "c"):
+        height, width = feature["shape"][1:]
+    return int(height), int(width)
+
+
+def vectors(config: DatasetConfig, column: np.ndarray, dim: int, what: str) -> Tensor:
+    """(frames, dim) float32."""
+    table = column.reshape(len(column), -1)
+    if table.shape[1] != dim:
+        raise ValueError(
+            f"the {what} of {config.id} has {table.shape[1]} dimensions, the policy was made for {what}_dim={dim}"
+        )
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def arrow_cache(files: DatasetFiles, keys: list[str]) -> list[str]:
+    """Files of the pictures alone that can be mapped into memory; made once, in the cache of `datasets`."""
+    from datasets import Dataset
+    from lerobot.utils.utils import SuppressProgressBars
+
+    with SuppressProgressBars():
+        table = Dataset.from_parquet([str(file) for file in files.data_files()], columns=keys)
+    return [entry["filename"] for entry in table.cache_files]

@@ -1,0 +1,180 @@
+"""Where a LeRobot dataset (v3) lies, what its files say of it, and its columns of numbers, all checked at the door."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rocket_hf.modeling.strict_config import nearest
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+FORMAT_TAG = "v3.0"  # the tag of a Hub repository that lerobot reads
+FINGERPRINT_TAIL = 2**16  # bytes
+
+
+def locate(id: str) -> tuple[Path, str]:
+    """The folder of a dataset, and its commit: the id is a folder, or a Hub id whose small files are downloaded."""
+    folder = Path(id).expanduser()
+    if folder.is_dir():
+        return folder, "local"
+    if not HUB_ID.fullmatch(id):
+        raise ValueError(f"there is no dataset {id!r}: neither a folder nor a Hub id (owner/name, owner/name@revision)")
+    folder = download(id, ["meta/*", "data/*"])
+    return folder, folder.name
+
+
+def download(id: str, patterns: Sequence[str]) -> Path:
+    """Files of a dataset on the Hub, in the cache that lerobot uses too."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as UnknownRevision
+    from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
+
+    name, _, revision = id.partition("@")
+    for wanted in [revision] if revision else [FORMAT_TAG, "main"]:
+        try:
+            return Path(
+                snapshot_download(
+                    name,
+                    repo_type="dataset",
+                    revision=wanted,
+                    allow_patterns=list(patterns),
+                    cache_dir=HF_LEROBOT_HUB_CACHE,
+                )
+            )
+        except UnknownRevision as error:
+            if wanted != FORMAT_TAG or revision:
+                raise ValueError(f"the dataset {name} has no revision {wanted!r} on the Hub") from error
+        except RepositoryNotFoundError as error:
+            raise ValueError(
+                f"there is no dataset {name!r}, neither as a folder nor on the Hub (a private one needs `hf auth login`)"
+            ) from error
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"the dataset {id} is no folder, and the Hub cannot be reached: {str(error).splitlines()[0]}"
+            ) from error
+    raise AssertionError("a revision is returned or refused")
+
+
+@dataclass
+class DatasetFiles:
+    """What meta/ says."""
+
+    id: str
+    root: Path
+    features: dict[str, dict[str, Any]]
+    fps: float
+    tasks: list[str]  # by number
+    lengths: np.ndarray  # (episodes,) frames
+    episode_columns: dict[str, np.ndarray]  # of each episode: where its pictures lie
+    video_path: str  # with holes for the camera's key and the number of the file
+
+    def kind(self, key: str) -> str:
+        return self.features[key]["dtype"]
+
+    def camera_keys(self) -> list[str]:
+        """Of colour pictures; a depth map is none."""
+        return [
+            key
+            for key, feature in self.features.items()
+            if feature["dtype"] in ("image", "video")
+            and not any((feature.get("info") or {}).get(name) for name in ("is_depth_map", "video.is_depth_map"))
+        ]
+
+    def data_files(self) -> list[Path]:
+        return sorted((self.root / "data").glob("*/*.parquet"))
+
+    def video_files(self, key: str) -> tuple[list[Path], np.ndarray]:
+        """The files of a camera, and for each episode the number of its file among them."""
+        places = np.stack([self.episode_columns[f"videos/{key}/{part}_index"] for part in ("chunk", "file")], axis=1)
+        different, number = np.unique(places, axis=0, return_inverse=True)
+        names = [
+            self.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+            for chunk, file in different
+        ]
+        return [self.root / name for name in names], number.reshape(-1)
+
+
+def read_files(id: str, root: Path) -> DatasetFiles:
+    """Refuses what is not a LeRobot dataset of version 3."""
+    info_file = root / "meta" / "info.json"
+    if not info_file.is_file():
+        raise ValueError(f"{id} is no LeRobot dataset: it has no meta/info.json")
+    info = json.loads(info_file.read_text(encoding="utf-8"))
+    version = str(info.get("codebase_version", "unknown"))
+    if not version.startswith("v3"):
+        raise ValueError(
+            f"the dataset {id} has the format {version}, this reads v3: convert it with "
+            f"`python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={id.partition('@')[0]}`"
+        )
+    if not info["total_episodes"] or not info["total_frames"]:
+        raise ValueError(f"the dataset {id} is empty: record at least one episode")
+    videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    parts = ("chunk_index", "file_index", "from_timestamp")
+    columns = [f"videos/{key}/{part}" for key in videos for part in parts]
+    episodes = read_columns(id, sorted((root / "meta" / "episodes").glob("*/*.parquet")), ["length", *columns])
+    return DatasetFiles(
+        id=id,
+        root=root,
+        features=info["features"],
+        fps=info["fps"],
+        tasks=read_tasks(id, root),
+        lengths=episodes.pop("length").astype(np.int64),
+        episode_columns=episodes,
+        video_path=info.get("video_path") or "",
+    )
+
+
+def read_tasks(id: str, root: Path) -> list[str]:
+    file = root / "meta" / "tasks.parquet"
+    if not file.is_file():
+        raise ValueError(f"the dataset {id} has no tasks: meta/tasks.parquet is missing")
+    table = pq.read_table(file)
+    (text,) = [name for name in table.column_names if name != "task_index"]  # the name differs between writers
+    rows = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
+    return [task for _, task in sorted(rows)]
+
+
+def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of several parquet files, one after the other: (rows,), or (rows, numbers) of vectors."""
+    if not files:
+        raise ValueError(f"the dataset {id} is incomplete: its parquet files are missing")
+    try:
+        known = pq.read_schema(files[0]).names
+        for name in names:
+            if name not in known:
+                raise ValueError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
+        table = pa.concat_tables([pq.read_table(file, columns=list(names)) for file in files])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"a parquet file of {id} cannot be read ({str(error).splitlines()[0]})") from error
+    return {name: to_numpy(id, name, table[name]) for name in names}
+
+
+def to_numpy(id: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    if column.null_count:
+        raise ValueError(f"the column {name!r} of {id} has {column.null_count} missing values")
+    if not isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+        return column.to_numpy()
+    pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    flat = np.concatenate(pieces)
+    if len(flat) % len(column):
+        raise ValueError(f"the rows of the column {name!r} of {id} differ in length")
+    return flat.reshape(len(column), -1)
+
+
+def fingerprint(root: Path, files: Sequence[Path]) -> str:
+    """Of the contents, without reading all of them: names, sizes and the last bytes of each file."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            stream.seek(max(0, size - FINGERPRINT_TAIL))
+            digest.update(f"{file.relative_to(root).as_posix()} {size} ".encode() + stream.read())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,53 @@
+"""The parts of a policy, and which of its weights a run reaches at all.
+
+What a loss reaches is found by a backward pass of a copy without data (torch's meta device), so it holds for every
+backbone and every choice of layers. Weights that no loss reaches stay frozen, and so no rank waits for their gradients.
+"""
+
+from typing import Literal
+
+import torch
+
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+
+Part = Literal["vision", "language", "expert", "heads", "projector"]
+
+# By the first name below `policy.`; of layers, the half named "expert" is the expert's.
+HOMES: dict[str, Part] = {
+    "vision_tower": "vision",
+    "image_projection": "vision",
+    "projector": "vision",
+    "embed_tokens": "language",
+    "layers": "language",
+    "norm": "language",
+    "lm_head": "language",
+    "expert_norm": "expert",
+    "state_projection": "heads",
+    "state_projector": "heads",
+    "action_in": "heads",
+    "action_out": "heads",
+    "action_head": "heads",
+    "time_mlp_in": "heads",
+    "time_mlp_out": "heads",
+}
+
+
+def part_of(name: str) -> Part:
+    """The part to which a weight or a module belongs; "projector" is the alignment head."""
+    if name.startswith(HEAD):
+        return "projector"
+    _, home, *rest = name.split(".")
+    return "expert" if home == "layers" and "expert" in rest[:2] else HOMES[home]
+
+
+def reached_weights(config: RocketConfig) -> set[str]:
+    """The names of the weights that get a gradient from any loss of a policy with this configuration."""
+    with torch.device("meta"):
+        model = RocketForActionPrediction(config).train()
+    batch = {key: value.to("meta") for key, value in config.fake_batch(batch_size=1).items()}
+    targets = None
+    if config.alignment is not None:
+        targets = {layer: target.to("meta") for layer, target in config.fake_targets(batch_size=1).items()}
+    torch.stack(list(model(**batch, targets=targets).values())).sum().backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}

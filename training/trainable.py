@@ -1,0 +1,114 @@
+"""What trains: each part of a policy frozen, by LoRA (PEFT) or in full; and the trained policy, merged or as an adapter.
+
+LoRA's layers are put into the model in place, so the model stays a RocketForActionPrediction, and weights that train in
+full are not copied.
+"""
+
+from collections import Counter
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+
+from .parts import Part, part_of, reached_weights
+from .recipe import LoraSettings, PartsConfig, Recipe
+
+ADAPTER = "default"
+BASE = ".base_layer"  # how PEFT calls the layer that it adapts
+LORA_LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def make_trainable(model: RocketForActionPrediction, recipe: Recipe) -> LoraConfig | None:
+    """Freezes, adapts and unfreezes as the recipe says. Trained weights become float32. Returns LoRA's configuration."""
+    check_parts(model, recipe.parts)
+    reached = reached_weights(model.config)
+    full = [name for name, _ in model.named_parameters() if trains(recipe.parts, name) == "full" and name in reached]
+    lora = lora_config(model, recipe.parts, recipe.lora, reached)
+    model.requires_grad_(False)
+    for name in full:
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if lora is not None:
+        inject_adapter_in_model(lora, model, adapter_name=ADAPTER)
+        for name in full:
+            model.get_parameter(name).requires_grad_(True)
+    return lora
+
+
+def trains(parts: PartsConfig, name: str) -> str:
+    part = part_of(name)
+    return "full" if part == "projector" else getattr(parts, part)
+
+
+def lora_config(
+    model: RocketForActionPrediction, parts: PartsConfig, settings: LoraSettings, reached: set[str]
+) -> LoraConfig | None:
+    """On every linear layer and convolution of the parts that train so, but those that no loss reaches."""
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LORA_LAYERS) and trains(parts, name) == "lora" and f"{name}.weight" in reached
+    ]
+    if not targets:
+        return None
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        init_lora_weights=True if settings.init == "kaiming" else settings.init,
+        target_modules=targets,
+    )
+
+
+def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
+    there = sorted({part_of(name) for name, _ in model.named_parameters()} - {"projector"})
+    if all(getattr(parts, part) == "frozen" for part in there):
+        raise ValueError(
+            f"every part of the policy is frozen: set one of parts.{', parts.'.join(there)} to lora or full"
+        )
+    if model.config.alignment is not None and parts.vision == parts.language == "frozen":
+        raise ValueError(
+            "parts.vision and parts.language are frozen, so alignment would train nothing that it taps: set one of them "
+            "to lora or full, or alignment to null"
+        )
+
+
+def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
+    """For each part: the number of weights that train, and of all; those of LoRA count with their part."""
+    training: Counter[Part] = Counter()
+    whole: Counter[Part] = Counter()
+    for name, parameter in model.named_parameters():
+        whole[part_of(name)] += parameter.numel()
+        training[part_of(name)] += parameter.numel() * parameter.requires_grad
+    return {part: (training[part], whole[part]) for part in whole}
+
+
+# The trained policy
+
+
+@torch.no_grad()
+def merged_weights(model: RocketForActionPrediction, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The weights of the policy by their own names, LoRA's product added, without the alignment head."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(HEAD) and ".lora_" not in name:
+            weights[name.replace(BASE, "")] = tensor
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = weights[f"{name}.weight"]
+            weights[f"{name}.weight"] = (weight.float() + module.get_delta_weight(ADAPTER).float()).to(weight.dtype)
+    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}
+
+
+def policy_of(config: RocketConfig, weights: dict[str, Tensor]) -> RocketForActionPrediction:
+    """A policy without an alignment head that holds these weights."""
+    config = type(config).from_dict(config.to_dict(), alignment=None)
+    with torch.device("meta"):
+        policy = RocketForActionPrediction(config)
+    policy.load_state_dict(weights, strict=True, assign=True)
+    return policy.eval()
