@@ -1,0 +1,70 @@
+"""The teacher's features on the student's grid, computed live or read from a cache."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.teachers.contract import Teacher
+from rocket_hf.teachers.feature_cache import FeatureCache
+from rocket_hf.teachers.registration import WHOLE, Registration, Window
+from rocket_hf.teachers.scene import scene_pictures
+
+from .batches import RobotBatch
+
+Targets = dict[int, Tensor]  # by teacher layer, (B, V, T, C)
+
+
+class TargetSource(Protocol):
+    width: int  # C
+
+    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+        """From the augmented pictures, by camera (B, 3, H, W) in [0, 1], or from what is known of the original ones
+        and `warp` (B, V, 2, 3), which tells where each place of an augmented picture was in its original."""
+
+
+class LiveTargets:
+    """Of the augmented pictures, colours too."""
+
+    def __init__(self, teacher: Teacher, layers: Sequence[int], registration: Registration):
+        self.teacher, self.layers, self.registration = teacher, list(dict.fromkeys(layers)), registration
+        self.width = teacher.card.width
+
+    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+        scene = scene_pictures(pictures, self.teacher)
+        features = self.teacher.features(scene, self.layers, batch["camera_mask"])
+        return self.registration(features)
+
+
+class CachedTargets:
+    """Of the original pictures, sampled at the places that the augmented ones show; colours do not touch them."""
+
+    def __init__(self, cache: FeatureCache, registration: Registration, dtype: torch.dtype):
+        self.cache, self.registration, self.dtype = cache, registration, dtype
+        self.width = cache.width
+
+    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+        device = pictures[0].device
+        rows = {name: stored.to(device, non_blocking=True) for name, stored in batch["features"].items()}
+        projections = {layer: self.cache.projection(layer) for layer in self.cache.layers}
+        placed = {layer: matrix.to(device) for layer, matrix in projections.items() if matrix is not None}
+        return self.registration(self.cache.decode(rows, self.dtype), warp, placed or None)
+
+
+def picture_window(resize: str, size: tuple[int, int], side: int) -> Window:
+    """What of a camera's picture (height, width) a policy's square image shows, bars included: see the processor."""
+    if resize == "stretch":
+        return WHOLE
+    height, width = size
+    ratio = max(height, width) / side
+    rows, columns = int(height / ratio), int(width / ratio)
+    above, left = side - rows, side - columns
+    if resize == "letterbox":
+        above, left = above // 2, left // 2
+    return -above / rows, -left / columns, (side - above) / rows, (side - left) / columns
+
+
+def picture_windows(processor: RocketProcessor, sizes: Sequence[tuple[int, int]]) -> list[Window]:
+    return [picture_window(processor.resize, size, processor.image_size) for size in sizes]
