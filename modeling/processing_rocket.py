@@ -92,16 +92,24 @@ class RocketProcessor(ProcessorMixin):
         require_samples("task", tasks, len(pixels))
         batch = {"images": pixels, "camera_mask": present}
         if state is not None:
-            batch["state"] = self._state.normalize(batched(state, 2, device))
+            batch["state"] = self.normalize_state(batched(state, 2, device))
             require_samples("state", batch["state"], len(pixels))
         batch |= self.tokenize(self.prompts(tasks, batch.get("state")), device)
         if actions is not None:
-            batch["actions"] = self._action.normalize(batched(actions, 3, device))
+            batch["actions"] = self.normalize_actions(batched(actions, 3, device))
         if action_is_pad is not None:
             batch["action_is_pad"] = batched(action_is_pad, 2, device).bool()
         for what, value in batch.items():
             require_samples(what, value, len(pixels))
         return BatchFeature(batch)
+
+    def normalize_state(self, state: Tensor) -> Tensor:
+        """A state (..., S) in robot units, as the policy reads it."""
+        return self._state.normalize(state)
+
+    def normalize_actions(self, actions: Tensor) -> Tensor:
+        """Actions (..., A) in robot units, as the policy is trained on them."""
+        return self._action.normalize(actions)
 
     def unnormalize_actions(self, actions: Tensor) -> Tensor:
         """Actions (..., A) of the model, in robot units."""

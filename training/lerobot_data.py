@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.teachers.cache_manifest import LOCAL
+from rocket_hf.teachers.lerobot_frames import colour_cameras, dataset_fingerprint
 
-from .lerobot_files import DatasetFiles, download, fingerprint, locate, read_columns, read_files
+from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
 from .pictures import Pictures, StoredPictures, VideoPictures
 from .recipe import DatasetConfig
 
@@ -28,7 +30,9 @@ class RobotDataset:
     def __init__(self, config: DatasetConfig, policy: RocketConfig):
         root, self.revision = locate(config.id)
         files = read_files(config.id, root)
-        self.id, self.fps, self.tasks = config.id.partition("@")[0], files.fps, files.tasks
+        self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
+        self.fingerprint = dataset_fingerprint(files.meta)
+        self.fps, self.tasks = files.meta.fps, files.tasks
         self.ends = np.cumsum(files.lengths)
         self.starts = self.ends - files.lengths
         self.episodes = chosen_episodes(config, len(files.lengths))
@@ -61,39 +65,35 @@ class RobotDataset:
         return columns
 
     def check_numbers(self) -> None:
+        chosen = set(self.episodes)
         for what, table in (("state", self.state), ("action", self.actions)):
-            finite = torch.isfinite(table).all(dim=1).numpy()
-            for episode in self.episodes if not finite.all() else []:
-                for index in self.frames_of(episode):
-                    if not finite[index]:
-                        raise ValueError(
-                            f"the {what} of {self.id} is not finite at {self.name(index)}: "
-                            "mend it, or leave the episode out by datasets.episodes"
-                        )
+            for index in (~torch.isfinite(table).all(dim=1)).nonzero().flatten().tolist():
+                if self.episode_of(index) in chosen:
+                    raise ValueError(
+                        f"the {what} of {self.id} is not finite at {self.name(index)}: "
+                        "mend it, or leave the episode out by datasets.episodes"
+                    )
 
     def open_sources(self, files: DatasetFiles, columns: dict[str, np.ndarray]) -> dict[str, Pictures]:
-        """Where the pictures of each camera come from. Downloads the videos that are needed, of a dataset on the Hub."""
+        """Where the pictures of each camera come from. The videos that are needed are downloaded."""
         keys = [key for key in self.camera_keys.values() if key]
-        stored = [key for key in keys if files.kind(key) == "image"]
+        stored = [key for key in keys if key in files.meta.image_keys]
         arrow_files = arrow_cache(files, stored) if stored else []
         sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
-        used: list[Path] = files.data_files()
         for key in keys:
-            if files.kind(key) == "video":
+            if key in files.meta.video_keys:
                 videos, file_of_episode = files.video_files(key)
                 videos_used = [videos[number] for number in sorted(set(file_of_episode[self.episodes].tolist()))]
                 self.require_videos(files, videos_used)
-                used += videos_used
-                starts = files.episode_columns[f"videos/{key}/from_timestamp"]
+                starts = files.of_episodes(f"videos/{key}/from_timestamp")
                 sources[key] = VideoPictures(
                     [str(file) for file in videos], file_of_episode, starts, columns["timestamp"]
                 )
-        self.fingerprint = fingerprint(files.root, used)
         return sources
 
     def require_videos(self, files: DatasetFiles, videos: Sequence[Path]) -> None:
         names = [file.relative_to(files.root).as_posix() for file in videos]
-        if self.revision != "local":
+        if self.revision != LOCAL:
             download(files.id, names)
         for file, name in zip(videos, names, strict=True):
             if not file.is_file():
@@ -196,17 +196,10 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
 
 def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dict[str, tuple[int, int]]:
     """Height and width of each camera; an absent one is as large as the first that is there."""
-    sizes = {camera: size(files.features[key]) for camera, key in camera_keys.items() if key}
+    known = colour_cameras(files.meta)
+    sizes = {camera: known[key] for camera, key in camera_keys.items() if key}
     first = next(iter(sizes.values()))
     return {camera: sizes.get(camera, first) for camera in camera_keys}
-
-
-def size(feature: dict[str, Any]) -> tuple[int, int]:
-    """The order of the sides differs between writers of datasets, and their names say which it is."""
-    height, width = feature["shape"][:2]
-    if (feature.get("names") or [""])[0] in ("channel", "channels", "c"):
-        height, width = feature["shape"][1:]
-    return int(height), int(width)
 
 
 def vectors(config: DatasetConfig, column: np.ndarray, dim: int, what: str) -> Tensor:

@@ -1,6 +1,5 @@
-"""Where a LeRobot dataset (v3) lies, what its files say of it, and its columns of numbers, all checked at the door."""
+"""Where a LeRobot dataset (v3) lies, what its files say of it, its columns of numbers: checked when it is opened."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -13,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.teachers.cache_manifest import LOCAL
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMAT_TAG = "v3.0"  # the tag of a Hub repository that lerobot reads
-FINGERPRINT_TAIL = 2**16  # bytes
 
 
 def locate(id: str) -> tuple[Path, str]:
     """The folder of a dataset, and its commit: the id is a folder, or a Hub id whose small files are downloaded."""
     folder = Path(id).expanduser()
     if folder.is_dir():
-        return folder, "local"
+        return folder, LOCAL
     if not HUB_ID.fullmatch(id):
         raise ValueError(f"there is no dataset {id!r}: neither a folder nor a Hub id (owner/name, owner/name@revision)")
     folder = download(id, ["meta/*", "data/*"])
@@ -54,7 +53,7 @@ def download(id: str, patterns: Sequence[str]) -> Path:
                 raise ValueError(f"the dataset {name} has no revision {wanted!r} on the Hub") from error
         except RepositoryNotFoundError as error:
             raise ValueError(
-                f"there is no dataset {name!r}, neither as a folder nor on the Hub (a private one needs `hf auth login`)"
+                f"there is no dataset {name!r}, neither as a folder nor on the Hub: a private one needs `hf auth login`"
             ) from error
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
@@ -65,45 +64,46 @@ def download(id: str, patterns: Sequence[str]) -> Path:
 
 @dataclass
 class DatasetFiles:
-    """What meta/ says."""
+    """What lerobot's own reader finds in meta/."""
 
     id: str
     root: Path
-    features: dict[str, dict[str, Any]]
-    fps: float
-    tasks: list[str]  # by number
-    lengths: np.ndarray  # (episodes,) frames
-    episode_columns: dict[str, np.ndarray]  # of each episode: where its pictures lie
-    video_path: str  # with holes for the camera's key and the number of the file
+    meta: Any
 
-    def kind(self, key: str) -> str:
-        return self.features[key]["dtype"]
+    @property
+    def lengths(self) -> np.ndarray:
+        """(episodes,) frames."""
+        return self.of_episodes("length")
+
+    @property
+    def tasks(self) -> list[str]:
+        """By number."""
+        return self.meta.tasks.sort_values("task_index").index.tolist()
+
+    def of_episodes(self, name: str) -> np.ndarray:
+        return self.meta.episodes.data.column(name).to_numpy()
 
     def camera_keys(self) -> list[str]:
         """Of colour pictures; a depth map is none."""
-        return [
-            key
-            for key, feature in self.features.items()
-            if feature["dtype"] in ("image", "video")
-            and not any((feature.get("info") or {}).get(name) for name in ("is_depth_map", "video.is_depth_map"))
-        ]
+        return [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
 
     def data_files(self) -> list[Path]:
         return sorted((self.root / "data").glob("*/*.parquet"))
 
     def video_files(self, key: str) -> tuple[list[Path], np.ndarray]:
         """The files of a camera, and for each episode the number of its file among them."""
-        places = np.stack([self.episode_columns[f"videos/{key}/{part}_index"] for part in ("chunk", "file")], axis=1)
+        places = np.stack([self.of_episodes(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
         different, number = np.unique(places, axis=0, return_inverse=True)
         names = [
-            self.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+            self.meta.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
             for chunk, file in different
         ]
         return [self.root / name for name in names], number.reshape(-1)
 
 
 def read_files(id: str, root: Path) -> DatasetFiles:
-    """Refuses what is not a LeRobot dataset of version 3."""
+    """Refuses what is not a LeRobot dataset of version 3 with all its small files, which lerobot's own reader would
+    look for on the Hub."""
     info_file = root / "meta" / "info.json"
     if not info_file.is_file():
         raise ValueError(f"{id} is no LeRobot dataset: it has no meta/info.json")
@@ -116,30 +116,12 @@ def read_files(id: str, root: Path) -> DatasetFiles:
         )
     if not info["total_episodes"] or not info["total_frames"]:
         raise ValueError(f"the dataset {id} is empty: record at least one episode")
-    videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
-    parts = ("chunk_index", "file_index", "from_timestamp")
-    columns = [f"videos/{key}/{part}" for key in videos for part in parts]
-    episodes = read_columns(id, sorted((root / "meta" / "episodes").glob("*/*.parquet")), ["length", *columns])
-    return DatasetFiles(
-        id=id,
-        root=root,
-        features=info["features"],
-        fps=info["fps"],
-        tasks=read_tasks(id, root),
-        lengths=episodes.pop("length").astype(np.int64),
-        episode_columns=episodes,
-        video_path=info.get("video_path") or "",
-    )
+    for name, what in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
+        if not list((root / "meta").glob(name)):
+            raise ValueError(f"the dataset {id} has no {what}: meta/{name} is missing")
+    from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-
-def read_tasks(id: str, root: Path) -> list[str]:
-    file = root / "meta" / "tasks.parquet"
-    if not file.is_file():
-        raise ValueError(f"the dataset {id} has no tasks: meta/tasks.parquet is missing")
-    table = pq.read_table(file)
-    (text,) = [name for name in table.column_names if name != "task_index"]  # the name differs between writers
-    rows = zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)
-    return [task for _, task in sorted(rows)]
+    return DatasetFiles(id, root, LeRobotDatasetMetadata(f"local/{root.name}", root=root))
 
 
 def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -167,14 +149,3 @@ def to_numpy(id: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     if len(flat) % len(column):
         raise ValueError(f"the rows of the column {name!r} of {id} differ in length")
     return flat.reshape(len(column), -1)
-
-
-def fingerprint(root: Path, files: Sequence[Path]) -> str:
-    """Of the contents, without reading all of them: names, sizes and the last bytes of each file."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            stream.seek(max(0, size - FINGERPRINT_TAIL))
-            digest.update(f"{file.relative_to(root).as_posix()} {size} ".encode() + stream.read())
-    return digest.hexdigest()[:32]

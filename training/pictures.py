@@ -5,7 +5,6 @@ that reads. A file stays open, since opening one takes longer than decoding a sm
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -139,9 +138,7 @@ class PyavReader:
 
     def decode(self, seconds: float) -> Any:
         if not self.last < seconds - TOLERANCE < self.last + self.read_on:
-            self.container.seek(
-                round((seconds - TOLERANCE) / self.stream.time_base), backward=True, stream=self.stream
-            )
+            self.container.seek(round((seconds - TOLERANCE) / self.stream.time_base), backward=True, stream=self.stream)
             self.frames = self.container.decode(self.stream)
         for frame in self.frames:
             self.last = frame.time
@@ -163,8 +160,3 @@ def no_frame(file: str, seconds: float, nearest: float) -> ValueError:
         f"the video {file} has no frame at {seconds:.4f} s, the nearest that was found is at {nearest:.4f} s: "
         "its timestamps do not agree with the dataset's"
     )
-
-
-def read_all(source: Pictures, frames: Sequence[tuple[int, int]]) -> Tensor:
-    """Of several frames, (index, episode) each: (n, 3, H, W) uint8."""
-    return torch.stack([source.read(index, episode) for index, episode in frames])
