@@ -174,11 +174,11 @@ def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:
 def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) -> dict[str, str | None]:
     """The dataset's key of each camera of the policy, in the policy's order: as the recipe says, else by name, and if
     no name fits, in order. A camera that is absent must be said to be so."""
-    for camera, key in config.cameras.items():
+    for camera, wanted in config.cameras.items():
         if camera not in cameras:
             raise ValueError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
-        if key != ABSENT and key not in keys:
-            raise ValueError(f"the dataset {config.id} has no camera {key!r}: {nearest(key, keys)}")
+        if wanted != ABSENT and wanted not in keys:
+            raise ValueError(f"the dataset {config.id} has no camera {wanted!r}: {nearest(wanted, keys)}")
     by_name = {key.removeprefix("observation.").removeprefix("images."): key for key in keys}
     matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
     if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):

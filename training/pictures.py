@@ -5,6 +5,7 @@ that reads. A file stays open, since opening one takes longer than decoding a sm
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,8 +125,9 @@ class PyavReader:
         self.stream.codec_context.thread_count = 1  # the workers share the cores
         self.to_rgb = VideoReformatter()
         self.failure = av.FFmpegError
+        self.tick = float(self.stream.time_base or 1)  # seconds
         self.read_on = READ_ON / float(self.stream.average_rate or 30)
-        self.frames = iter(())
+        self.frames: Iterator[Any] = iter(())
         self.last = float("inf")  # the time of the frame that was decoded last
 
     def frame(self, seconds: float) -> Tensor:
