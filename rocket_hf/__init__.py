@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_rocket import RocketForActionPrediction
     from .modeling.processing_rocket import RocketProcessor
     from .publish import export_policy
+    from .teachers.load import load_teacher
 
 HOMES = {
     "OpenVLAPolicyConfig": ".modeling.configuration_openvla",
@@ -26,6 +27,7 @@ HOMES = {
     "RocketForActionPrediction": ".modeling.modeling_rocket",
     "RocketProcessor": ".modeling.processing_rocket",
     "export_policy": ".publish",
+    "load_teacher": ".teachers.load",
 }
 __all__ = [
     "AlignmentConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "RocketProcessor",
     "SmolVLAConfig",
     "export_policy",
+    "load_teacher",
 ]
 
 

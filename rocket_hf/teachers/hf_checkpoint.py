@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from ..convert.checkpoint import read_json
 from .contract import TeacherCard
 
+Colour = tuple[float, float, float]
 # Where the configuration of a larger model has that of its vision encoder.
 PARTS = ("vision_config", "backbone_config")
 # How the tensors of Depth Anything are named beside those of its encoder alone.
@@ -19,10 +20,9 @@ UNUSED = "pooler."
 
 
 def load_vision_model(
-    folder: Path, name: str, dtype: torch.dtype, device: torch.device
+    folder: Path, config: PreTrainedConfig, name: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, list[str]]:
     """The encoder, and the names of the tensors that are no part of it."""
-    config = vision_config(folder, name)
     try:
         model, report = AutoModel.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True, key_mapping=RENAMED, output_loading_info=True
@@ -51,7 +51,7 @@ def vision_config(folder: Path, name: str) -> PreTrainedConfig:
 def vision_card(config: PreTrainedConfig, folder: Path, name: str, weights: str, licence: str) -> TeacherCard:
     values = config.to_dict()
     if lacking := [key for key in ("num_hidden_layers", "hidden_size", "patch_size") if key not in values]:
-        raise ValueError(f"{name} ({config.model_type}) is no vision transformer: it has no {lacking[0]}")
+        raise ValueError(f"{name} cannot be a teacher: its configuration ({config.model_type}) has no {lacking[0]}")
     if values.get("num_channels", 3) != 3:
         raise ValueError(f"{name} sees {values['num_channels']} channels, and cameras have 3")
     patch = one_side(values["patch_size"], name, "patch_size")
@@ -84,13 +84,14 @@ def one_side(value: Any, name: str, key: str) -> int:
     return int(sides.pop())
 
 
-def pixel_statistics(folder: Path, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(folder: Path, name: str) -> tuple[Colour, Colour]:
     """The mean and deviation by which its own image processor normalises pixels in [0, 1]."""
     files = [folder / "preprocessor_config.json", folder / "processor_config.json"]
-    settings = next((read_json(path) for path in files if path.exists()), {})
+    settings: dict[str, Any] = next((read_json(path) for path in files if path.exists()), {})
     settings = settings.get("image_processor", settings)
     if "image_mean" not in settings or "image_std" not in settings:
         raise ValueError(f"{name} has no preprocessor_config.json that says how its pixels are normalised")
     if not settings.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return tuple(settings["image_mean"]), tuple(settings["image_std"])
+    (red, green, blue), (of_red, of_green, of_blue) = settings["image_mean"], settings["image_std"]
+    return (red, green, blue), (of_red, of_green, of_blue)

@@ -8,7 +8,7 @@ Each camera is seen on its own.
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ class HFVisionTeacher(FrozenTeacher):
         super().__init__(module, card, resolution)
         parent, self.list_name = find_blocks(module, card)
         self.parent = module.get_submodule(parent)
-        blocks = self.parent.get_submodule(self.list_name)
-        self.blocks = [torch.compile(block) if compile else block for block in blocks]
+        blocks = self.parent.get_submodule(self.list_name).children()
+        self.blocks = [compiled(block) if compile else block for block in blocks]
         accepted = inspect.signature(module.forward).parameters
         self.takes_patches = "spatial_shapes" in accepted  # SigLIP 2's tower for pictures of any aspect
         self.told_to_interpolate = "interpolate_pos_encoding" in accepted
@@ -129,6 +129,11 @@ class HFVisionTeacher(FrozenTeacher):
                 "class and register tokens followed by one token for each patch, row by row"
             )
         return prefix
+
+
+def compiled(block: nn.Module) -> nn.Module:
+    """A module around it, so that what keeps its output stays outside of what is compiled."""
+    return cast(nn.Module, torch.compile(block))
 
 
 def find_blocks(module: nn.Module, card: TeacherCard) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from ..convert.checkpoint import read_json
 from .contract import Resolution
 from .frozen import FrozenTeacher
-from .hf_checkpoint import load_vision_model, vision_card
+from .hf_checkpoint import load_vision_model, vision_card, vision_config
 from .hf_vision import HFVisionTeacher
 from .licence import read_licence
 from .vggt import VggtConfig, VggtTeacher, vggt_card
@@ -49,9 +49,9 @@ def load_teacher(
     described = read_config(folder, known_as)
     place = DTYPES[dtype], torch.device(device)
     if "model_type" in described:
-        files, licence = weight_files(folder, known_as), read_licence(folder, known_as)
-        model, dropped = load_vision_model(folder, known_as, *place)
-        card = vision_card(model.config, folder, known_as, digest(files), licence)
+        settings, files = vision_config(folder, known_as), weight_files(folder, known_as)
+        card = vision_card(settings, folder, known_as, digest(files), read_licence(folder, known_as))
+        model, dropped = load_vision_model(folder, settings, known_as, *place)
         teacher: FrozenTeacher = HFVisionTeacher(model, card, resolution, compile)
     elif described.keys() >= VGGT_KEYS:
         config = VggtConfig.from_dict(described)

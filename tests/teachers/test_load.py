@@ -1,0 +1,254 @@
+"""Teachers by name: folders in the public layout, strictly; the Hub's cache; licences; a sentence for what is wrong."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import Dinov2Config, Dinov2Model
+
+from rocket_hf import load_teacher
+from rocket_hf.bench.measure import resident
+from rocket_hf.teachers.frozen import FrozenTeacher
+from rocket_hf.teachers.licence import licence_note, read_licence
+from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher
+from rocket_hf.tiny import tiny_vggt_config, write_tiny_vggt
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_tiny_vggt(tmp_path / "tiny-vggt")
+
+
+def change(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Tensors of the file replaced, added or, as None, taken away."""
+    path = folder / "model.safetensors"
+    names = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    kept = {name: tensor for name, tensor in (load_file(path) | names).items() if tensor is not None}
+    path.unlink()
+    save_file(kept, path)
+
+
+def settings(folder: Path, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def features(teacher: FrozenTeacher) -> torch.Tensor:
+    images = torch.rand(1, 2, 3, 42, 28, generator=torch.Generator().manual_seed(0))
+    return teacher.features(images, [4]).maps[4]
+
+
+def test_vggt_is_loaded_strictly_and_its_heads_are_dropped(folder):
+    teacher = load_teacher(str(folder))
+    assert isinstance(teacher, VggtTeacher) and teacher.dropped == ["camera_head.token"]
+    weights = load_file(folder / "model.safetensors")
+    by_hand = VggtAggregator(tiny_vggt_config())
+    by_hand.load_state_dict(
+        {name.removeprefix("aggregator."): value for name, value in weights.items() if "agg" in name}
+    )
+    for name, parameter in teacher.module.named_parameters():
+        assert torch.equal(parameter, by_hand.get_parameter(name))
+        assert not parameter.requires_grad
+    card = teacher.card
+    assert (card.name, card.licence, card.depth, card.width, card.image_size) == ("tiny-vggt", "apache-2.0", 4, 32, 84)
+    assert card.weights == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_public_configuration_of_three_keys_is_full_size(tmp_path):
+    (tmp_path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 1024}')
+    save_file({"aggregator.camera_token": torch.zeros(1, 2, 1, 1024)}, tmp_path / "model.safetensors")
+    assert VggtConfig.from_dict(json.loads((tmp_path / "config.json").read_text())) == VggtConfig()
+    with pytest.raises(ValueError, match=r"model.safetensors lacks aggregator\.\S+ and 1208 more tensors of a VGGT"):
+        load_teacher(str(tmp_path))
+
+
+def test_pickled_tensors_of_vggt_are_read_as_tensors_alone(folder):
+    expected = features(load_teacher(str(folder)))
+    torch.save(load_file(folder / "model.safetensors"), folder / "model.pt")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(features(load_teacher(str(folder))), expected)
+    torch.save({"aggregator.camera_token": print}, folder / "model.pt")
+    with pytest.raises(ValueError, match=r"model.pt is not a file of tensors alone, and nothing in it was executed"):
+        load_teacher(str(folder))
+
+
+def test_the_dtype_is_that_asked_for(folder):
+    teacher = load_teacher(str(folder), dtype="bfloat16")
+    assert teacher.dtype == torch.bfloat16 and features(teacher).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in teacher.module.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="the dtype of a teacher is float32 or bfloat16, not 'float16'"):
+        load_teacher(str(folder), dtype="float16")
+
+
+def test_loading_needs_the_memory_of_the_weights_once(tmp_path):
+    folder = write_tiny_vggt(tmp_path / "big", embed_dim=512)
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    before = resident("VmRSS")
+    teacher = load_teacher(str(folder), dtype="bfloat16")
+    weights = sum(2 * parameter.numel() for parameter in teacher.module.parameters())
+    # The file's own pages, which the system may take back at any time, are float32, so twice that.
+    assert resident("VmHWM") - before < 3.3 * weights
+
+
+# What is wrong is said in one sentence
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"aggregator__camera_token": None}, "lacks aggregator.camera_token and 0 more tensors of a VGGT"),
+        (
+            {"aggregator__new": torch.zeros(2)},
+            "holds aggregator.new, which is no part of a VGGT of the sizes",
+        ),
+        ({"gaussian_head__new": torch.zeros(2)}, "holds gaussian_head.new, which is no part of a VGGT"),
+        ({"aggregator__camera_token": torch.zeros(3)}, r"aggregator.camera_token in model.safetensors is \(3,\), the"),
+    ],
+)
+def test_other_tensors_are_refused_by_name(folder, tensors, sentence):
+    change(folder, **tensors)
+    with pytest.raises(ValueError, match=sentence):
+        load_teacher(str(folder))
+
+
+def test_weights_that_are_cut_off_are_refused(folder, tmp_path):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
+        load_teacher(str(folder))
+    dino(tmp_path / "dino")
+    path = tmp_path / "dino" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="the weights of dino cannot be read as a dinov2: "):
+        load_teacher(str(tmp_path / "dino"))
+
+
+def dino(folder: Path) -> Path:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}')
+    return folder
+
+
+def test_an_encoder_that_lacks_a_tensor_is_refused(tmp_path):
+    change(dino(tmp_path / "dino"), encoder__layer__1__norm1__weight=None)
+    with pytest.raises(ValueError, match=r"the weights of dino lack encoder.layer.1.norm1.weight and 0 more tensors"):
+        load_teacher(str(tmp_path / "dino"))
+    settings(tmp_path / "dino", hidden_size=24)
+    with pytest.raises(ValueError, match=r"the weights of dino cannot be read as a dinov2: "):
+        load_teacher(str(tmp_path / "dino"))
+
+
+def test_an_encoder_without_its_pixel_statistics_is_refused(tmp_path):
+    (dino(tmp_path / "dino") / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"dino has no preprocessor_config.json that says how its pixels are"):
+        load_teacher(str(tmp_path / "dino"))
+    nested = {"image_processor": {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}}
+    (tmp_path / "dino" / "processor_config.json").write_text(json.dumps(nested))
+    assert load_teacher(str(tmp_path / "dino")).card.mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"hidden": 3}, "describes no teacher: it has neither the model_type of a vision encoder"),
+        ({"model_type": "nothing"}, "is a 'nothing', an architecture that this transformers does not know"),
+        ([1], "holds no settings"),
+        ({"img_size": 84, "patch_size": 14, "embed_dim": 16, "dept": 4}, "has no key 'dept': did you mean 'depth'"),
+    ],
+)
+def test_other_configurations_are_refused(folder, config, sentence):
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=sentence):
+        load_teacher(str(folder))
+
+
+def test_missing_files_are_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"tiny-vggt has no weights that can be read safely: .* nor model.pt"):
+        load_teacher(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"tiny-vggt cannot be a teacher: it has no config.json"):
+        load_teacher(str(folder))
+
+
+# The Hub, from its cache
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_name_on_the_hub_and_a_revision(folder, hub_cache):
+    """The cache's own layout: large files lie under their SHA-256, which is not computed again."""
+    repository = hub_cache / "models--facebook--VGGT-1B"
+    for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
+        (repository / part).mkdir(parents=True)
+    (repository / "refs" / "v1").write_text(COMMIT)
+    snapshot, blob = repository / "snapshots" / COMMIT, repository / "blobs" / ("ab" * 32)
+    (folder / "config.json").rename(snapshot / "config.json")
+    (folder / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    card = load_teacher("facebook/VGGT-1B", "v1").card
+    assert (card.name, card.weights, card.licence) == ("facebook/VGGT-1B", "ab" * 32, "cc-by-nc-4.0")
+
+
+def test_a_name_that_nothing_answers_to(hub_cache):
+    with pytest.raises(ValueError, match=r"'nobody/nothing' is no folder and cannot be had from the Hub") as caught:
+        load_teacher("nobody/nothing")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_that_cannot_be_are_refused(folder):
+    with pytest.raises(ValueError, match="is neither a folder nor an id on the Hub like owner/name"):
+        load_teacher("no/such/folder")
+    with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
+        load_teacher(str(folder), revision="v1")
+
+
+# Licences
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "licence"),
+    [
+        ("license: cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("license: other\nlicense_name: dinov3-license", "dinov3-license"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("tags: [vision]", "unknown"),
+    ],
+)
+def test_the_licence_is_the_readmes(tmp_path, front_matter, licence):
+    (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\nText.\n")
+    assert read_licence(tmp_path, "some") == licence
+
+
+def test_an_unreadable_readme_is_no_licence(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(ValueError, match=r"the front matter of .*README.md cannot be read"):
+        read_licence(tmp_path, "some")
+
+
+def test_a_folder_without_a_readme_has_an_unknown_licence(tmp_path):
+    assert read_licence(tmp_path, "VGGT-1B") == "unknown"
+    assert read_licence(tmp_path, "facebook/VGGT-1B") == "cc-by-nc-4.0"
+
+
+def test_what_a_licence_means_is_one_sentence(folder):
+    card = load_teacher(str(folder)).card
+    assert licence_note(card) == ""
+    forbidden = licence_note(dataclasses.replace(card, licence="cc-by-nc-4.0"))
+    assert "tiny-vggt is under cc-by-nc-4.0, which forbids commercial use" in forbidden
+    assert "Nothing says under which licence the teacher tiny-vggt is" in licence_note(
+        dataclasses.replace(card, licence="unknown")
+    )
