@@ -103,7 +103,7 @@ def build(arguments: argparse.Namespace) -> int:
         state.process_index, state.num_processes,
     )  # fmt: skip
     if state.is_main_process:
-        if note := licence_note(teacher.card):
+        if note := licence_note(teacher.card.name, teacher.card.licence):
             print(note)
         writer.prepare()
     state.wait_for_everyone()

@@ -28,10 +28,6 @@ class TeacherCard:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    @property
-    def forbids_commercial_use(self) -> bool:
-        return "-nc" in self.licence
-
 
 @dataclass
 class Features:

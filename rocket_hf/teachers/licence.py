@@ -5,8 +5,6 @@ from pathlib import Path
 import yaml
 from huggingface_hub import metadata_load
 
-from .contract import TeacherCard
-
 UNKNOWN = "unknown"
 # Of repositories whose name alone identifies them, where a folder has come without its README.
 KNOWN = {"facebook/VGGT-1B": "cc-by-nc-4.0"}
@@ -27,16 +25,20 @@ def read_licence(folder: Path, name: str) -> str:
     return str(licence) if licence else KNOWN.get(name, UNKNOWN)
 
 
-def licence_note(card: TeacherCard) -> str:
+def licence_note(name: str, licence: str) -> str:
     """One sentence for the log of a run and for the card of what it makes; empty where there is nothing to say."""
-    if card.forbids_commercial_use:
+    if forbids_commercial_use(licence):
         return (
-            f"The teacher {card.name} is under {card.licence}, which forbids commercial use: "
+            f"The teacher {name} is under {licence}, which forbids commercial use: "
             "publish what is trained with it for non-commercial use alone, or train with another teacher."
         )
-    if card.licence == UNKNOWN:
+    if licence == UNKNOWN:
         return (
-            f"Nothing says under which licence the teacher {card.name} is: "
+            f"Nothing says under which licence the teacher {name} is: "
             "ask those who made it before you publish what is trained with it."
         )
     return ""
+
+
+def forbids_commercial_use(licence: str) -> bool:
+    return "-nc" in licence.lower()

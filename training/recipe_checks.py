@@ -1,0 +1,89 @@
+"""What a recipe says that cannot be, found before anything is loaded."""
+
+from rocket_hf.modeling.strict_config import nearest
+
+from .recipe import Recipe
+
+TRACKERS = ("trackio", "wandb", "tensorboard")
+
+
+def check_recipe(recipe: Recipe) -> None:
+    check_sources(recipe)
+    check_alignment(recipe)
+    check_numbers(recipe)
+    for tracker in recipe.run.trackers:
+        if tracker not in TRACKERS:
+            raise ValueError(f"run.trackers: there is no tracker {tracker!r}: {nearest(tracker, TRACKERS)}")
+
+
+def check_sources(recipe: Recipe) -> None:
+    if not recipe.policy:
+        raise ValueError("which policy is to be trained: pass --policy with a folder or a Hub id, or set policy")
+    if not recipe.data.datasets or not all(dataset.id for dataset in recipe.data.datasets):
+        raise ValueError("which data it is to be trained on: pass --dataset with a folder or a Hub id")
+    caches, datasets = recipe.teacher.caches, recipe.data.datasets
+    if recipe.alignment is not None and caches and len(caches) != len(datasets):
+        raise ValueError(f"teacher.caches needs one folder per dataset: {len(caches)} for {len(datasets)} datasets")
+
+
+def check_alignment(recipe: Recipe) -> None:
+    alignment = recipe.alignment
+    if alignment is None:
+        return
+    if (alignment.schedule == "constant") != (alignment.until is None):
+        raise ValueError("alignment.until, a step, is given exactly when alignment.schedule is linear or stop")
+    at_least("alignment.until", alignment.until, 1)
+    if alignment.weight <= 0:
+        raise ValueError(f"alignment.weight must be above 0, got {alignment.weight}: to leave it out set alignment=null")
+    resolution = recipe.teacher.resolution
+    if isinstance(resolution, str) and resolution not in ("camera", "teacher"):
+        raise ValueError(f"teacher.resolution is camera, teacher or a number of pixels, not {resolution!r}")
+
+
+def check_numbers(recipe: Recipe) -> None:
+    run, optimizer, schedule, data = recipe.run, recipe.optimizer, recipe.schedule, recipe.data
+    for name in ("steps", "batch_size", "log_every", "save_every", "keep", "validate_every", "validation_samples"):
+        at_least(f"run.{name}", getattr(run, name), 1)
+    at_least("run.device_batch_size", run.device_batch_size, 1)
+    at_least("run.most_skipped", run.most_skipped, 1)
+    at_least("lora.rank", recipe.lora.rank, 1)
+    at_least("schedule.warmup", schedule.warmup, 0)
+    at_least("data.workers", data.workers, 0)
+    at_least("data.prefetch", data.prefetch, 1)
+    between("data.validation", data.validation, 0, 0.999)
+    between("data.augmentation.crop_area", data.augmentation.crop_area, 0.01, 1)
+    between("run.ema", run.ema, 0, 0.9999999)
+    between("lora.dropout", recipe.lora.dropout, 0, 0.999)
+    for name in ("lr", "heads_lr", "projector_lr", "clip_norm"):
+        value = getattr(optimizer, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"optimizer.{name} must be above 0, got {value}")
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        raise ValueError(f"optimizer.betas are two numbers from 0 to below 1, got {optimizer.betas}")
+    if schedule.kind == "step" and not schedule.at:
+        raise ValueError("schedule.kind step needs schedule.at, the steps at which the learning rates fall")
+    if schedule.at and (schedule.kind != "step" or schedule.at != sorted(schedule.at)):
+        raise ValueError("schedule.at are ascending steps, and belong to schedule.kind step")
+
+
+def at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def between(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low} and {high:g}, got {value}")
+
+
+def passes(recipe: Recipe, ranks: int) -> tuple[int, int]:
+    """Samples per pass on one device, and passes per step, so that a step has `run.batch_size` samples."""
+    whole, each = recipe.run.batch_size, recipe.run.device_batch_size
+    if whole % ranks:
+        raise ValueError(f"run.batch_size={whole} cannot be shared by {ranks} processes: choose a multiple of {ranks}")
+    each = each or whole // ranks
+    if whole % (ranks * each):
+        raise ValueError(
+            f"run.batch_size={whole} is no multiple of {ranks} processes x run.device_batch_size={each}: change one"
+        )
+    return each, whole // (ranks * each)
