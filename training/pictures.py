@@ -140,7 +140,7 @@ class PyavReader:
 
     def decode(self, seconds: float) -> Any:
         if not self.last < seconds - TOLERANCE < self.last + self.read_on:
-            self.container.seek(round((seconds - TOLERANCE) / self.stream.time_base), backward=True, stream=self.stream)
+            self.container.seek(round((seconds - TOLERANCE) / self.tick), backward=True, stream=self.stream)
             self.frames = self.container.decode(self.stream)
         for frame in self.frames:
             self.last = frame.time

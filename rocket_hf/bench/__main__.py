@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     "alignment": "the alignment head against the plain way, and nested against full widths",
+    "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
     "policies": "taps against no taps, and inference against lerobot's own classes",
 }
 
