@@ -216,13 +216,13 @@ class CacheWriter:
         """As it is stored, on the CPU: (batch, layers, cameras, ...)."""
         parts = []
         for layer, found in self.features(pictures).maps.items():
-            if not found.isfinite().all():
-                raise ValueError(
-                    f"{self.teacher.card.name} gives numbers that are not finite at layer {layer} "
-                    f"for one of the frames {batch.start} to {batch.stop - 1}: try --dtype float32"
-                )
             projected = found.float() @ self.matrices[layer] if self.matrices else found
             parts.append(encode(projected, self.manifest.storage))
+            if not all(stored.isfinite().all() for stored in parts[-1].values()):
+                raise ValueError(
+                    f"{self.teacher.card.name} gives numbers that are not finite, or too large to store, at layer "
+                    f"{layer} for one of the frames {batch.start} to {batch.stop - 1}: try --dtype float32"
+                )
         return {name: torch.stack([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
 
     def show(self, bar: tqdm, rows_in_work: int = 0) -> int:

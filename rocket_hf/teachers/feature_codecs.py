@@ -21,9 +21,8 @@ def encode(features: Tensor, storage: Storage) -> dict[str, Tensor]:
     if storage == "bf16":
         return {"features": features.to(torch.bfloat16)}
     features = features.float()
-    scales = (features.abs().amax(dim=-1) / STEPS).half()
-    steps = scales.float().clamp_min(SMALLEST_SCALE)
-    codes = (features / steps[..., None]).round().clamp(-STEPS, STEPS).to(torch.int8)
+    scales = (features.abs().amax(dim=-1) / STEPS).clamp_min(SMALLEST_SCALE).half()
+    codes = (features / scales.float()[..., None]).round().clamp(-STEPS, STEPS).to(torch.int8)
     return {"codes": codes, "scales": scales}
 
 
