@@ -15,7 +15,7 @@ from torch import Tensor
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
-from rocket_hf.teachers.lerobot_frames import colour_cameras, dataset_fingerprint
+from rocket_hf.teachers.dataset_identity import colour_cameras, dataset_fingerprint
 
 from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
 from .pictures import Pictures, StoredPictures, VideoPictures
@@ -45,21 +45,13 @@ class RobotDataset:
         self.actions = vectors(config, columns[config.action], policy.action_dim, "action")
         self.task_numbers = torch.from_numpy(columns["task_index"].astype(np.int32))
         self.check_numbers()
-        self.sources = self.open_sources(files, columns)
+        keys = [key for key in self.camera_keys.values() if key]
+        self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"])
 
     def read_numbers(self, config: DatasetConfig, policy: RocketConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
         names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
         columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
-        episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
-        if not (
-            len(episodes) == len(columns["index"])
-            and np.array_equal(columns["index"], np.arange(len(episodes)))
-            and np.array_equal(columns["episode_index"], episodes)
-        ):
-            raise ValueError(
-                f"the dataset {config.id} is incomplete or out of order: its data files do not hold the "
-                f"{len(episodes)} frames that meta/episodes names"
-            )
+        check_frames(files, columns["index"], columns["episode_index"])
         if columns["task_index"].max() >= len(files.tasks):
             raise ValueError(f"the dataset {config.id} names a task that meta/tasks.parquet does not have")
         return columns
@@ -73,31 +65,6 @@ class RobotDataset:
                         f"the {what} of {self.id} is not finite at {self.name(index)}: "
                         "mend it, or leave the episode out by datasets.episodes"
                     )
-
-    def open_sources(self, files: DatasetFiles, columns: dict[str, np.ndarray]) -> dict[str, Pictures]:
-        """Where the pictures of each camera come from. The videos that are needed are downloaded."""
-        keys = [key for key in self.camera_keys.values() if key]
-        stored = [key for key in keys if key in files.meta.image_keys]
-        arrow_files = arrow_cache(files, stored) if stored else []
-        sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
-        for key in keys:
-            if key in files.meta.video_keys:
-                videos, file_of_episode = files.video_files(key)
-                videos_used = [videos[number] for number in sorted(set(file_of_episode[self.episodes].tolist()))]
-                self.require_videos(files, videos_used)
-                starts = files.of_episodes(f"videos/{key}/from_timestamp")
-                sources[key] = VideoPictures(
-                    [str(file) for file in videos], file_of_episode, starts, columns["timestamp"]
-                )
-        return sources
-
-    def require_videos(self, files: DatasetFiles, videos: Sequence[Path]) -> None:
-        names = [file.relative_to(files.root).as_posix() for file in videos]
-        if self.revision != LOCAL:
-            download(files.id, names)
-        for file, name in zip(videos, names, strict=True):
-            if not file.is_file():
-                raise ValueError(f"the dataset {self.id} lacks the video {name}: copy or record it again")
 
     def __len__(self) -> int:
         """All frames of the dataset, of the episodes that are not chosen too."""
@@ -158,6 +125,42 @@ class RobotDataset:
             torch.stack([self.picture(camera, index, self.episode_of(index)) for index in indices])
             for camera in self.camera_keys
         ]
+
+
+def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarray) -> None:
+    """That the rows of the data files are the frames of the episodes, in order."""
+    episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
+    if not (np.array_equal(index, np.arange(len(episodes))) and np.array_equal(episode_index, episodes)):
+        raise ValueError(
+            f"the dataset {files.id} is incomplete or out of order: its data files do not hold the "
+            f"{len(episodes)} frames that meta/episodes names"
+        )
+
+
+def open_sources(
+    files: DatasetFiles, revision: str, keys: Sequence[str], episodes: Sequence[int], timestamps: np.ndarray
+) -> dict[str, Pictures]:
+    """Where the pictures of each camera come from. The videos of these episodes are downloaded."""
+    stored = [key for key in keys if key in files.meta.image_keys]
+    arrow_files = arrow_cache(files, stored) if stored else []
+    sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
+    for key in keys:
+        if key in files.meta.video_keys:
+            videos, file_of_episode = files.video_files(key)
+            used = sorted(set(file_of_episode[list(episodes)].tolist()))
+            require_videos(files, revision, [videos[number] for number in used])
+            starts = files.of_episodes(f"videos/{key}/from_timestamp")
+            sources[key] = VideoPictures([str(file) for file in videos], file_of_episode, starts, timestamps)
+    return sources
+
+
+def require_videos(files: DatasetFiles, revision: str, videos: Sequence[Path]) -> None:
+    names = [file.relative_to(files.root).as_posix() for file in videos]
+    if revision != LOCAL:
+        download(files.id, names)
+    for file, name in zip(videos, names, strict=True):
+        if not file.is_file():
+            raise ValueError(f"the dataset {files.id} lacks the video {name}: copy or record it again")
 
 
 def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:

@@ -86,14 +86,14 @@ def build(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
-    from rocket_hf.teachers.lerobot_frames import LeRobotFrames
     from rocket_hf.teachers.licence import licence_note
     from rocket_hf.teachers.load import load_teacher
+    from rocket_hf.training.dataset_frames import DatasetFrames
 
     state = PartialState(cpu=arguments.device == "cpu")
     device = torch.device(arguments.device) if arguments.device else state.device
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    frames = LeRobotFrames(arguments.dataset, arguments.cameras)
+    frames = DatasetFrames(arguments.dataset, arguments.cameras)
     name, _, revision = arguments.teacher.partition("@")
     teacher = load_teacher(name, revision or None, arguments.resolution, dtype, device, arguments.compile)
     layers = chosen_layers(arguments.layers, teacher)

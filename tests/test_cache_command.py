@@ -1,0 +1,230 @@
+"""`rocket-hf cache` on a real LeRobot dataset, with a tiny VGGT in the public layout."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from rocket_hf.commands import main
+from rocket_hf.teachers.cache_manifest import Manifest
+from rocket_hf.teachers.cache_shards import shard_path
+from rocket_hf.teachers.dataset_identity import dataset_fingerprint, picture_size
+from rocket_hf.teachers.feature_cache import FeatureCache
+from rocket_hf.teachers.load import load_teacher
+from rocket_hf.teachers.scene import scene_pictures
+from rocket_hf.tiny import write_tiny_vggt
+from rocket_hf.tiny_dataset import write_tiny_dataset
+from rocket_hf.training.dataset_frames import DatasetFrames
+
+pytestmark = pytest.mark.needs_lerobot
+
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "robot", episodes=2, frames=4)
+
+
+@pytest.fixture(scope="module")
+def vggt(tmp_path_factory) -> Path:
+    return write_tiny_vggt(tmp_path_factory.mktemp("teachers") / "vggt", licence="cc-by-nc-4.0")
+
+
+def arguments(dataset: Path, vggt: Path, out: Path, *more: str) -> list[str]:
+    command = ["cache", "build", str(dataset), "--teacher", str(vggt), "--out", str(out), "--device", "cpu"]
+    return [*command, "--workers", "0", "--layers", "2,-1", *more]
+
+
+@pytest.fixture(scope="module")
+def built(dataset, vggt, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("caches") / "built"
+    assert main(arguments(dataset, vggt, out, "--storage", "int8")) == 0
+    return out
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_frames_are_those_that_lerobot_reads(dataset):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    theirs, ours = LeRobotDataset("local/robot", root=dataset), DatasetFrames(str(dataset))
+    assert len(ours) == len(theirs) == 9
+    assert ours.sizes == {FRONT: (48, 64), WRIST: (32, 32)}
+    for index in (0, 3, 4, 8):
+        frame = theirs[index]
+        assert frame["index"] == index
+        for camera, picture in zip(ours.sizes, ours.pictures([index]), strict=True):
+            torch.testing.assert_close(picture[0] / 255, frame[camera])
+    assert ours.fingerprint == dataset_fingerprint(theirs.meta)
+
+
+def test_a_dataset_that_was_recorded_again_has_another_fingerprint(dataset, tmp_path):
+    again = write_tiny_dataset(tmp_path / "robot", episodes=2, frames=4, seed=1)
+    assert DatasetFrames(str(again)).fingerprint != DatasetFrames(str(dataset)).fingerprint
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    assert DatasetFrames(str(copy), [WRIST]).fingerprint == DatasetFrames(str(dataset)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [([4, 6, 3], ["height", "width", "channels"]), ([3, 4, 6], ["channel", "height", "width"]), ([4, 6, 3], None)],
+)
+def test_pictures_have_one_size_however_it_is_written(shape, names):
+    assert picture_size(shape, names) == (4, 6)
+
+
+def test_every_frame_is_cached_as_the_teacher_sees_it(built, dataset, vggt):
+    cache, frames = FeatureCache(built), DatasetFrames(str(dataset))
+    cache.check("robot", "local", frames.fingerprint)
+    teacher = load_teacher(str(vggt))
+    live = teacher.features(scene_pictures(frames.pictures(range(9)), teacher), [2, -1])
+    found = cache.decode(torch.utils.data.default_collate([cache.read(index) for index in range(9)]))
+    assert found.grid == live.grid == (3, 5)
+    for layer in (2, -1):
+        assert torch.cosine_similarity(found.maps[layer], live.maps[layer], dim=-1).mean() >= 0.999
+
+
+def test_info_says_what_is_there_and_what_is_not(built, capsys, tmp_path):
+    assert main(["cache", "info", str(built)]) == 0
+    printed = capsys.readouterr().out
+    for said in (
+        f"cameras     {FRONT}, {WRIST}",
+        "licence     cc-by-nc-4.0",
+        "layers      2, -1 of 4",
+        "9 of 9, in 1 of 1",
+    ):
+        assert said in printed
+    half = shutil.copytree(built, tmp_path / "half")
+    shard_path(half, 0).unlink()
+    assert main(["cache", "info", str(half)]) == 0
+    assert "0 of 9, in 0 of 1 shards" in capsys.readouterr().out
+
+
+def test_verify_names_the_shard_that_is_corrupt(built, capsys, tmp_path):
+    assert main(["cache", "verify", str(built)]) == 0
+    copy = shutil.copytree(built, tmp_path / "copy")
+    content = bytearray(shard_path(copy, 0).read_bytes())
+    content[-1] ^= 1
+    shard_path(copy, 0).write_bytes(content)
+    assert main(["cache", "verify", str(copy)]) == 2
+    printed = capsys.readouterr()
+    assert str(shard_path(copy, 0)) in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_build_says_the_licence_the_disk_the_variance_and_how_to_go_on(dataset, vggt, tmp_path, capsys):
+    out = tmp_path / "projected"
+    more = ["--storage", "projected", "--width", "8", "--cameras", WRIST, "--grid", "1x2", "--resolution", "84"]
+    assert main(arguments(dataset, vggt, out, *more)) == 0
+    printed = capsys.readouterr().out
+    assert "The teacher vggt is under cc-by-nc-4.0, which forbids commercial use" in printed
+    assert "disk       " in printed and "free" in printed
+    kept = FeatureCache(out).manifest.kept
+    assert [f"8 of 32 dimensions keep {share:.2%} of the variance" in printed for share in kept] == [True, True]
+    assert printed.splitlines()[-1].endswith(f"--set teacher.caches=[{out}]")
+    manifest = Manifest.load(out)
+    assert (manifest.cameras, manifest.grid, manifest.input_size) == ((WRIST,), (1, 2), (84, 84))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--layers", "9"], "layer 9 does not exist"),
+        (["--cameras", "observation.images.frond"], f"did you mean '{FRONT}'"),
+        (["--storage", "projected", "--width", "64"], "width must lie in 1..32"),
+        (["--resolution", "best"], "resolution must be"),
+        (["--teacher", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(dataset, vggt, tmp_path, capsys, change, sentence):
+    assert main(arguments(dataset, vggt, tmp_path / "out", *change)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_dataset_is_refused(vggt, tmp_path, capsys):
+    assert main(arguments(tmp_path, vggt, tmp_path / "out")) == 2
+    assert "is no LeRobot dataset" in capsys.readouterr().err
+
+
+def test_another_teacher_than_vggt_needs_its_layers_named(tmp_path, dataset, capsys):
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    pixels = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(pixels))
+    command = ["cache", "build", str(dataset), "--teacher", str(tmp_path / "dino"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu", "--workers", "0"]) == 2
+    assert "name the layers of dino to store, of 1..2: --layers" in capsys.readouterr().err
+    assert main([*command, "--device", "cpu", "--workers", "0", "--layers", "1,2"]) == 0
+
+
+# Several processes
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_as_rank(rank: int, port: int, command: Sequence[str]) -> None:
+    """What `accelerate launch --cpu` sets for its processes."""
+    PartialState._reset_state()
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    sys.exit(main(list(command)))
+
+
+def test_two_ranks_write_the_files_that_one_process_writes(built, dataset, vggt, tmp_path):
+    if tqdm.monitor:  # a thread, which a fork must not interrupt
+        tqdm.monitor.exit()
+        tqdm.monitor = None
+    port, command = free_port(), arguments(dataset, vggt, tmp_path / "out", "--storage", "int8")
+    ranks = [
+        multiprocessing.get_context("fork").Process(target=run_as_rank, args=(rank, port, command)) for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert files_of(tmp_path / "out") == files_of(built)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it(built, dataset, vggt, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--main_process_port", str(free_port()), "-m", "rocket_hf.commands"]
+    command += arguments(dataset, vggt, tmp_path / "out", "--storage", "int8")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished ") == 1
+    assert files_of(tmp_path / "out") == files_of(built)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 9
