@@ -51,6 +51,11 @@ class RocketProcessor(ProcessorMixin):
         self._action = Normalizer("action", action_dim, action_normalization, self.statistics.get("action", {}))
 
     @classmethod
+    def from_pretrained(cls, *args: Any, trust_remote_code: bool = False, **kwargs: Any) -> Self:
+        """Like transformers', but who has this class at hand is not asked whether to run the code beside the weights."""
+        return super().from_pretrained(*args, trust_remote_code=trust_remote_code, **kwargs)
+
+    @classmethod
     def for_config(
         cls, config: RocketConfig, tokenizer: PreTrainedTokenizerBase, statistics: dict[str, Statistics], **changes: Any
     ) -> Self:
@@ -155,15 +160,14 @@ class RocketProcessor(ProcessorMixin):
         ]
 
     def tokenize(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-        encoded = self.tokenizer(
-            prompts, padding="max_length", max_length=self.max_prompt_length, padding_side="right", return_tensors="pt"
-        )
-        if (length := encoded["input_ids"].shape[1]) > self.max_prompt_length:
+        encoded = self.tokenizer(prompts, padding="max_length", max_length=self.max_prompt_length, padding_side="right")
+        length, longest = max((len(row), prompt) for row, prompt in zip(encoded["input_ids"], prompts, strict=True))
+        if length > self.max_prompt_length:
             raise ValueError(
                 f"a prompt has {length} tokens, max_prompt_length is {self.max_prompt_length}: shorten the task "
-                f"({prompts[0][:60]!r} ...) or raise max_prompt_length"
+                f"({longest[:60]!r} ...) or raise max_prompt_length"
             )
-        return {key: encoded[key].to(device) for key in ("input_ids", "attention_mask")}
+        return {key: torch.tensor(encoded[key], device=device) for key in ("input_ids", "attention_mask")}
 
 
 def require_samples(what: str, value: Sequence[Any] | Tensor, count: int) -> None:

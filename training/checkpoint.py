@@ -87,7 +87,9 @@ class Checkpoints:
                 failure = [str(error)]
         if reason := "".join(gather_object(failure)):
             last = f"the checkpoint of step {self.steps()[-1]} is whole" if self.steps() else "there is no earlier one"
-            raise OSError(f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {last}")
+            raise OSError(
+                f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {last}"
+            )
         return self.path(progress.step)
 
     def write(self, progress: Progress, files: Mapping[str, dict[str, Tensor]]) -> None:
@@ -98,7 +100,9 @@ class Checkpoints:
         try:
             for name, tensors in files.items():
                 if tensors:
-                    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors")
+                    save_file(
+                        {key: tensor.contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors"
+                    )
             (partial / STATE).write_text(json.dumps(asdict(progress)))
             for path in [*partial.iterdir(), partial]:
                 to_disk(path)
@@ -142,7 +146,9 @@ def read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove {folder.name} to resume from an earlier one") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): remove {folder.name} to resume from an earlier one"
+        ) from error
 
 
 def whole(tensor: Tensor) -> Tensor:

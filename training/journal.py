@@ -15,10 +15,15 @@ from torch import Tensor
 
 
 class Journal:
-    """Only the main process writes; the others' `flush` still says what became of their steps."""
+    """Only the main process has a path and writes; what the others measured is averaged with it by `reduce`."""
 
-    def __init__(self, path: Path | None, track: Callable[[dict[str, float], int], None]):
-        self.path, self.track = path, track
+    def __init__(
+        self,
+        path: Path | None,
+        track: Callable[[dict[str, float], int], None],
+        reduce: Callable[[Tensor], Tensor],
+    ):
+        self.path, self.track, self.reduce = path, track, reduce
         self.steps: list[tuple[int, dict[str, Any]]] = []
 
     def add(self, step: int, **values: Any) -> None:
@@ -28,7 +33,8 @@ class Journal:
     def flush(self) -> list[dict[str, Any]]:
         """Writes the steps since the last time, and returns them with plain numbers in place of tensors."""
         tensors = [value for _, values in self.steps for value in values.values() if isinstance(value, Tensor)]
-        numbers = iter(torch.stack([value.detach().float().reshape(()) for value in tensors]).tolist() if tensors else [])
+        stacked = [value.detach().float().reshape(()) for value in tensors]
+        numbers = iter(self.reduce(torch.stack(stacked)).tolist() if stacked else [])
         records = []
         for step, values in self.steps:
             plain = {name: next(numbers) if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -59,10 +59,10 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Sets the rates of a step from the ones that the groups began with, and returns them by group."""
+    """Sets the rates of a step from the ones that the groups began with, and returns them by "rate/GROUP"."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+    return {f"rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
 
 
 def alignment_weight(alignment: AlignmentRecipe | None, step: int) -> float:

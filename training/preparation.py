@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.contract import Batch, unit_range
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
@@ -20,8 +21,10 @@ HANDED_ON = (
 
 
 class Preparation:
-    def __init__(self, processor: RocketProcessor, targets: TargetSource | None, device: torch.device):
-        self.processor, self.targets, self.device = processor, targets, device
+    def __init__(
+        self, config: RocketConfig, processor: RocketProcessor, targets: TargetSource | None, device: torch.device
+    ):
+        self.config, self.processor, self.targets, self.device = config, processor, targets, device
 
     def student(self, raw: RobotBatch) -> tuple[Batch, list[Tensor], Tensor | None]:
         """The model's batch, the augmented pictures by camera, and where they came from: (B, V, 2, 3) or None."""
@@ -45,3 +48,11 @@ class Preparation:
 
     def teacher(self, raw: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets | None:
         return None if self.targets is None else self.targets(raw, pictures, warp)
+
+    def no_targets(self, batch: Batch) -> Targets | None:
+        """Zeros, for steps in which alignment counts nothing: the head passes over them, and the teacher rests."""
+        if self.targets is None:
+            return None
+        rows, columns = self.config.policy_config.image_grid
+        shape = (*batch["camera_mask"].shape, rows * columns, self.targets.width)
+        return {layer: torch.zeros(shape, device=self.device) for layer in self.config.alignment.teacher_layers}

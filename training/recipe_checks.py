@@ -34,7 +34,9 @@ def check_alignment(recipe: Recipe) -> None:
         raise ValueError("alignment.until, a step, is given exactly when alignment.schedule is linear or stop")
     at_least("alignment.until", alignment.until, 1)
     if alignment.weight <= 0:
-        raise ValueError(f"alignment.weight must be above 0, got {alignment.weight}: to leave it out set alignment=null")
+        raise ValueError(
+            f"alignment.weight must be above 0, got {alignment.weight}: to leave it out set alignment=null"
+        )
     resolution = recipe.teacher.resolution
     if isinstance(resolution, str) and resolution not in ("camera", "teacher"):
         raise ValueError(f"teacher.resolution is camera, teacher or a number of pixels, not {resolution!r}")

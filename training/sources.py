@@ -125,10 +125,12 @@ def open_targets(
     if teacher.caches:
         caches = open_caches(recipe, datasets, layers)
         first = caches[0].manifest
-        return caches, CachedTargets(caches[0], registration, DTYPES[teacher.dtype]), [licence_note(first.teacher, first.licence)]
-    live = load_teacher(
-        teacher.name, teacher.revision, teacher.resolution, teacher.dtype, device, teacher.compile
-    )
+        return (
+            caches,
+            CachedTargets(caches[0], registration, DTYPES[teacher.dtype]),
+            [licence_note(first.teacher, first.licence)],
+        )
+    live = load_teacher(teacher.name, teacher.revision, teacher.resolution, teacher.dtype, device, teacher.compile)
     return None, LiveTargets(live, layers, registration), [licence_note(live.card.name, live.card.licence)]
 
 
@@ -137,16 +139,22 @@ def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[i
     for folder, dataset in zip(recipe.teacher.caches, datasets, strict=True):
         keys = [key for key in dataset.camera_keys.values() if key]
         if len(keys) != len(dataset.camera_keys):
-            raise ValueError(f"the dataset {dataset.id} lacks a camera, so its features cannot come from {folder}: leave teacher.caches out")
+            raise ValueError(
+                f"the dataset {dataset.id} lacks a camera, so its features cannot come from {folder}: leave teacher.caches out"
+            )
         cache = FeatureCache(folder, keys, layers)
         cache.check(dataset.id, dataset.revision, dataset.fingerprint)
         caches.append(cache)
     first = caches[0].manifest
     for cache in caches[1:]:
         if (cache.grid, cache.storage, cache.width) != (caches[0].grid, caches[0].storage, caches[0].width):
-            raise ValueError(f"{cache.folder} and {caches[0].folder} differ in grid, storage or width: build them alike")
+            raise ValueError(
+                f"{cache.folder} and {caches[0].folder} differ in grid, storage or width: build them alike"
+            )
         if cache.manifest.weights != first.weights or cache.storage == "projected":
-            raise ValueError(f"{cache.folder} and {caches[0].folder} are of different teachers or projections: build them alike")
+            raise ValueError(
+                f"{cache.folder} and {caches[0].folder} are of different teachers or projections: build them alike"
+            )
     return caches
 
 

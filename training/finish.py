@@ -1,0 +1,53 @@
+"""What a run leaves behind: the policy, ready to be used; and the batch that it failed on."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rocket_hf.publish import export_policy
+
+from .checkpoint import whole
+from .run import POLICY, Run
+from .trainable import merged_weights, policy_of
+
+
+def export(run: Run) -> str:
+    """Writes the policy without its alignment head, LoRA merged, and says where it is."""
+    folder = run.out / POLICY
+    if run.average is not None:
+        run.average.swap(run.policy)
+    weights = {name: whole(tensor) for name, tensor in merged_weights(run.policy).items()}
+    if run.average is not None:
+        run.average.swap(run.policy)
+    if run.accelerator.is_main_process:
+        replace_former(folder)
+        export_policy(policy_of(run.policy.config, weights), run.processor, folder)
+    run.accelerator.wait_for_everyone()
+    return f"the policy is in {folder}, the last checkpoint is {run.checkpoints.path(run.progress.step)}"
+
+
+def replace_former(folder: Path) -> None:
+    """An earlier end of the same run wrote it; it is kept beside until the new one is there."""
+    if folder.exists():
+        number = 1
+        while (kept := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
+            number += 1
+        folder.rename(kept)
+
+
+def save_batches(run: Run, batches: list[Any]) -> Path:
+    """The batches of one step, as the workers made them, for whoever looks into why their loss is not finite."""
+    step = f"{run.progress.step:08d}.rank{run.accelerator.process_index}"
+    path = run.out / f"not-finite-{step}.safetensors"
+    tensors: dict[str, Tensor] = {}
+    for number, batch in enumerate(batches):
+        for key, value in batch.items():
+            parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+            tensors |= {f"{number}.{key}.{name}": part for name, part in parts}
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{key}"] = value
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path

@@ -1,0 +1,184 @@
+"""A run put together from its recipe: model, optimizer, data, targets, checkpoints, journal. `train.py` has the loop."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
+from .batches import RobotBatch
+from .checkpoint import Checkpoints, Progress
+from .journal import Journal, Times
+from .loader import RobotLoader, make_loader
+from .optimization import MovingAverage, make_optimizer
+from .placement import place
+from .preparation import Preparation
+from .recipe import AugmentationConfig, Recipe
+from .recipe_checks import passes
+from .recipe_files import differences, read_recipe, write_recipe
+from .sources import Sources, load_policy, open_sources
+from .trainable import make_trainable
+
+RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
+
+# What may change when a run is resumed; all else would make it another run.
+MAY_CHANGE = (
+    "run.steps", "run.log_every", "run.save_every", "run.keep", "run.trackers", "run.device_batch_size", "run.compile",
+    "run.gradient_checkpointing", "run.most_skipped", "data.workers", "data.prefetch",
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    recipe: Recipe
+    out: Path
+    accelerator: Accelerator
+    model: nn.Module  # as it is called: the policy, or DDP around it
+    policy: RocketForActionPrediction
+    processor: RocketProcessor
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    preparation: Preparation
+    batches: Iterator[RobotBatch]
+    passes: int  # per step
+    validation: RobotLoader | None
+    checkpoints: Checkpoints
+    journal: Journal
+    times: Times
+    progress: Progress = field(default_factory=Progress)
+    recent: list[RobotBatch] = field(default_factory=list)  # those whose losses nobody has looked at yet
+
+    def next_batches(self) -> list[RobotBatch]:
+        return list(islice(self.batches, self.passes))
+
+
+def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
+    last = claim_folder(recipe, out, resume, accelerator)
+    sources = shared_sources(recipe, accelerator)
+    if accelerator.is_main_process:
+        for note in filter(None, sources.notes):
+            accelerator.print(f"note: {note}")
+    each, count = passes(recipe, accelerator.num_processes)
+    policy = load_policy(sources, recipe)
+    make_trainable(policy, recipe)
+    arrange(policy, recipe)
+    model = place(accelerator, policy)
+    optimizer = make_optimizer(policy, recipe.optimizer)
+    average = MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None
+    checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
+    progress = Progress()
+    if last is not None:
+        progress = checkpoints.load(last, accelerator, policy, optimizer, average)
+    return Run(
+        recipe=recipe,
+        out=out,
+        accelerator=accelerator,
+        model=model.train(),
+        policy=policy,
+        processor=sources.processor,
+        optimizer=optimizer,
+        average=average,
+        preparation=Preparation(sources.config, sources.processor, sources.targets, accelerator.device),
+        batches=iter(training_loader(sources, recipe, accelerator, each, progress.step)),
+        passes=count,
+        validation=validation_loader(sources, recipe, accelerator, each),
+        checkpoints=checkpoints,
+        journal=open_journal(out, accelerator, progress),
+        times=Times(accelerator.device),
+        progress=progress,
+    )
+
+
+def claim_folder(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> int | None:
+    """Makes the run's folder, or finds the step to go on from in one that is there."""
+    written = out / RECIPE
+    steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
+    if resume and not written.is_file():
+        raise ValueError(f"there is no run in {out} to resume: leave --resume out to begin one")
+    if written.is_file() and resume:
+        changed = [key for key in differences(read_recipe(str(written)), recipe) if key not in MAY_CHANGE]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} differ from the run in {out}: give them as {written} has them")
+    elif written.is_file() or (out.exists() and any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        fresh = written.with_suffix(".tmp")
+        write_recipe(recipe, fresh)
+        fresh.replace(written)
+    return steps[-1] if resume and steps else None
+
+
+def shared_sources(recipe: Recipe, accelerator: Accelerator) -> Sources:
+    """The main process first, so that what has to be fetched or indexed is done once."""
+    with accelerator.main_process_first():
+        return open_sources(recipe, accelerator.device)
+
+
+def arrange(policy: RocketForActionPrediction, recipe: Recipe) -> None:
+    if recipe.run.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.run.compile:
+        for layer in policy.policy.get_submodule("layers"):
+            layer.compile()
+
+
+def training_loader(sources: Sources, recipe: Recipe, accelerator: Accelerator, each: int, step: int) -> RobotLoader:
+    size = recipe.run.batch_size
+    return make_loader(
+        sources.datasets,
+        sources.order,
+        sources.processor,
+        sources.config,
+        recipe.data,
+        recipe.run.seed,
+        each,
+        accelerator.process_index,
+        accelerator.num_processes,
+        step * size,
+        recipe.run.steps * size,
+        sources.caches,
+    )
+
+
+def validation_loader(sources: Sources, recipe: Recipe, accelerator: Accelerator, each: int) -> RobotLoader | None:
+    """Held-out frames as they are, as many on each rank; in this process, since it runs now and then."""
+    ranks = accelerator.num_processes
+    if sources.held_out is None or len(sources.held_out) < ranks:
+        return None
+    each = min(each, len(sources.held_out) // ranks)
+    total = len(sources.held_out) // (each * ranks) * each * ranks
+    plain = replace(recipe.data, augmentation=AugmentationConfig(), workers=0)
+    return make_loader(
+        sources.datasets,
+        sources.held_out,
+        sources.processor,
+        sources.config,
+        plain,
+        recipe.run.seed,
+        each,
+        accelerator.process_index,
+        ranks,
+        0,
+        total,
+    )
+
+
+def open_journal(out: Path, accelerator: Accelerator, progress: Progress) -> Journal:
+    def mean_over_ranks(numbers: Tensor) -> Tensor:
+        return accelerator.reduce(numbers, "mean")
+
+    def track(values: dict[str, Any], step: int) -> None:
+        accelerator.log(values, step=step)
+
+    journal = Journal(out / JOURNAL if accelerator.is_main_process else None, track, mean_over_ranks)
+    journal.forget_after(progress.step)
+    return journal

@@ -1,0 +1,223 @@
+"""Trains a policy from LeRobot datasets, aligned with a 3D vision model or not: everything is in the recipe.
+
+    accelerate launch training/train.py --recipe rocket --policy you/base --dataset you/robot-data
+
+The loop is `train`, one step of it `training_step`, and the losses are the model's: modeling/modeling_rocket.py.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import logging
+
+from rocket_hf.training.dry_run import describe
+from rocket_hf.training.finish import export, save_batches
+from rocket_hf.training.optimization import alignment_weight, gradient_norm, rate_factor, set_rates, skip_if_not_finite
+from rocket_hf.training.placement import gradients_averaged
+from rocket_hf.training.recipe import Recipe, RunConfig
+from rocket_hf.training.recipe_checks import check_recipe
+from rocket_hf.training.recipe_files import read_recipe
+from rocket_hf.training.run import Run, open_run
+from rocket_hf.training.validation import validate
+
+Losses = dict[str, Tensor]
+
+
+def train(run: Run) -> None:
+    recipe, progress, steps = run.recipe, run.progress, run.recipe.run.steps
+    stopping = StopSignal(run.accelerator)
+    hidden = not run.accelerator.is_main_process or None  # None: hidden where nobody looks at a terminal
+    bar = tqdm(total=steps, initial=progress.step, desc=recipe.name, disable=hidden)
+    since = time.perf_counter()
+    while progress.step < steps:
+        rates = set_rates(run.optimizer, rate_factor(recipe.schedule, progress.step, steps))
+        weight = alignment_weight(recipe.alignment, progress.step)
+        with run.times("data"):
+            batches = run.next_batches()
+
+        losses, norm, skipped = training_step(run, batches, weight)
+
+        progress.step += 1
+        bar.update()
+        run.recent += batches
+        run.journal.add(
+            progress.step, **losses, gradient_norm=norm, skipped=skipped, alignment_weight=weight, **rates,
+            **run.times.take(),
+        )  # fmt: skip
+        due = due_after(progress.step, recipe.run)
+        if not due and not stopping.here_alone():
+            continue
+        since = look(run, since, bar)
+        stop = stopping.anywhere()
+        if "validate" in due:
+            validate(run)
+        if "save" in due or stop:
+            run.checkpoints.save(run.accelerator, run.policy, run.optimizer, run.average, progress)
+        if stop:
+            raise KeyboardInterrupt(f"stopped by a signal after step {progress.step}: --resume goes on from there")
+    bar.close()
+
+
+def due_after(step: int, config: RunConfig) -> set[str]:
+    """What is to be done after a step; any of it is a moment to look at the losses."""
+    every = {"look": config.log_every, "validate": config.validate_every, "save": config.save_every}
+    return {what for what, count in every.items() if step % count == 0 or step == config.steps}
+
+
+def training_step(run: Run, batches: list[Any], weight: float) -> tuple[Losses, Tensor, Tensor]:
+    """One step of the optimizer: forward and backward for each batch, then the update, unless it is not finite."""
+    losses: list[Losses] = []
+    for number, raw in enumerate(batches, start=1):
+        with gradients_averaged(run.model, last=number == len(batches)):
+            losses.append(forward_backward(run, raw, weight, len(batches)))
+    with run.times("optimizer"):
+        parameters = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
+        norm = gradient_norm(parameters, run.recipe.optimizer.clip_norm)
+        skipped = skip_if_not_finite(run.optimizer, norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        if run.average is not None:
+            run.average.update(run.policy)
+    means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+    return means, norm, skipped
+
+
+def forward_backward(run: Run, raw: Any, weight: float, passes: int) -> Losses:
+    """The named losses of one pass; their weighted sum goes backward."""
+    with run.times("data"):
+        batch, pictures, warp = run.preparation.student(raw)
+    with run.times("teacher"):
+        targets = run.preparation.teacher(raw, pictures, warp) if weight else run.preparation.no_targets(batch)
+    with run.times("student"):
+        with run.accelerator.autocast():
+            losses = run.model(**batch, targets=targets)
+        total = weighted_sum(losses, weight)
+        run.accelerator.backward(total / passes)
+    return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
+
+
+def weighted_sum(losses: Losses, alignment_weight: float) -> Tensor:
+    """ROCKET, eq. 4: the action losses, and lambda times the mean of the alignment losses of all pairs."""
+    action = [loss for name, loss in losses.items() if name.startswith("action/")]
+    alignment = [loss for name, loss in losses.items() if name.startswith("alignment/")]
+    total = torch.stack(action).sum()
+    return total + alignment_weight * torch.stack(alignment).mean() if alignment else total
+
+
+def look(run: Run, since: float, bar: tqdm) -> float:
+    """Writes the steps since the last look, and stops the run if too many of them in a row were not finite."""
+    records = run.journal.flush()
+    now = time.perf_counter()
+    speed = len(records) * run.recipe.run.batch_size / (now - since) if records else 0.0
+    written = []
+    for record, raw in zip(records, batches_of_steps(run), strict=True):
+        run.progress.skipped_in_row = run.progress.skipped_in_row + 1 if record["skipped"] else 0
+        run.progress.skipped += bool(record["skipped"])
+        if record["skipped"]:
+            written.append({"step": record["step"], "skipped_samples": sample_names(raw)})
+        if run.progress.skipped_in_row >= run.recipe.run.most_skipped:
+            path = save_batches(run, raw)
+            raise ValueError(
+                f"{run.progress.skipped_in_row} steps in a row had no finite loss, the last is step {record['step']}: "
+                f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
+            )
+    run.recent.clear()
+    if records:
+        memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
+        written.append({"step": records[-1]["step"], "samples_per_second": round(speed, 3)} | memory)
+        bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
+    run.journal.write(written)
+    return now
+
+
+def batches_of_steps(run: Run) -> list[list[Any]]:
+    return [run.recent[start : start + run.passes] for start in range(0, len(run.recent), run.passes)]
+
+
+def sample_names(batches: list[Any]) -> list[dict[str, int]]:
+    names = ("dataset", "episode_index", "frame_index")
+    rows = [torch.stack([batch[name] for name in names], dim=1).tolist() for batch in batches]
+    return [dict(zip(names, row, strict=True)) for part in rows for row in part]
+
+
+class StopSignal:
+    """Notes SIGTERM, which clusters send before they take a machine away. All ranks stop after the same step."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.noted = accelerator, False
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.noted = True
+
+    def here_alone(self) -> bool:
+        return self.noted and self.accelerator.num_processes == 1
+
+    def anywhere(self) -> bool:
+        flag = torch.tensor(float(self.noted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="rocket", help="a recipe's name, or a YAML file (default: %(default)s)")
+    parser.add_argument("--policy", help="folder or Hub id (owner/name@revision) of the policy to start from")
+    parser.add_argument(
+        "--dataset", action="append", default=[], help="folder or Hub id of a LeRobot dataset; repeatable"
+    )
+    parser.add_argument("--teacher", help="folder or Hub id of the 3D vision model")
+    parser.add_argument("--cache", action="append", default=[], help="folder of its cached features, one per dataset")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="print what would happen, and stop")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    return parser.parse_args(argv)
+
+
+def recipe_of(given: argparse.Namespace) -> Recipe:
+    changes = [f"policy={given.policy}"] if given.policy else []
+    changes += [f"data.datasets.{number}.id={name}" for number, name in enumerate(given.dataset)]
+    changes += [f"teacher.name={given.teacher}"] if given.teacher else []
+    changes += [f"teacher.caches.{number}={name}" for number, name in enumerate(given.cache)]
+    recipe = read_recipe(given.recipe, [*changes, *given.set])
+    check_recipe(recipe)
+    return recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = arguments(argv)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        recipe = recipe_of(given)
+        out = given.out or Path("runs") / recipe.name
+        accelerator = Accelerator(log_with=recipe.run.trackers or None, project_dir=out)
+        if given.dry_run:
+            accelerator.print(describe(recipe, accelerator))
+            return 0
+        run = open_run(recipe, out, given.resume, accelerator)
+        train(run)
+        accelerator.print(export(run))
+        accelerator.end_training()
+    except (ValueError, OSError, StrictDataclassError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"train.py: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
