@@ -1,0 +1,17 @@
+"""The benchmark of the data checks that the tensors are equal, and prints ratios."""
+
+import json
+
+import pytest
+
+from rocket_hf.bench import data
+
+
+@pytest.mark.needs_lerobot
+def test_the_figures_are_ratios_of_equal_tensors(monkeypatch):
+    for name, small in {"EPISODES": 1, "FRAMES": 20, "SAMPLES": 8}.items():
+        monkeypatch.setattr(data, name, small)
+    figures = json.loads(json.dumps(data.measure(rounds=1)))
+    assert figures["png_chunk50_to_lerobot"] > 5
+    assert figures["video_chunk50_to_lerobot"] > 1
+    assert "PNG in tables" in data.report(figures)

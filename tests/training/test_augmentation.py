@@ -1,0 +1,122 @@
+"""Augmentation does what torchvision's functions do, and its warp says from where each pixel came."""
+
+import math
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
+
+from rocket_hf.training.augmentation import DRAWN, augment, changes_nothing, draw_augmentation
+from rocket_hf.training.recipe import AugmentationConfig
+
+HEIGHT, WIDTH = 24, 40
+EVERYTHING = AugmentationConfig(crop_area=0.7, rotation=10, brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1)
+
+
+def pictures(count=2):
+    """Smooth, so that tolerances of interpolation mean something."""
+    coarse = torch.rand(count, 3, 6, 10, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
+
+
+def row(**values):
+    return torch.tensor([values.get(name, 1.0 if name == "side" else 0.0) for name in DRAWN])
+
+
+def test_nothing_changed_gives_the_same_picture_bit_for_bit():
+    original = pictures()
+    changed = torch.stack([row(), row(side=0.8, hue=0.2)])
+    augmented, warp = augment(original, changed)
+    assert torch.equal(augmented[0], original[0])
+    assert not torch.equal(augmented[1], original[1])
+    assert torch.equal(warp[0], torch.eye(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "theirs"),
+    [
+        ({"brightness": 0.3}, lambda image: (image + 0.3).clamp(0, 1)),
+        ({"contrast": -0.4}, lambda image: vision.adjust_contrast(image, 0.6)),
+        ({"contrast": 0.4}, lambda image: vision.adjust_contrast(image, 1.4)),
+        ({"saturation": -1.0}, lambda image: vision.adjust_saturation(image, 0.0)),
+        ({"saturation": 0.5}, lambda image: vision.adjust_saturation(image, 1.5)),
+        ({"hue": 0.2}, lambda image: vision.adjust_hue(image, 0.2)),
+        ({"hue": -0.45}, lambda image: vision.adjust_hue(image, -0.45)),
+        (
+            {"contrast": 0.2, "saturation": 0.3, "hue": 0.1},
+            lambda image: vision.adjust_hue(
+                vision.adjust_saturation(vision.adjust_contrast(image, 1.2), 1.3), 0.1
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_colours_are_torchvisions(change, theirs):
+    original = pictures(2)
+    augmented, _ = augment(original, torch.stack([row(**change), row()]))
+    torch.testing.assert_close(augmented[0], theirs(original[0]), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("degrees", [7.0, -30.0])
+def test_rotation_is_torchvisions(degrees):
+    original = pictures()
+    angle = torch.stack([row(angle=math.radians(degrees))] * 2)
+    wanted = vision.rotate(original, degrees, InterpolationMode.BILINEAR)
+    torch.testing.assert_close(augment(original, angle)[0], wanted, atol=1e-4, rtol=0)
+
+
+def test_a_crop_is_torchvisions_where_it_is_not_at_the_window_edge():
+    original = pictures()
+    left, top, width, height = 10, 6, 20, 12
+    crop = torch.stack([row(side=0.5, left=left / WIDTH, top=top / HEIGHT)] * 2)
+    wanted = vision.resized_crop(original, top, left, height, width, [HEIGHT, WIDTH], antialias=False)
+    got = augment(original, crop)[0]
+    torch.testing.assert_close(got[..., 2:-2, 2:-2], wanted[..., 2:-2, 2:-2], atol=1e-5, rtol=0)
+
+
+def test_the_warp_says_where_a_pixel_was():
+    """A marked pixel of the original is found at the place of the result that the warp leads back to it."""
+    y, x = 9, 26
+    marked = torch.zeros(1, 3, HEIGHT, WIDTH)
+    marked[..., y, x] = 1
+    drawn = row(side=0.7, left=0.25, top=0.1, angle=0.4)[None]
+    augmented, warp = augment(marked, drawn)
+    weights = augmented[0, 0] / augmented[0, 0].sum()
+    found = torch.tensor([
+        (weights.sum(dim=0) * (torch.arange(WIDTH) + 0.5)).sum() / WIDTH,
+        (weights.sum(dim=1) * (torch.arange(HEIGHT) + 0.5)).sum() / HEIGHT,
+        1.0,
+    ])  # fmt: skip
+    origin = warp[0] @ found
+    assert origin[0] * WIDTH == pytest.approx(x + 0.5, abs=0.3)
+    assert origin[1] * HEIGHT == pytest.approx(y + 0.5, abs=0.3)
+
+
+def test_draws_keep_to_the_configuration():
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw_augmentation(EVERYTHING, "front", random) for _ in range(4000)])
+    side, left, top, angle, brightness, contrast, saturation, hue = drawn.unbind(dim=1)
+    assert side.square().min() >= 0.7 - 1e-6
+    assert side.square().mean() == pytest.approx(0.85, abs=0.01)
+    assert min(left.min(), top.min()) >= 0
+    assert max((left + side).max(), (top + side).max()) <= 1 + 1e-6
+    limits = (math.radians(10), 0.2, 0.3, 0.4, 0.1)
+    for values, limit in zip((angle, brightness, contrast, saturation, hue), limits, strict=True):
+        assert 0.95 * limit < values.abs().max() <= limit + 1e-6
+        assert abs(values.mean()) < 0.05 * limit
+
+
+def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers():
+    config = AugmentationConfig(**(vars(EVERYTHING) | {"colour_only": ["wrist"]}))
+    one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    wrist, front = draw_augmentation(config, "wrist", one), draw_augmentation(config, "front", other)
+    assert wrist[:4].tolist() == [1, 0, 0, 0]
+    assert torch.equal(wrist[4:], front[4:])
+    assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
+
+
+def test_an_empty_configuration_changes_nothing():
+    assert changes_nothing(AugmentationConfig(colour_only=["wrist"]))
+    assert not changes_nothing(AugmentationConfig(crop_area=0.9))
+    drawn = draw_augmentation(AugmentationConfig(), "front", torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, row())

@@ -1,0 +1,46 @@
+"""Statistics are those of all frames, and what they normalise is of order one."""
+
+import numpy as np
+import pytest
+import torch
+
+from rocket_hf.modeling.normalization import STATISTICS, Normalizer
+from rocket_hf.tiny import tiny_config
+from rocket_hf.training.dataset_statistics import dataset_statistics, statistics
+from rocket_hf.training.lerobot_data import RobotDataset
+from rocket_hf.training.recipe import DatasetConfig
+
+pytestmark = pytest.mark.needs_lerobot
+
+
+def test_statistics_of_a_mixture_are_numpys_over_all_chosen_frames(stored, filmed):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    config = tiny_config()
+    datasets = [
+        RobotDataset(DatasetConfig(id=str(stored), episodes=[1, 3]), config),
+        RobotDataset(DatasetConfig(id=str(filmed)), config),
+    ]
+    theirs = LeRobotDataset("local/theirs", root=stored).hf_dataset
+    rows = [index for index in range(54) if theirs[index]["episode_index"] in (1, 3)] + list(range(54))
+    ours = dataset_statistics(datasets)
+    for name, key in (("state", "observation.state"), ("action", "action")):
+        table = np.stack([theirs[index][key].numpy() for index in rows]).astype(np.float64)
+        wanted = {"mean": table.mean(0), "std": table.std(0), "min": table.min(0), "max": table.max(0)}
+        wanted |= {"q01": np.quantile(table, 0.01, axis=0), "q99": np.quantile(table, 0.99, axis=0)}
+        assert set(ours[name]) == set(wanted)
+        for statistic, values in wanted.items():
+            np.testing.assert_allclose(ours[name][statistic], values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", STATISTICS)
+def test_what_hardly_moves_or_does_not_move_is_normalised_to_order_one(mode):
+    table = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    table[:, 1] = 0.1  # constant
+    table[:, 2] = 0.0  # a gripper that is opened for two frames
+    table[500:502, 2] = 1.0
+    normalizer = Normalizer("action", 3, mode, statistics(table))
+    normalised = normalizer.normalize(torch.from_numpy(table))
+    assert normalised.isfinite().all()
+    assert normalised.abs().max() < 25
+    torch.testing.assert_close(normalizer.unnormalize(normalised), torch.from_numpy(table))

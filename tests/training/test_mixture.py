@@ -1,0 +1,115 @@
+"""The order of samples is a function of the position, in which every frame comes once per pass."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from rocket_hf.training.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
+
+SMALL, LARGE = Frames([range(10, 40)]), Frames([range(0, 50), range(70, 120)])
+
+
+def test_frames_of_chosen_episodes_are_counted_through():
+    assert len(LARGE) == 100
+    assert [LARGE[number] for number in (0, 49, 50, 99)] == [0, 49, 70, 119]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_frame_comes_once_per_pass(shuffle):
+    order = SampleOrder([LARGE], seed=1, shuffle=shuffle)
+    every = [LARGE[number] for number in range(100)]
+    passes = [[order[position][1] for position in range(start, start + 100)] for start in (0, 100, 5000)]
+    for frames in passes:
+        assert sorted(frames) == every
+    assert (passes[0] == passes[1]) is (not shuffle)
+
+
+def test_each_dataset_goes_through_its_own_passes():
+    order = SampleOrder([SMALL, LARGE], weights=[3.0, 1.0], seed=2)
+    seen = {0: [], 1: []}
+    for position in range(3000):
+        dataset, frame = order[position]
+        seen[dataset].append(frame)
+    for dataset, frames in ((0, SMALL), (1, LARGE)):
+        size = len(frames)
+        for start in range(0, len(seen[dataset]) - size, size):
+            assert len(set(seen[dataset][start : start + size])) == size
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"), [(None, (3 / 13, 10 / 13)), ([1.0, 1.0], (0.5, 0.5)), ([1e-3, 1.0], (1 / 1001, 1000 / 1001))]
+)
+def test_weights_are_shares_of_the_samples(weights, shares):
+    order = SampleOrder([SMALL, LARGE], weights, seed=3)
+    positions = 10 * order.block_size
+    counts = Counter(order[position][0] for position in range(positions))
+    for dataset, share in enumerate(shares):
+        assert counts[dataset] == pytest.approx(share * positions, abs=1)
+
+
+def test_a_position_does_not_depend_on_what_was_read_before_it():
+    order = SampleOrder([SMALL, LARGE], seed=4)
+    forwards = [order[position] for position in range(2500)]
+    sent = pickle.loads(pickle.dumps(order))
+    places = np.random.default_rng(0).permutation(2500).tolist()
+    assert [sent[place] for place in places] == [forwards[place] for place in places]
+    assert [SampleOrder([SMALL, LARGE], seed=4)[place] for place in places[:20]] == [
+        forwards[place] for place in places[:20]
+    ]
+
+
+def test_another_seed_is_another_order():
+    orders = [[SampleOrder([LARGE], seed=seed)[position] for position in range(50)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_millions_of_frames_cost_no_more_per_position():
+    order = SampleOrder([Frames([range(5_000_000)])], seed=5)
+    assert len({order[position] for position in range(20_000)}) == 20_000
+    (kept,) = order.passes.values()
+    assert kept.nbytes == 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("frames", "weights", "part"),
+    [
+        ([SMALL, LARGE], [1.0], "2 datasets and 1 weights"),
+        ([SMALL, LARGE], [1.0, None], "a weight, or none"),
+        ([SMALL, LARGE], [1.0, 0.0], "above 0"),
+        ([SMALL, LARGE], [1.0, float("nan")], "above 0"),
+        ([SMALL, LARGE], [1.0, 1e-9], "below a millionth"),
+        ([SMALL, Frames([])], None, "dataset 1 of the mixture has no frames"),
+    ],
+)
+def test_weights_that_mean_nothing_are_refused(frames, weights, part):
+    with pytest.raises(ValueError, match=part):
+        SampleOrder(frames, weights)
+
+
+def test_episodes_are_split_by_the_seed():
+    train, held_out = split_episodes(range(40), 0.1, seed=0)
+    assert len(held_out) == 4
+    assert sorted(train + held_out) == list(range(40))
+    assert split_episodes(range(40), 0.1, seed=0) == (train, held_out)
+    assert split_episodes(range(40), 0.1, seed=1)[1] != held_out
+
+
+@pytest.mark.parametrize(("count", "share", "held_out"), [(2, 0.01, 1), (1, 0.5, 0), (10, 0.0, 0), (2, 0.99, 1)])
+def test_one_episode_at_least_stays_on_either_side(count, share, held_out):
+    assert [len(part) for part in split_episodes(range(count), share, 0)] == [count - held_out, held_out]
+
+
+def test_a_share_of_all_episodes_is_refused():
+    with pytest.raises(ValueError, match=r"data\.validation"):
+        split_episodes(range(4), 1.0, 0)
+
+
+def test_validation_is_spread_evenly_and_fixed():
+    spread = EvenlySpread([SMALL, LARGE], 13)
+    chosen = [spread[position] for position in range(len(spread))]
+    assert Counter(dataset for dataset, _ in chosen) == {0: 3, 1: 10}
+    assert [frame for dataset, frame in chosen if dataset == 0] == [15, 25, 35]
+    everything = EvenlySpread([SMALL], 1000)
+    assert [everything[position][1] for position in range(len(everything))] == list(range(10, 40))
