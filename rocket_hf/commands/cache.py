@@ -8,6 +8,7 @@ A build may be stopped at any moment; the same command goes on where it stopped.
 
 import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,9 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="a folder, or a Hub id[@revision]")
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder, or one to go on with")
     parser.add_argument("--layers", type=numbers, help="as in 3,5,-1 (default for VGGT: those of ROCKET)")
-    parser.add_argument("--cameras", type=words, help="the dataset's keys (default: all colour cameras)")
+    parser.add_argument(
+        "--cameras", type=words, help="the dataset's keys, best in the policy's order (default: all of colour)"
+    )
     parser.add_argument(
         "--resolution", type=resolution, default="camera", help='"camera" (default), "teacher" or a side in pixels'
     )
@@ -90,12 +93,13 @@ def build(arguments: argparse.Namespace) -> int:
     from rocket_hf.teachers.load import load_teacher
     from rocket_hf.training.dataset_frames import DatasetFrames
 
-    state = PartialState(cpu=arguments.device == "cpu")
+    state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=1))  # the others await the projection
     device = torch.device(arguments.device) if arguments.device else state.device
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    frames = DatasetFrames(arguments.dataset, arguments.cameras)
     name, _, revision = arguments.teacher.partition("@")
-    teacher = load_teacher(name, revision or None, arguments.resolution, dtype, device, arguments.compile)
+    with state.local_main_process_first():  # it fetches what the others find
+        frames = DatasetFrames(arguments.dataset, arguments.cameras)
+        teacher = load_teacher(name, revision or None, arguments.resolution, dtype, device, arguments.compile)
     layers = chosen_layers(arguments.layers, teacher)
     plan = plan_cache(frames, teacher, layers, arguments.storage, arguments.width, arguments.grid)
     writer = CacheWriter(

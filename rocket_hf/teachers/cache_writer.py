@@ -10,6 +10,7 @@ It may be stopped at any moment, by kill -9 too: what is finished stays, and the
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -58,8 +59,12 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> list[Tensor]:
-        return self.frames.pictures(self.batches[number])
+    def __getitem__(self, number: int) -> list[Tensor] | Exception:
+        """What goes wrong is handed on, since a DataLoader would wrap it in the worker's whole traceback."""
+        try:
+            return self.frames.pictures(self.batches[number])
+        except (ValueError, OSError) as error:
+            return error
 
 
 def plan_cache(
@@ -174,15 +179,21 @@ class CacheWriter:
         done = finished_shards(self.folder, self.manifest)
         mine = [number for number in range(self.process, self.manifest.shards, self.processes) if number not in done]
         batches = {number: self.batches(number) for number in mine}
-        reading = iter(self.read([batch for shard in batches.values() for batch in shard]))
-        with tqdm(total=self.manifest.rows, desc="frames", unit="", disable=None if self.process == 0 else True) as bar:
+        reading = self.read([batch for shard in batches.values() for batch in shard])
+        bar = tqdm(total=self.manifest.rows, desc="frames", unit="", disable=None if self.process == 0 else True)
+        with bar, ThreadPoolExecutor(max_workers=1) as disk:
+            writing: Future | None = None  # the shard before, while the teacher goes on
             for number, shard in batches.items():
                 parts = []
                 for batch in shard:
                     parts.append(self.encoded(next(reading), batch))
                     self.show(bar, rows_in_work=batch.stop - shard[0].start)
                 stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                write_shard(self.folder, self.manifest, number, stored)
+                if writing:
+                    writing.result()
+                writing = disk.submit(write_shard, self.folder, self.manifest, number, stored)
+            if writing:
+                writing.result()
             # 3. By the main process alone
             while self.process == 0 and self.show(bar) < self.manifest.rows:
                 time.sleep(POLL_SECONDS)
@@ -194,12 +205,15 @@ class CacheWriter:
             for start in range(rows.start, rows.stop, self.batch_size)
         ]
 
-    def read(self, batches: list[range] | list[list[int]]) -> DataLoader:
+    def read(self, batches: list[range] | list[list[int]]) -> Iterator[list[Tensor]]:
+        """The pictures of each batch in turn."""
         workers = min(self.workers, len(batches))
         context = "spawn" if workers else None
-        return DataLoader(
-            Batches(self.frames, batches), batch_size=None, num_workers=workers, multiprocessing_context=context
-        )
+        data = Batches(self.frames, batches)
+        for read in DataLoader(data, batch_size=None, num_workers=workers, multiprocessing_context=context):
+            if isinstance(read, Exception):
+                raise read
+            yield read
 
     def features(self, pictures: list[Tensor]) -> Features:
         """On the grid of the cache."""

@@ -7,6 +7,7 @@ tests/test_cache_command.py.
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -205,6 +206,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
 def in_a_process(target, *arguments) -> multiprocessing.Process:
     """A fork, which has imported everything already."""
     if tqdm.monitor:  # a thread, which a fork must not interrupt
@@ -215,6 +219,7 @@ def in_a_process(target, *arguments) -> multiprocessing.Process:
     return process
 
 
+@FORKS
 @pytest.mark.parametrize("storage", ["bf16", "projected"])
 def test_kills_cost_nothing_that_was_finished_and_change_nothing(caches, teacher, tmp_path, storage):
     folder, plan = tmp_path / "cache", planned(teacher, storage=storage, width=16)
@@ -238,6 +243,7 @@ def test_kills_cost_nothing_that_was_finished_and_change_nothing(caches, teacher
     assert files_of(folder) == files_of(caches[storage])
 
 
+@FORKS
 def test_two_processes_write_the_files_that_one_writes(caches, teacher, tmp_path):
     plan = planned(teacher, storage="int8")
     processes = [in_a_process(write, tmp_path, plan, DrawnFrames(), teacher, rank, 2) for rank in range(2)]
@@ -266,6 +272,33 @@ def test_it_says_what_it_needs_and_refuses_a_full_disk(teacher, tmp_path):
     assert "0 bytes for 0 frames" in said[-1]
     written = sum(path.stat().st_size for path in (tmp_path / "new" / "shards").iterdir())
     assert needed <= written <= needed + 6 * 1000  # and the headers of six shards
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_whole_files(caches, teacher, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = shard_path(caches["int8"], 0).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"00000.safetensors cannot be written: File too large"):
+            build(tmp_path / "cache", teacher, storage="int8")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "cache" / "shards").iterdir()] == []
+    build(tmp_path / "cache", teacher, storage="int8")
+    assert files_of(tmp_path / "cache") == files_of(caches["int8"])
+
+
+class TornFrames(DrawnFrames):
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        if 7 in indices:
+            raise ValueError("the video is torn")
+        return super().pictures(indices)
+
+
+def test_pictures_that_cannot_be_read_are_said_as_the_reader_said_it(teacher, tmp_path):
+    with pytest.raises(ValueError, match=r"^the video is torn$"):
+        build(tmp_path, teacher, TornFrames())
+    assert shard_path(tmp_path, 0).exists()
 
 
 def test_features_that_are_not_finite_are_not_stored(teacher, tmp_path):
