@@ -128,7 +128,7 @@ def open_targets(
         return (
             caches,
             CachedTargets(caches[0], registration, DTYPES[teacher.dtype]),
-            [licence_note(first.teacher, first.licence)],
+            [licence_note(first.teacher, first.licence), *(cache.scene_note for cache in caches)],
         )
     live = load_teacher(teacher.name, teacher.revision, teacher.resolution, teacher.dtype, device, teacher.compile)
     return None, LiveTargets(live, layers, registration), [licence_note(live.card.name, live.card.licence)]

@@ -180,7 +180,9 @@ class CacheWriter:
         mine = [number for number in range(self.process, self.manifest.shards, self.processes) if number not in done]
         batches = {number: self.batches(number) for number in mine}
         reading = self.read([batch for shard in batches.values() for batch in shard])
-        bar = tqdm(total=self.manifest.rows, desc="frames", unit="", disable=None if self.process == 0 else True)
+        before = sum(len(self.manifest.shard_rows(number)) for number in done)
+        quiet = None if self.process == 0 else True
+        bar = tqdm(total=self.manifest.rows, initial=before, desc="frames", unit="", disable=quiet)
         with bar, ThreadPoolExecutor(max_workers=1) as disk:
             writing: Future | None = None  # the shard before, while the teacher goes on
             for number, shard in batches.items():
@@ -228,9 +230,9 @@ class CacheWriter:
 
     def encoded(self, pictures: list[Tensor], batch: range) -> dict[str, Tensor]:
         """As it is stored, on the CPU: (batch, layers, cameras, ...)."""
-        parts = []
-        for layer, found in self.features(pictures).maps.items():
-            projected = found.float() @ self.matrices[layer] if self.matrices else found
+        parts, maps = [], self.features(pictures).maps
+        for layer in self.manifest.layers:
+            projected = maps[layer].float() @ self.matrices[layer] if self.matrices else maps[layer]
             parts.append(encode(projected, self.manifest.storage))
             if not all(stored.isfinite().all() for stored in parts[-1].values()):
                 raise ValueError(

@@ -24,8 +24,7 @@ from .projection import load_matrices
 class FeatureCache:
     """A folder that `rocket-hf cache build` wrote, or the chosen layers and cameras of it, in the order chosen.
 
-    The teacher saw all cameras of the cache as one scene, in the cache's order. A teacher that looks at several at once
-    has, for fewer of them or in another order, features close to these and not the same.
+    The teacher saw all cameras of the cache as one scene, in the cache's order; `scene_note` tells where that matters.
     """
 
     def __init__(self, folder: str | Path, cameras: Sequence[str] | None = None, layers: Sequence[int] | None = None):
@@ -82,6 +81,16 @@ class FeatureCache:
         raise ValueError(
             f"{self.folder} holds features of {mine.dataset}@{mine.revision}, not of {other}: "
             "build another with `rocket-hf cache build`"
+        )
+
+    @property
+    def scene_note(self) -> str:
+        """One sentence where the features are not exactly those that the teacher would give live; else empty."""
+        if self.cameras == self.manifest.cameras:
+            return ""
+        return (
+            f"{self.folder} was made of the cameras {', '.join(self.manifest.cameras)} in this order and serves "
+            f"{', '.join(self.cameras)}: a teacher that sees cameras together, as VGGT does, differs a little live."
         )
 
     def read(self, index: int) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ class SecondMoment:
     def principal_components(self, width: int) -> "Projections":
         matrices, kept = {}, {}
         for layer, moment in self.sums.items():
+            if not moment.isfinite().all():
+                raise ValueError(f"the teacher gives numbers that are not finite at layer {layer}: try --dtype float32")
             shares, directions = torch.linalg.eigh(moment)  # ascending
             matrices[layer] = directions[:, -width:].flip(1).float().contiguous()
             kept[layer] = round((shares[-width:].sum() / shares.sum()).item(), 6)

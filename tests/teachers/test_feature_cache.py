@@ -162,6 +162,8 @@ def test_chosen_cameras_and_layers_come_in_the_order_chosen(caches, live):
     assert list(found) == [4, 1]  # as asked for, though the cache calls the last one -1
     for layer, same in ((4, -1), (1, 1)):
         torch.testing.assert_close(found[layer], live[same].flip(1), rtol=2**-8, atol=1e-5)
+    assert "of the cameras top, wrist in this order and serves wrist, top" in cache.scene_note
+    assert FeatureCache(caches["bf16"]).scene_note == ""
     one = FeatureCache(caches["projected"], cameras=["wrist"], layers=[4])
     assert one.read(0)["codes"].shape == (1, 1, 8, 16)
     assert torch.equal(one.projection(4), FeatureCache(caches["projected"]).projection(-1))
@@ -306,6 +308,8 @@ def test_features_that_are_not_finite_are_not_stored(teacher, tmp_path):
     broken.pixels = lambda images: teacher.pixels(images) / 0
     with pytest.raises(ValueError, match="not finite, or too large to store, at layer 1 for one of the frames 0 to 2"):
         build(tmp_path / "cache", broken)
+    with pytest.raises(ValueError, match="not finite at layer 1"):
+        build(tmp_path / "projected", broken, storage="projected", width=8)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +374,7 @@ def test_every_byte_of_a_shard_is_verified(copy):
     verify_shard(copy, manifest, 5)
 
 
-def test_a_torn_shard_is_an_error_that_names_it(copy, teacher):
+def test_a_torn_shard_is_an_error_that_names_it_and_can_be_made_again(copy, caches, teacher):
     path = shard_path(copy, 2)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"00002.safetensors is corrupt"):
@@ -380,6 +384,8 @@ def test_a_torn_shard_is_an_error_that_names_it(copy, teacher):
     path.unlink()
     with pytest.raises(ValueError, match="1 of 6 shards are missing"):
         FeatureCache(copy)
+    build(copy, teacher, storage="int8")  # as the sentence says
+    assert files_of(copy) == files_of(caches["int8"])
 
 
 @pytest.mark.parametrize("source", ["another cache", "another place"])
