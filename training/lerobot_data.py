@@ -5,7 +5,6 @@ decoded. (A reader that asks the table for each step of a chunk decodes all pict
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
 class RobotDataset:
     """Frames are named by their number in the dataset, lerobot's `index`, whichever episodes are chosen."""
 
-    def __init__(self, config: DatasetConfig, policy: RocketConfig):
+    def __init__(self, config: DatasetConfig, policy: RocketConfig, streaming: bool = False):
+        """With `streaming`, videos on the Hub are not downloaded: frames are fetched when they are asked for."""
         root, self.revision = locate(config.id)
         files = read_files(config.id, root)
         self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
@@ -46,7 +46,7 @@ class RobotDataset:
         self.task_numbers = torch.from_numpy(columns["task_index"].astype(np.int32))
         self.check_numbers()
         keys = [key for key in self.camera_keys.values() if key]
-        self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"])
+        self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"], streaming)
 
     def read_numbers(self, config: DatasetConfig, policy: RocketConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
         names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
@@ -138,28 +138,38 @@ def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarr
 
 
 def open_sources(
-    files: DatasetFiles, revision: str, keys: Sequence[str], episodes: Sequence[int], timestamps: np.ndarray
+    files: DatasetFiles,
+    revision: str,
+    keys: Sequence[str],
+    episodes: Sequence[int],
+    timestamps: np.ndarray,
+    streaming: bool = False,
 ) -> dict[str, Pictures]:
-    """Where the pictures of each camera come from. The videos of these episodes are downloaded."""
+    """Where the pictures of each camera come from. The videos of these episodes are downloaded, or streamed. (Pictures
+    that are stored in the tables came with them.)"""
     stored = [key for key in keys if key in files.meta.image_keys]
     arrow_files = arrow_cache(files, stored) if stored else []
     sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
     for key in keys:
         if key in files.meta.video_keys:
-            videos, file_of_episode = files.video_files(key)
-            used = sorted(set(file_of_episode[list(episodes)].tolist()))
-            require_videos(files, revision, [videos[number] for number in used])
+            names, file_of_episode = files.video_files(key)
+            if streaming and revision != LOCAL:
+                places = [files.address(name, revision) for name in names]
+            else:
+                used = sorted(set(file_of_episode[list(episodes)].tolist()))
+                require_videos(files, revision, [names[number] for number in used])
+                places = [str(files.root / name) for name in names]
             starts = files.of_episodes(f"videos/{key}/from_timestamp")
-            sources[key] = VideoPictures([str(file) for file in videos], file_of_episode, starts, timestamps)
+            sources[key] = VideoPictures(places, file_of_episode, starts, timestamps)
     return sources
 
 
-def require_videos(files: DatasetFiles, revision: str, videos: Sequence[Path]) -> None:
-    names = [file.relative_to(files.root).as_posix() for file in videos]
-    if revision != LOCAL:
-        download(files.id, names)
-    for file, name in zip(videos, names, strict=True):
-        if not file.is_file():
+def require_videos(files: DatasetFiles, revision: str, names: Sequence[str]) -> None:
+    missing = [name for name in names if not (files.root / name).is_file()]
+    if missing and revision != LOCAL:
+        download(f"{files.id.partition('@')[0]}@{revision}", missing)
+    for name in missing:
+        if not (files.root / name).is_file():
             raise ValueError(f"the dataset {files.id} lacks the video {name}: copy or record it again")
 
 

@@ -90,15 +90,19 @@ class DatasetFiles:
     def data_files(self) -> list[Path]:
         return sorted((self.root / "data").glob("*/*.parquet"))
 
-    def video_files(self, key: str) -> tuple[list[Path], np.ndarray]:
-        """The files of a camera, and for each episode the number of its file among them."""
+    def address(self, name: str, revision: str) -> str:
+        """Of a file on the Hub, for fsspec."""
+        return f"hf://datasets/{self.id.partition('@')[0]}@{revision}/{name}"
+
+    def video_files(self, key: str) -> tuple[list[str], np.ndarray]:
+        """The names of a camera's files, and for each episode the number of its file among them."""
         places = np.stack([self.of_episodes(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
         different, number = np.unique(places, axis=0, return_inverse=True)
         names = [
             self.meta.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
             for chunk, file in different
         ]
-        return [self.root / name for name in names], number.reshape(-1)
+        return names, number.reshape(-1)
 
 
 def read_files(id: str, root: Path) -> DatasetFiles:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 OPEN_VIDEOS = 64  # per process
 TOLERANCE = 1e-4  # seconds between the time asked for and the frame's own, as lerobot has it
+FETCHED_BLOCK = 2**20  # bytes of a video that lies elsewhere; each open video keeps its last 32 blocks
 READ_ON = 16  # frames ahead in the file, at most, that are decoded rather than sought
 
 
@@ -76,9 +77,20 @@ class VideoReader(Protocol):
 
 @lru_cache(maxsize=OPEN_VIDEOS)
 def open_video(file: str) -> VideoReader:
-    if not Path(file).is_file():
+    """Of a path, or of an address (scheme://...), of which only what is needed is fetched."""
+    if "://" not in file and not Path(file).is_file():
         raise ValueError(f"the video {file} is missing")
     return TorchcodecReader(file) if torchcodec_decoder() else PyavReader(file)
+
+
+def source(file: str) -> Any:
+    """What a decoder opens: a path, or a file-like object that fetches and keeps blocks of what lies elsewhere."""
+    if "://" not in file:
+        return file
+    import fsspec
+
+    place, path = fsspec.core.url_to_fs(file)
+    return place.open(path, "rb", block_size=FETCHED_BLOCK, cache_type="blockcache")
 
 
 @lru_cache(maxsize=1)
@@ -95,8 +107,8 @@ class TorchcodecReader:
     def __init__(self, file: str):
         self.file = file
         try:
-            self.decoder = torchcodec_decoder()(file, seek_mode="approximate", num_ffmpeg_threads=1)
-        except (RuntimeError, ValueError) as error:
+            self.decoder = torchcodec_decoder()(source(file), seek_mode="approximate", num_ffmpeg_threads=1)
+        except (OSError, RuntimeError, ValueError) as error:
             raise unreadable(file, error) from error
 
     def frame(self, seconds: float) -> Tensor:
@@ -118,9 +130,9 @@ class PyavReader:
 
         self.file = file
         try:
-            self.container = av.open(file)
+            self.container = av.open(source(file))
             self.stream = self.container.streams.video[0]
-        except (av.FFmpegError, IndexError) as error:
+        except (av.FFmpegError, IndexError, OSError) as error:
             raise unreadable(file, error) from error
         self.stream.codec_context.thread_count = 1  # the workers share the cores
         self.to_rgb = VideoReformatter()
@@ -134,6 +146,7 @@ class PyavReader:
         try:
             found = self.decode(seconds)
         except self.failure as error:
+            self.last = float("inf")  # seek next time
             raise unreadable(self.file, error) from error
         pixels = self.to_rgb.reformat(found, format="rgb24").to_ndarray()
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

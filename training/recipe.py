@@ -95,7 +95,7 @@ class AugmentationConfig:
 class DataConfig:
     datasets: list[DatasetConfig] = field(default_factory=list)
     validation: float = 0.05  # the share of each dataset's episodes that is held out
-    streaming: bool = False  # read from the Hub while training
+    streaming: bool = False  # fetch frames of videos on the Hub while training, instead of downloading them first
     workers: int = 4
     prefetch: int = 2  # batches ahead, per worker
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

@@ -41,7 +41,7 @@ class Sources:
 def open_sources(recipe: Recipe, device: torch.device) -> Sources:
     folder = policy_folder(recipe.policy)
     config = policy_config(folder, recipe)
-    datasets = [RobotDataset(dataset, config) for dataset in recipe.data.datasets]
+    datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
     order, held_out = split(recipe, datasets)
     processor = robot_processor(folder, config, dataset_statistics(datasets))
     caches, targets, notes = open_targets(recipe, config, processor, datasets, device)

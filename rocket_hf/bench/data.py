@@ -54,7 +54,7 @@ def require_equal(ours: RobotLoader, theirs: DataLoader, data: RobotDataset) -> 
         for index, key in enumerate(data.camera_keys.values()):
             picture = other[key] if other[key].dtype == torch.uint8 else (other[key] * 255).round().to(torch.uint8)
             assert torch.equal(mine["images"][index], picture)
-        processor = ours.dataset.processor  # type: ignore[attr-defined]
+        processor = ours.dataset.processor
         assert torch.equal(mine["state"], processor.normalize_state(other["observation.state"]))
         assert torch.equal(mine["actions"], processor.normalize_actions(other["action"]))
         assert torch.equal(mine["action_is_pad"], other["action_is_pad"])

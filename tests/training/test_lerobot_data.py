@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +13,11 @@ import torch
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.dataset_frames import DatasetFrames
 from rocket_hf.training.lerobot_data import RobotDataset
+from rocket_hf.training.pictures import PyavReader, TorchcodecReader, torchcodec_decoder
 from rocket_hf.training.recipe import DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot
+COMMIT = "c0ffee" * 6 + "c0ff"
 CHUNK = 7  # longer than what is left of an episode at its end
 
 
@@ -92,6 +95,50 @@ def test_chosen_episodes_keep_their_numbers(stored):
 def test_a_feature_cache_knows_the_dataset_again(stored):
     ours, teachers = opened(stored), DatasetFrames(str(stored))
     assert (ours.id, ours.revision, ours.fingerprint) == (teachers.dataset, teachers.revision, teachers.fingerprint)
+
+
+@pytest.fixture
+def hub(filmed, tmp_path, monkeypatch):
+    """A machine without a network, in whose cache lies one commit of someone/robot-data."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HUB_CACHE", tmp_path)
+    repository = tmp_path / "datasets--someone--robot-data"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "v3.0").write_text(COMMIT)
+    return shutil.copytree(filmed, repository / "snapshots" / COMMIT)
+
+
+def test_a_dataset_of_the_hub_is_named_by_its_commit(hub, filmed):
+    data = opened("someone/robot-data")
+    assert (data.id, data.revision) == ("someone/robot-data", COMMIT)
+    for one, other in zip(data.pictures([3, 40]), opened(filmed).pictures([3, 40]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
+    shutil.rmtree(hub / "videos")
+    data = RobotDataset(DatasetConfig(id="someone/robot-data"), tiny_config(), streaming=True)
+    addresses = {camera: data.sources[key].files for camera, key in data.camera_keys.items()}
+    name = "videos/observation.images.wrist/chunk-000/file-000.mp4"
+    assert addresses["wrist"] == [f"hf://datasets/someone/robot-data@{COMMIT}/{name}"]
+    for key, source in data.sources.items():  # the same files at another address, which needs no network
+        source.files = [f"memory://streamed/{key}.mp4"]
+        (video,) = (filmed / "videos" / key).glob("*/*.mp4")
+        fsspec.filesystem("memory").pipe(source.files[0], video.read_bytes())
+    for one, other in zip(data.pictures([3, 40, 5]), opened(filmed).pictures([3, 40, 5]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_both_video_decoders_give_the_same_pictures(filmed):
+    if torchcodec_decoder() is None:
+        pytest.skip("torchcodec does not load here: `rocket-hf doctor` says why")
+    (video,) = (filmed / "videos" / "observation.images.front").glob("*/*.mp4")
+    one, other = TorchcodecReader(str(video)), PyavReader(str(video))
+    for frame in (0, 1, 30, 7, 8, 53):
+        assert torch.equal(one.frame(frame / 10), other.frame(frame / 10))
+        for reader in (one, other):
+            with pytest.raises(ValueError, match="has no frame at"):
+                reader.frame(frame / 10 + 0.03)
 
 
 # What a user can mend
