@@ -45,15 +45,30 @@ def augment(pictures: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     A warp takes a place in the augmented picture, (x, y, 1) with x to the right and y down, 0..1 from edge to edge, to
     the place in the original that is seen there. What lies outside of the original is black.
     """
-    side, left, top, angle, brightness, contrast, saturation, hue = drawn.to(pictures).unbind(dim=1)
+    some = some_change(drawn)
+    drawn = drawn.to(pictures.device, pictures.dtype, non_blocking=True)
+    side, left, top, angle, brightness, contrast, saturation, hue = drawn.unbind(dim=1)
     warp = crop_and_rotation(side, left, top, angle, pictures.shape[-1] / pictures.shape[-2])
-    moved = (side != 1) | (angle != 0)
-    if drawn.device.type != "cpu" or moved.any():  # no waiting for a GPU
-        pictures = torch.where(moved[:, None, None, None], resample(pictures, warp), pictures)
-    pictures = (pictures + column(brightness)).clamp(0, 1)
-    pictures = blend(pictures, grey(pictures).mean(dim=(-1, -2), keepdim=True), 1 + contrast)
-    pictures = blend(pictures, grey(pictures), 1 + saturation)
-    return torch.where(column(hue) != 0, turn_hue(pictures, hue), pictures), warp
+    if some["side"] or some["angle"]:
+        moved = (side != 1) | (angle != 0)
+        pictures = torch.where(column(moved), resample(pictures, warp), pictures)
+    if some["brightness"]:
+        pictures = (pictures + column(brightness)).clamp(0, 1)
+    if some["contrast"]:
+        pictures = blend(pictures, grey(pictures).mean(dim=(-1, -2), keepdim=True), 1 + contrast)
+    if some["saturation"]:
+        pictures = blend(pictures, grey(pictures), 1 + saturation)
+    if some["hue"]:
+        pictures = torch.where(column(hue) != 0, turn_hue(pictures, hue), pictures)
+    return pictures, warp
+
+
+def some_change(drawn: Tensor) -> dict[str, bool]:
+    """Of each number, whether it changes any picture of the batch. Rows on a GPU are not waited for: they may all."""
+    if drawn.is_cuda:
+        return dict.fromkeys(DRAWN, True)
+    neutral = torch.tensor([1.0 if name == "side" else 0.0 for name in DRAWN])
+    return dict(zip(DRAWN, (drawn != neutral).any(dim=0).tolist(), strict=True))
 
 
 def crop_and_rotation(side: Tensor, left: Tensor, top: Tensor, angle: Tensor, aspect: float) -> Tensor:
@@ -82,8 +97,8 @@ def column(values: Tensor) -> Tensor:
 
 
 def grey(pictures: Tensor) -> Tensor:
-    weights = torch.tensor(GREY).to(pictures)[:, None, None]
-    return (pictures * weights).sum(dim=1, keepdim=True)
+    red, green, blue = (weight * channel for weight, channel in zip(GREY, pictures.unbind(dim=1), strict=True))
+    return (red + green + blue)[:, None]
 
 
 def blend(pictures: Tensor, other: Tensor, factor: Tensor) -> Tensor:

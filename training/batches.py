@@ -1,7 +1,7 @@
 """What the workers hand to the training process: raw pictures as bytes, numbers normalised, all else ready.
 
-Whatever is random about a sample is drawn from a generator that its position in the run's order of samples seeds, so that
-a run does not depend on how many workers or ranks share it, nor on where it was interrupted.
+Whatever is random about a sample is drawn from a generator that its position in the run's order of samples seeds, so
+that a run does not depend on how many workers or ranks share it, nor on where it was interrupted.
 """
 
 from typing import TypedDict

@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or not there, whatever happens while one is written.
 
-Each is a folder `step-00001000` of safetensors and one state.json. It is written under another name, brought to the disk
-and renamed. Tensors are those of the whole model, by name, so that a run goes on with any number of ranks.
+Each is a folder `step-00001000` of safetensors and one state.json. It is written under another name, brought to the
+disk and renamed. Tensors are those of the whole model, by name, so that a run goes on with any number of ranks.
 """
 
 import json
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .optimization import MovingAverage, trained
+from .placement import whole
 
 NAME = "step-{:08d}"
 NAMED = re.compile(r"step-(\d{8})")
@@ -32,7 +33,7 @@ OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass
 class Progress:
-    """How far a run is. The next sample is number `steps x batch size` of its order, so nothing else is needed of it."""
+    """How far a run is. Its next sample is number `step x batch size` of its order: nothing else is kept of that."""
 
     step: int = 0
     skipped: int = 0
@@ -149,12 +150,6 @@ def read(folder: Path, name: str) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} cannot be read ({error}): remove {folder.name} to resume from an earlier one"
         ) from error
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over ranks, in one piece, on the CPU."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rocket_hf.publish import export_policy
 
-from .checkpoint import whole
 from .run import POLICY, Run
 from .trainable import merged_weights, policy_of
 
@@ -19,7 +18,7 @@ def export(run: Run) -> str:
     folder = run.out / POLICY
     if run.average is not None:
         run.average.swap(run.policy)
-    weights = {name: whole(tensor) for name, tensor in merged_weights(run.policy).items()}
+    weights = merged_weights(run.policy)
     if run.average is not None:
         run.average.swap(run.policy)
     if run.accelerator.is_main_process:

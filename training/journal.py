@@ -66,7 +66,7 @@ class Journal:
 
 
 class Span:
-    """A stretch of time: on a GPU between two events in its queue, whose distance is read when the journal is written."""
+    """A stretch of time: on a GPU between two events in its queue, which are read when the journal is written."""
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -15,8 +16,22 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+
+from .recipe import Recipe
+from .recipe_files import changed
+
+
+def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
+    """On the CPU where there is nothing else, also when `accelerate launch` was not told so."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), log_with=recipe.run.trackers or None, project_dir=out
+    )
+    if recipe.run.trackers:
+        accelerator.init_trackers("rocket_hf", config=dict(changed(recipe)))
+    return accelerator
 
 
 def sharded() -> bool:
@@ -56,3 +71,16 @@ def gradients_averaged(model: nn.Module, last: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def settle(model: nn.Module) -> None:
+    """Puts shards back where a forward pass without a backward one left whole weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be spread over ranks, in one piece, on the CPU."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()

@@ -119,8 +119,9 @@ def claim_folder(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerat
 
 def shared_sources(recipe: Recipe, accelerator: Accelerator) -> Sources:
     """The main process first, so that what has to be fetched or indexed is done once."""
+    device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # without a number
     with accelerator.main_process_first():
-        return open_sources(recipe, accelerator.device)
+        return open_sources(recipe, device)
 
 
 def arrange(policy: RocketForActionPrediction, recipe: Recipe) -> None:

@@ -1,11 +1,10 @@
 """What a run starts from: the policy's configuration, its datasets, the processor, the teacher; opened and checked."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from rocket_hf.convert.write import source_folder
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from rocket_hf.training.dry_run import describe
 from rocket_hf.training.finish import export, save_batches
 from rocket_hf.training.optimization import alignment_weight, gradient_norm, rate_factor, set_rates, skip_if_not_finite
-from rocket_hf.training.placement import gradients_averaged
+from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = recipe_of(given)
         out = given.out or Path("runs") / recipe.name
-        accelerator = Accelerator(log_with=recipe.run.trackers or None, project_dir=out)
+        accelerator = make_accelerator(recipe, out)
         if given.dry_run:
             accelerator.print(describe(recipe, accelerator))
             return 0

@@ -15,6 +15,7 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
 
 from .parts import Part, part_of, reached_weights
+from .placement import whole
 from .recipe import LoraSettings, PartsConfig, Recipe
 
 ADAPTER = "default"
@@ -92,17 +93,20 @@ def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
 
 
 @torch.no_grad()
-def merged_weights(model: RocketForActionPrediction, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The weights of the policy by their own names, LoRA's product added, without the alignment head."""
+def merged_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
+    """The weights of the policy by their own names, LoRA's product added, without the alignment head; on the CPU. All
+    ranks call it."""
     weights = {}
     for name, tensor in model.state_dict().items():
         if not name.startswith(HEAD) and ".lora_" not in name:
-            weights[name.replace(BASE, "")] = tensor
+            weights[name.replace(BASE, "")] = whole(tensor)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             weight = weights[f"{name}.weight"]
-            weights[f"{name}.weight"] = (weight.float() + module.get_delta_weight(ADAPTER).float()).to(weight.dtype)
-    return {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}
+            down, up = (whole(part[ADAPTER].weight).float() for part in (module.lora_A, module.lora_B))
+            product = (up.flatten(1) @ down.flatten(1)).view_as(weight)  # a convolution's is one of flat patches
+            weights[f"{name}.weight"] = (weight.float() + module.scaling[ADAPTER] * product).to(weight.dtype)
+    return weights
 
 
 def policy_of(config: RocketConfig, weights: dict[str, Tensor]) -> RocketForActionPrediction:

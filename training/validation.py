@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .placement import settle
 from .run import Run
 
 OBSERVED = ("images", "camera_mask", "input_ids", "attention_mask", "state", "noise")
@@ -19,6 +20,7 @@ def validate(run: Run) -> None:
     sums = torch.zeros(2, run.policy.config.action_dim, device=run.accelerator.device)  # distances, counts
     for raw in run.validation:
         sums += distances(run, raw)
+    settle(run.policy)
     run.policy.train()
     if run.average is not None:
         run.average.swap(run.policy)
