@@ -90,7 +90,8 @@ class Manifest:
             stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if stated["version"] != VERSION:
                 raise ValueError(f"version {stated['version']}, this package writes version {VERSION}")
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()})
+            stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
+            return cls(**stated)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete this cache and build it again") from None
 
