@@ -150,6 +150,7 @@ def open_sources(
     stored = [key for key in keys if key in files.meta.image_keys]
     arrow_files = arrow_cache(files, stored) if stored else []
     sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
+    shared = torch.from_numpy(np.array(timestamps))
     for key in keys:
         if key in files.meta.video_keys:
             names, file_of_episode = files.video_files(key)
@@ -160,7 +161,7 @@ def open_sources(
                 require_videos(files, revision, [names[number] for number in used])
                 places = [str(files.root / name) for name in names]
             starts = files.of_episodes(f"videos/{key}/from_timestamp")
-            sources[key] = VideoPictures(places, file_of_episode, starts, timestamps)
+            sources[key] = VideoPictures(places, file_of_episode, starts, shared)
     return sources
 
 

@@ -111,7 +111,10 @@ def read_files(id: str, root: Path) -> DatasetFiles:
     info_file = root / "meta" / "info.json"
     if not info_file.is_file():
         raise ValueError(f"{id} is no LeRobot dataset: it has no meta/info.json")
-    info = json.loads(info_file.read_text(encoding="utf-8"))
+    try:
+        info = json.loads(info_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"meta/info.json of the dataset {id} cannot be read: {error}") from error
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3"):
         raise ValueError(

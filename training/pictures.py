@@ -62,7 +62,7 @@ class VideoPictures:
     files: list[str]
     file_of_episode: np.ndarray  # (episodes,)
     start_of_episode: np.ndarray  # (episodes,) seconds in the file
-    timestamps: np.ndarray  # (frames of the dataset,) seconds in the episode
+    timestamps: Tensor  # (frames of the dataset,) seconds in the episode; workers share a tensor's memory
 
     def read(self, index: int, episode: int) -> Tensor:
         file = self.files[self.file_of_episode[episode]]

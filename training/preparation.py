@@ -1,4 +1,4 @@
-"""A batch of the workers to what the model reads, on the device: pictures augmented and resized, targets beside them."""
+"""The workers' batch to what the model reads, on the device: pictures augmented and resized, targets beside them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A run put together from its recipe: model, optimizer, data, targets, checkpoints, journal. `train.py` has the loop."""
+"""A run put together from its recipe: model, optimizer, data, targets, checkpoints, journal. The loop is train.py's."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -139,7 +139,8 @@ def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[i
         keys = [key for key in dataset.camera_keys.values() if key]
         if len(keys) != len(dataset.camera_keys):
             raise ValueError(
-                f"the dataset {dataset.id} lacks a camera, so its features cannot come from {folder}: leave teacher.caches out"
+                f"the dataset {dataset.id} lacks a camera, so its features cannot come from {folder}: "
+                "leave teacher.caches out"
             )
         cache = FeatureCache(folder, keys, layers)
         cache.check(dataset.id, dataset.revision, dataset.fingerprint)

@@ -1,4 +1,4 @@
-"""What trains: each part of a policy frozen, by LoRA (PEFT) or in full; and the trained policy, merged or as an adapter.
+"""What trains: each part of a policy frozen, by LoRA (PEFT) or in full; and the weights that come of it, merged.
 
 LoRA's layers are put into the model in place, so the model stays a RocketForActionPrediction, and weights that train in
 full are not copied.
@@ -24,7 +24,7 @@ LORA_LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def make_trainable(model: RocketForActionPrediction, recipe: Recipe) -> LoraConfig | None:
-    """Freezes, adapts and unfreezes as the recipe says. Trained weights become float32. Returns LoRA's configuration."""
+    """Freezes, adapts and unfreezes as the recipe says; trained weights become float32. Returns LoRA's settings."""
     check_parts(model, recipe.parts)
     reached = reached_weights(model.config)
     full = [name for name, _ in model.named_parameters() if trains(recipe.parts, name) == "full" and name in reached]
@@ -74,8 +74,8 @@ def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
         )
     if model.config.alignment is not None and parts.vision == parts.language == "frozen":
         raise ValueError(
-            "parts.vision and parts.language are frozen, so alignment would train nothing that it taps: set one of them "
-            "to lora or full, or alignment to null"
+            "parts.vision and parts.language are frozen, so alignment would train nothing that it taps: "
+            "set one of them to lora or full, or alignment to null"
         )
 
 
