@@ -124,8 +124,10 @@ def read_files(id: str, root: Path) -> DatasetFiles:
     if not info["total_episodes"] or not info["total_frames"]:
         raise ValueError(f"the dataset {id} is empty: record at least one episode")
     for name, what in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
-        if not list((root / "meta").glob(name)):
+        if not (tables := list((root / "meta").glob(name))):
             raise ValueError(f"the dataset {id} has no {what}: meta/{name} is missing")
+        for file in tables:
+            parquet_columns(id, file)
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
     return DatasetFiles(id, root, LeRobotDatasetMetadata(f"local/{root.name}", root=root))
@@ -135,15 +137,25 @@ def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[s
     """Columns of several parquet files, one after the other: (rows,), or (rows, numbers) of vectors."""
     if not files:
         raise ValueError(f"the dataset {id} is incomplete: its parquet files are missing")
-    try:
-        known = pq.read_schema(files[0]).names
-        for name in names:
-            if name not in known:
-                raise ValueError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
-        table = pa.concat_tables([pq.read_table(file, columns=list(names)) for file in files])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"a parquet file of {id} cannot be read ({str(error).splitlines()[0]})") from error
+    known = parquet_columns(id, files[0])
+    for name in names:
+        if name not in known:
+            raise ValueError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
+    tables = []
+    for file in files:
+        parquet_columns(id, file)
+        tables.append(pq.read_table(file, columns=list(names)))
+    table = pa.concat_tables(tables)
     return {name: to_numpy(id, name, table[name]) for name in names}
+
+
+def parquet_columns(id: str, file: Path) -> list[str]:
+    """The names of a file's columns, read from its end, which is what a file that was cut short lacks."""
+    try:
+        return pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError) as error:
+        name = "/".join(file.parts[-3:])
+        raise ValueError(f"the file {name} of the dataset {id} cannot be read: copy or record it again") from error
 
 
 def to_numpy(id: str, name: str, column: pa.ChunkedArray) -> np.ndarray:

@@ -193,6 +193,19 @@ def test_an_old_format_names_the_command_that_converts_it(copied):
     refused(copied, "v2.1", "convert_dataset_v21_to_v30")
 
 
+def test_a_broken_description_is_named(copied):
+    (copied / "meta" / "info.json").write_text("{")
+    refused(copied, "meta/info.json", "cannot be read")
+
+
+@pytest.mark.parametrize("file", ["meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet",
+                                  "data/chunk-000/file-000.parquet"])  # fmt: skip
+def test_a_file_that_was_cut_short_is_named(file, copied):
+    whole = (copied / file).read_bytes()
+    (copied / file).write_bytes(whole[: len(whole) // 2])
+    refused(copied, file.removeprefix("meta/episodes/"), "cannot be read")
+
+
 def test_an_empty_dataset_is_refused(copied):
     change_info(copied, total_episodes=0, total_frames=0)
     refused(copied, "is empty")
