@@ -9,6 +9,7 @@ BENCHMARKS = {
     "alignment": "the alignment head against the plain way, and nested against full widths",
     "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
     "policies": "taps against no taps, and inference against lerobot's own classes",
+    "teacher": "a teacher at its own resolution, at the camera's, stopped half-way, and from the feature cache",
 }
 
 
