@@ -7,11 +7,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modeling.contract import unit_range
 from .contract import Features, Resolution, Teacher, TeacherCard
+from .scene import resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,10 +65,7 @@ class FrozenTeacher(Teacher):
     def pixels(self, images: Tensor) -> Tensor:
         """At the size that it sees, normalised: (B, V, 3, H, W)."""
         frames = unit_range(images.to(self.device).flatten(0, 1)).float()
-        size = self.input_size(*frames.shape[-2:])
-        if size != frames.shape[-2:]:
-            shrinks = size[0] < frames.shape[-2] or size[1] < frames.shape[-1]
-            frames = F.interpolate(frames, size, mode="bicubic", antialias=shrinks).clamp(0, 1)
+        frames = resized(frames, self.input_size(*frames.shape[-2:]))
         mean, std = (frames.new_tensor(values)[:, None, None] for values in (self.card.mean, self.card.std))
         return ((frames - mean) / std).to(self.dtype).unflatten(0, images.shape[:2])
 

@@ -25,6 +25,9 @@ def scene_pictures(images: Sequence[Tensor], teacher: Teacher) -> Tensor:
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(images.shape[-2:]) == size:
+    """(N, 3, H, W) in [0, 1], enlarged as VGGT's own users do, or made smaller with antialiasing."""
+    height, width = images.shape[-2:]
+    if (height, width) == size:
         return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    smaller = size[0] < height or size[1] < width
+    return F.interpolate(images, size=size, mode="bicubic", antialias=smaller, align_corners=False).clamp(0, 1)
