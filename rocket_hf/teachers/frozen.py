@@ -45,7 +45,8 @@ class FrozenTeacher(Teacher):
             raise ValueError(f"a teacher sees pictures (batch, cameras, 3, height, width), got {tuple(images.shape)}")
         numbers = {layer: self.resolve(layer) for layer in layers}
         wanted = sorted(set(numbers.values()))
-        with torch.autocast(self.device.type, enabled=False):
+        kind = "cpu" if self.device.type == "meta" else self.device.type
+        with torch.autocast(kind, enabled=False):
             found = self.of_scenes(self.pixels(images), wanted, camera_mask)
         return Features({layer: found[number] for layer, number in numbers.items()}, self.grid(*images.shape[-2:]))
 

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers import AutoModel
 
 from ..convert.checkpoint import read_json
 from .contract import Resolution
@@ -23,7 +24,7 @@ from .frozen import FrozenTeacher
 from .hf_checkpoint import load_vision_model, vision_card, vision_config
 from .hf_vision import HFVisionTeacher
 from .licence import read_licence
-from .vggt import VggtConfig, VggtTeacher, vggt_card
+from .vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from .vggt_checkpoint import load_aggregator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,13 +42,18 @@ def load_teacher(
     device: str | torch.device = "cpu",
     compile: bool = False,
 ) -> FrozenTeacher:
-    """VGGT, or any vision transformer of transformers. `compile` runs its blocks through torch.compile."""
+    """VGGT, or any vision transformer of transformers. `compile` runs its blocks through torch.compile.
+
+    On the device "meta" it is there without its weights, which are neither fetched nor read: to look at, and to count.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
-    folder = teacher_folder(name, revision)
+    folder = teacher_folder(name, revision, weights=torch.device(device).type != "meta")
     known_as = folder.resolve().name if Path(name).is_dir() else name
     described = read_config(folder, known_as)
     place = DTYPES[dtype], torch.device(device)
+    if torch.device(device).type == "meta":
+        return without_weights(folder, known_as, described, resolution, DTYPES[dtype])
     if "model_type" in described:
         settings, files = vision_config(folder, known_as), weight_files(folder, known_as)
         card = vision_card(settings, folder, known_as, digest(files), read_licence(folder, known_as))
@@ -60,15 +66,34 @@ def load_teacher(
         card = vggt_card(config, known_as, digest(files), read_licence(folder, known_as))
         teacher = VggtTeacher(aggregator, card, resolution, compile)
     else:
-        raise ValueError(
-            f"config.json of {known_as} describes no teacher: it has neither the model_type of a vision encoder of "
-            f"transformers nor the keys of a VGGT, {', '.join(sorted(VGGT_KEYS))}"
-        )
+        raise no_teacher(known_as)
     teacher.dropped = dropped
     return teacher
 
 
-def teacher_folder(name: str, revision: str | None) -> Path:
+def without_weights(
+    folder: Path, name: str, described: dict[str, Any], resolution: Resolution, dtype: torch.dtype
+) -> FrozenTeacher:
+    licence = read_licence(folder, name)
+    with torch.device("meta"):
+        if "model_type" in described:
+            settings = vision_config(folder, name)
+            card = vision_card(settings, folder, name, "", licence)
+            return HFVisionTeacher(AutoModel.from_config(settings, dtype=dtype), card, resolution)
+        if not described.keys() >= VGGT_KEYS:
+            raise no_teacher(name)
+        config = VggtConfig.from_dict(described)
+        return VggtTeacher(VggtAggregator(config).to(dtype), vggt_card(config, name, "", licence), resolution)
+
+
+def no_teacher(name: str) -> ValueError:
+    return ValueError(
+        f"config.json of {name} describes no teacher: it has neither the model_type of a vision encoder of "
+        f"transformers nor the keys of a VGGT, {', '.join(sorted(VGGT_KEYS))}"
+    )
+
+
+def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Path:
     """Where its files lie; they are fetched first if it is on the Hub."""
     if Path(name).is_dir():
         if revision is not None:
@@ -76,8 +101,9 @@ def teacher_folder(name: str, revision: str | None) -> Path:
         return Path(name)
     try:
         index = "model.safetensors.index.json"
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*READ, *SAFETENSORS, index]))
-        if not safetensors_in(folder):
+        wanted = [*READ, *SAFETENSORS, index] if weights else READ
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if weights and not safetensors_in(folder):
             with contextlib.suppress(EntryNotFoundError):  # what is missing is said when weights are looked for
                 hf_hub_download(name, PICKLE, revision=revision)
         return folder
