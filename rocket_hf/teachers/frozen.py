@@ -25,6 +25,9 @@ class FrozenTeacher(Teacher):
         self.card = card
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device)[:, None, None] for values in (card.mean, card.std)
+        )
         self.resolution = check_resolution(resolution, card.patch_size)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -67,8 +70,7 @@ class FrozenTeacher(Teacher):
         """At the size that it sees, normalised: (B, V, 3, H, W)."""
         frames = unit_range(images.to(self.device).flatten(0, 1)).float()
         frames = resized(frames, self.input_size(*frames.shape[-2:]))
-        mean, std = (frames.new_tensor(values)[:, None, None] for values in (self.card.mean, self.card.std))
-        return ((frames - mean) / std).to(self.dtype).unflatten(0, images.shape[:2])
+        return ((frames - self.mean) / self.std).to(self.dtype).unflatten(0, images.shape[:2])
 
     def of_scenes(self, pixels: Tensor, layers: list[int], camera_mask: Tensor | None) -> dict[int, Tensor]:
         """Samples that have the same cameras go through together, each a scene of those cameras alone."""
