@@ -134,6 +134,7 @@ class Comparison:
     models: int = 1
     batch_size: int = 1
     steps: int = 1
+    teacher: bool = False  # whether each of its samples asked a teacher too
 
 
 @dataclass

@@ -151,6 +151,8 @@ def changed(recipe: Any, where: str = "") -> list[tuple[str, Any]]:
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
         if is_dataclass(value):
             rows += changed(value, f"{name}.")
+        elif isinstance(value, list) and value and is_dataclass(value[0]):
+            rows += [row for number, each in enumerate(value) for row in changed(each, f"{name}.{number}.")]
         elif value != default:
             rows.append((name, value))
     return rows

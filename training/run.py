@@ -60,7 +60,7 @@ class Run:
 
 
 def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
-    last = claim_folder(recipe, out, resume, accelerator)
+    last = step_to_resume(recipe, out, resume)
     sources = shared_sources(recipe, accelerator)
     if accelerator.is_main_process:
         for note in filter(None, sources.notes):
@@ -76,6 +76,7 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
     progress = Progress()
     if last is not None:
         progress = checkpoints.load(last, accelerator, policy, optimizer, average)
+    claim_folder(recipe, out, accelerator)
     return Run(
         recipe=recipe,
         out=out,
@@ -96,8 +97,8 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
     )
 
 
-def claim_folder(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> int | None:
-    """Makes the run's folder, or finds the step to go on from in one that is there."""
+def step_to_resume(recipe: Recipe, out: Path, resume: bool) -> int | None:
+    """Of the last checkpoint of the run that is to go on. A run that begins needs an empty folder."""
     written = out / RECIPE
     steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
     if resume and not written.is_file():
@@ -108,13 +109,16 @@ def claim_folder(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerat
             raise ValueError(f"{', '.join(changed)} differ from the run in {out}: give them as {written} has them")
     elif written.is_file() or (out.exists() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
+    return steps[-1] if resume and steps else None
+
+
+def claim_folder(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
+    """Once all that could be wrong with the run has been found to be right."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        fresh = written.with_suffix(".tmp")
-        write_recipe(recipe, fresh)
-        fresh.replace(written)
-    return steps[-1] if resume and steps else None
+        write_recipe(recipe, out / f"{RECIPE}.tmp")
+        (out / f"{RECIPE}.tmp").replace(out / RECIPE)
 
 
 def shared_sources(recipe: Recipe, accelerator: Accelerator) -> Sources:

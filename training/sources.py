@@ -17,6 +17,7 @@ from rocket_hf.teachers.registration import Registration
 
 from .dataset_statistics import dataset_statistics
 from .lerobot_data import RobotDataset
+from .loader import common_sizes
 from .mixture import EvenlySpread, Frames, SampleOrder, split_episodes
 from .recipe import Recipe
 from .targets import CachedTargets, LiveTargets, TargetSource, picture_windows
@@ -117,7 +118,7 @@ def open_targets(
     alignment, teacher = recipe.alignment, recipe.teacher
     if alignment is None:
         return None, None, []
-    sizes = [datasets[0].camera_sizes[camera] for camera in config.cameras]
+    sizes = list(common_sizes(datasets, config.cameras).values())
     grid = config.policy_config.image_grid
     registration = Registration(grid, picture_windows(processor, sizes), alignment.reference_compat)
     layers = list(dict.fromkeys(alignment.teacher_layers))
@@ -144,6 +145,7 @@ def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[i
             )
         cache = FeatureCache(folder, keys, layers)
         cache.check(dataset.id, dataset.revision, dataset.fingerprint)
+        check_teacher(recipe.teacher.name, cache)
         caches.append(cache)
     first = caches[0].manifest
     for cache in caches[1:]:
@@ -156,6 +158,15 @@ def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[i
                 f"{cache.folder} and {caches[0].folder} are of different teachers or projections: build them alike"
             )
     return caches
+
+
+def check_teacher(name: str, cache: FeatureCache) -> None:
+    known_as = Path(name).resolve().name if Path(name).is_dir() else name
+    if known_as != cache.manifest.teacher:
+        raise ValueError(
+            f"{cache.folder} holds features of {cache.manifest.teacher}, and the recipe's teacher is {name}: "
+            f"pass --teacher {cache.manifest.teacher}, or the cache of the other"
+        )
 
 
 def load_policy(sources: Sources, recipe: Recipe) -> RocketForActionPrediction:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.teachers.contract import Teacher
+from rocket_hf.teachers.contract import Features
 from rocket_hf.teachers.feature_cache import FeatureCache
+from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.registration import WHOLE, Registration, Window
 from rocket_hf.teachers.scene import scene_pictures
 
@@ -28,14 +29,17 @@ class TargetSource(Protocol):
 class LiveTargets:
     """Of the augmented pictures, colours too."""
 
-    def __init__(self, teacher: Teacher, layers: Sequence[int], registration: Registration):
-        self.teacher, self.layers, self.registration = teacher, list(dict.fromkeys(layers)), registration
+    def __init__(self, teacher: FrozenTeacher, layers: Sequence[int], registration: Registration):
+        for layer in layers:
+            teacher.resolve(layer)
+        self.teacher, self.layers, self.registration = teacher, list(layers), registration
         self.width = teacher.card.width
 
     def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
-        scene = scene_pictures(pictures, self.teacher)
-        features = self.teacher.features(scene, self.layers, batch["camera_mask"])
-        return self.registration(features)
+        return self.registration(self.scene_features(pictures, batch["camera_mask"]))
+
+    def scene_features(self, pictures: Sequence[Tensor], camera_mask: Tensor | None) -> Features:
+        return self.teacher.features(scene_pictures(pictures, self.teacher), self.layers, camera_mask)
 
 
 class CachedTargets:
