@@ -1,17 +1,43 @@
-"""Generated datasets, written once: pictures stored in tables, and as video."""
+"""What a run needs, generated once: datasets, policies, a teacher, its cached features; and a way to start one here."""
 
+import contextlib
+import io
+import json
 import logging
 import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
 
-from rocket_hf.tiny import tiny_config
+from rocket_hf.commands import main as rocket_hf
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.publish import export_policy
+from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
+from rocket_hf.training.train import main
+
+LONGEST_PROMPT = {"pi05": 110}  # the tokens of its tasks, characters here, and of its state
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_page_of_libraries_that_torchcodec_lacks():
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Names that are no folders are looked for in the cache of the Hub alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +60,117 @@ def copied(stored, tmp_path):
 @pytest.fixture(scope="session")
 def config():
     return tiny_config()
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a tiny policy of a family, written when it is first asked for."""
+    folder = tmp_path_factory.mktemp("policies")
+
+    def policy(family: str) -> Path:
+        return folder / family if (folder / family).exists() else write_policy(folder / family, family)
+
+    return policy
+
+
+def write_policy(folder: Path, family: str, **changes: Any) -> Path:
+    config = tiny_config(family, **changes)
+    torch.manual_seed(0)
+    model = RocketForActionPrediction(config)
+    longest = LONGEST_PROMPT.get(family, 24)
+    processor = RocketProcessor.for_config(
+        config, character_tokenizer(), tiny_statistics(config), max_prompt_length=longest
+    )
+    return export_policy(model, processor, folder)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory) -> Path:
+    return write_tiny_vggt(tmp_path_factory.mktemp("teachers") / "vggt")
+
+
+@pytest.fixture(scope="session")
+def caches(stored, teacher, tmp_path_factory) -> Callable[..., Path]:
+    """The teacher's features of the stored dataset, cached as `rocket-hf cache build` does when first asked for."""
+    folder = tmp_path_factory.mktemp("caches")
+
+    def cache(storage: str, *more: str) -> Path:
+        out = folder / "-".join([storage, *more])
+        if not out.exists():
+            command = ["cache", "build", str(stored), "--teacher", str(teacher), "--out", str(out), "--device", "cpu"]
+            command += ["--workers", "0", "--layers", "2,3,4", "--storage", storage, *more]
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                assert rocket_hf(command) == 0
+        return out
+
+    return cache
+
+
+@dataclass
+class Outcome:
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_training(*arguments: Any) -> Outcome:
+    """`training/train.py` with these arguments, in this process and as if it were the first run here."""
+    out, err = io.StringIO(), io.StringIO()
+    forget_processes()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        forget_processes()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def forget_processes() -> None:
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def settings(**values: Any) -> list[str]:
+    """`--set` arguments: `run__steps=3` is `--set run.steps=3`."""
+    pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(stored, teacher, policies) -> Callable[..., Outcome]:
+    """A run of the tiny recipe that has to end well."""
+
+    def run(out: Path, *more: Any, family: str = "smolvla", **changes: Any) -> Outcome:
+        outcome = run_training(
+            "--recipe", "tiny", "--policy", policies(family), "--dataset", stored, "--teacher", teacher, "--out", out,
+            *settings(**changes), *more,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.stderr
+        return outcome
+
+    return run
+
+
+def journal(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+
+
+def steps_of(out: Path) -> list[dict[str, Any]]:
+    """The lines of the steps themselves."""
+    return [line for line in journal(out) if "loss" in line]
+
+
+def checkpoint(out: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+def exported(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "policy" / "model.safetensors")
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
