@@ -24,6 +24,7 @@ from .recipe import AugmentationConfig, Recipe
 from .recipe_checks import passes
 from .recipe_files import differences, read_recipe, write_recipe
 from .sources import Sources, load_policy, open_sources
+from .targets import TargetSource
 from .trainable import make_trainable
 
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
@@ -36,22 +37,28 @@ MAY_CHANGE = (
 
 
 @dataclass
-class Run:
+class Learner:
+    """What one training step needs."""
+
     recipe: Recipe
-    out: Path
     accelerator: Accelerator
     model: nn.Module  # as it is called: the policy, or DDP around it
     policy: RocketForActionPrediction
-    processor: RocketProcessor
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
     preparation: Preparation
+    times: Times
+
+
+@dataclass
+class Run(Learner):
+    out: Path
+    processor: RocketProcessor
     batches: Iterator[RobotBatch]
     passes: int  # per step
     validation: RobotLoader | None
     checkpoints: Checkpoints
     journal: Journal
-    times: Times
     progress: Progress = field(default_factory=Progress)
     recent: list[RobotBatch] = field(default_factory=list)  # those whose losses nobody has looked at yet
 
@@ -66,34 +73,44 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
         for note in filter(None, sources.notes):
             accelerator.print(f"note: {note}")
     each, count = passes(recipe, accelerator.num_processes)
-    policy = load_policy(sources, recipe)
-    make_trainable(policy, recipe)
-    arrange(policy, recipe)
-    model = place(accelerator, policy)
-    optimizer = make_optimizer(policy, recipe.optimizer)
-    average = MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None
+    learner = make_learner(load_policy(sources, recipe), sources.processor, sources.targets, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
     progress = Progress()
     if last is not None:
-        progress = checkpoints.load(last, accelerator, policy, optimizer, average)
+        progress = checkpoints.load(last, accelerator, learner.policy, learner.optimizer, learner.average)
     claim_folder(recipe, out, accelerator)
     return Run(
-        recipe=recipe,
+        **vars(learner),
         out=out,
-        accelerator=accelerator,
-        model=model.train(),
-        policy=policy,
         processor=sources.processor,
-        optimizer=optimizer,
-        average=average,
-        preparation=Preparation(sources.config, sources.processor, sources.targets, accelerator.device),
         batches=iter(training_loader(sources, recipe, accelerator, each, progress.step)),
         passes=count,
         validation=validation_loader(sources, recipe, accelerator, each),
         checkpoints=checkpoints,
         journal=open_journal(out, accelerator, progress),
-        times=Times(accelerator.device),
         progress=progress,
+    )
+
+
+def make_learner(
+    policy: RocketForActionPrediction,
+    processor: RocketProcessor,
+    targets: TargetSource | None,
+    recipe: Recipe,
+    accelerator: Accelerator,
+) -> Learner:
+    make_trainable(policy, recipe)
+    arrange(policy, recipe)
+    model = place(accelerator, policy)
+    return Learner(
+        recipe=recipe,
+        accelerator=accelerator,
+        model=model.train(),
+        policy=policy,
+        optimizer=make_optimizer(policy, recipe.optimizer),
+        average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
+        preparation=Preparation(policy.config, processor, targets, accelerator.device),
+        times=Times(accelerator.device),
     )
 
 

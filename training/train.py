@@ -26,7 +26,7 @@ from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import Run, open_run
+from rocket_hf.training.run import Learner, Run, open_run
 from rocket_hf.training.validation import validate
 
 Losses = dict[str, Tensor]
@@ -73,7 +73,7 @@ def due_after(step: int, config: RunConfig) -> set[str]:
     return {what for what, count in every.items() if step % count == 0 or step == config.steps}
 
 
-def training_step(run: Run, batches: list[Any], weight: float) -> tuple[Losses, Tensor, Tensor]:
+def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Losses, Tensor, Tensor]:
     """One step of the optimizer: forward and backward for each batch, then the update, unless it is not finite."""
     losses: list[Losses] = []
     for number, raw in enumerate(batches, start=1):
@@ -91,7 +91,7 @@ def training_step(run: Run, batches: list[Any], weight: float) -> tuple[Losses, 
     return means, norm, skipped
 
 
-def forward_backward(run: Run, raw: Any, weight: float, passes: int) -> Losses:
+def forward_backward(run: Learner, raw: Any, weight: float, passes: int) -> Losses:
     """The named losses of one pass; their weighted sum goes backward."""
     with run.times("data"):
         batch, pictures, warp = run.preparation.student(raw)

@@ -123,6 +123,8 @@ def register_features(
 ) -> Tensor:
     """Features (..., rows x columns, C) of one grid to (..., rows x columns, C) of another over a window."""
     *leading, _, channels = features.shape
+    if grid == target_grid and window == WHOLE and not code_weight:
+        return features
     vertical, horizontal = matrices(grid, target_grid, window, features.device, features.dtype, reference_compat)
     maps = features.reshape(-1, grid[0], grid[1] * channels)
     maps = (vertical @ maps).reshape(-1, grid[1], channels)  # (maps x target rows, columns, C)
