@@ -1,19 +1,33 @@
 """What a recipe says that cannot be, found before anything is loaded."""
 
+from accelerate.tracking import get_available_trackers
+
 from rocket_hf.modeling.strict_config import nearest
 
 from .recipe import Recipe
 
 TRACKERS = ("trackio", "wandb", "tensorboard")
+AUGMENTATION = {
+    "crop_area": (0.01, 1), "rotation": (0, 180), "brightness": (0, 1), "contrast": (0, 1), "saturation": (0, 1),
+    "hue": (0, 0.5),
+}  # fmt: skip
 
 
 def check_recipe(recipe: Recipe) -> None:
     check_sources(recipe)
     check_alignment(recipe)
     check_numbers(recipe)
-    for tracker in recipe.run.trackers:
+    check_schedule(recipe)
+    check_trackers(recipe.run.trackers)
+
+
+def check_trackers(trackers: list[str]) -> None:
+    there = {str(tracker) for tracker in get_available_trackers()}
+    for tracker in trackers:
         if tracker not in TRACKERS:
             raise ValueError(f"run.trackers: there is no tracker {tracker!r}: {nearest(tracker, TRACKERS)}")
+        if tracker not in there:
+            raise ValueError(f"run.trackers: {tracker} is not installed: `pip install {tracker}`, or leave it out")
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -43,32 +57,51 @@ def check_alignment(recipe: Recipe) -> None:
 
 
 def check_numbers(recipe: Recipe) -> None:
-    run, optimizer, schedule, data = recipe.run, recipe.optimizer, recipe.schedule, recipe.data
+    run, optimizer, data = recipe.run, recipe.optimizer, recipe.data
     for name in ("steps", "batch_size", "log_every", "save_every", "keep", "validate_every", "validation_samples"):
         at_least(f"run.{name}", getattr(run, name), 1)
     at_least("run.device_batch_size", run.device_batch_size, 1)
     at_least("run.most_skipped", run.most_skipped, 1)
     at_least("lora.rank", recipe.lora.rank, 1)
-    at_least("schedule.warmup", schedule.warmup, 0)
+    at_least("lora.alpha", recipe.lora.alpha, 1)
     at_least("data.workers", data.workers, 0)
     at_least("data.prefetch", data.prefetch, 1)
     between("data.validation", data.validation, 0, 0.999)
-    between("data.augmentation.crop_area", data.augmentation.crop_area, 0.01, 1)
+    for name, (least, most) in AUGMENTATION.items():
+        between(f"data.augmentation.{name}", getattr(data.augmentation, name), least, most)
     between("run.ema", run.ema, 0, 0.9999999)
     between("lora.dropout", recipe.lora.dropout, 0, 0.999)
-    for name in ("lr", "heads_lr", "projector_lr", "clip_norm"):
-        value = getattr(optimizer, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"optimizer.{name} must be above 0, got {value}")
+    for name in ("lr", "heads_lr", "projector_lr", "eps", "clip_norm"):
+        above_zero(f"optimizer.{name}", getattr(optimizer, name))
+    at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
         raise ValueError(f"optimizer.betas are two numbers from 0 to below 1, got {optimizer.betas}")
+
+
+def check_schedule(recipe: Recipe) -> None:
+    schedule = recipe.schedule
+    at_least("schedule.warmup", schedule.warmup, 0)
+    between("schedule.final", schedule.final, 0, 1)
+    above_zero("schedule.factor", schedule.factor)
     if schedule.kind == "step" and not schedule.at:
         raise ValueError("schedule.kind step needs schedule.at, the steps at which the learning rates fall")
+    if schedule.until is not None and schedule.kind != "cosine":
+        raise ValueError(f"schedule.until belongs to schedule.kind cosine, this one is {schedule.kind}")
+    if schedule.until is not None and schedule.until <= schedule.warmup:
+        raise ValueError(
+            f"schedule.until={schedule.until} must come after schedule.warmup={schedule.warmup}, "
+            "since the rates fall from there on"
+        )
     if schedule.at and (schedule.kind != "step" or schedule.at != sorted(schedule.at)):
         raise ValueError("schedule.at are ascending steps, and belong to schedule.kind step")
 
 
-def at_least(name: str, value: int | None, least: int) -> None:
+def above_zero(name: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 

@@ -54,8 +54,10 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     if isinstance(place, list):
         step_into(place, last, None, key)
         place[int(last)] = value
-    else:
+    elif isinstance(place, dict):
         place[last] = value
+    else:
+        raise ValueError(f"--set {key}: there is nothing at {last!r}")
 
 
 def step_into(place: Any, part: str, new: Any, key: str) -> Any:

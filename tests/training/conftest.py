@@ -24,7 +24,7 @@ from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, wr
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.train import main
 
-LONGEST_PROMPT = {"pi05": 110}  # the tokens of its tasks, characters here, and of its state
+LONGEST_PROMPT = {"pi05": 110, "openvla": 80, "openvla-oft": 80}  # of their templates, in characters
 
 
 @pytest.fixture(scope="session", autouse=True)
