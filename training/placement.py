@@ -21,17 +21,11 @@ from torch.distributed.tensor import DTensor
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from .recipe import Recipe
-from .recipe_files import changed
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """On the CPU where there is nothing else, also when `accelerate launch` was not told so."""
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), log_with=recipe.run.trackers or None, project_dir=out
-    )
-    if recipe.run.trackers:
-        accelerator.init_trackers("rocket_hf", config=dict(changed(recipe)))
-    return accelerator
+    return Accelerator(cpu=not torch.accelerator.is_available(), log_with=recipe.run.trackers or None, project_dir=out)
 
 
 def sharded() -> bool:

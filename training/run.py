@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from .placement import place
 from .preparation import Preparation
 from .recipe import AugmentationConfig, Recipe
 from .recipe_checks import passes
-from .recipe_files import differences, read_recipe, write_recipe
+from .recipe_files import changed, differences, read_recipe, write_recipe
 from .sources import Sources, load_policy, open_sources
 from .targets import TargetSource
 from .trainable import make_trainable
 
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
+UNFINISHED = f"{RECIPE}.tmp"  # all that a kill can leave of a run that did not begin
 
 # What may change when a run is resumed; all else would make it another run.
 MAY_CHANGE = (
@@ -68,6 +69,7 @@ class Run(Learner):
 
 def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
     last = step_to_resume(recipe, out, resume)
+    check_precision(recipe, accelerator)
     sources = shared_sources(recipe, accelerator)
     if accelerator.is_main_process:
         for note in filter(None, sources.notes):
@@ -75,15 +77,18 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
     each, count = passes(recipe, accelerator.num_processes)
     learner = make_learner(load_policy(sources, recipe), sources.processor, sources.targets, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
+    batches = iter(training_loader(sources, recipe, accelerator, each, last or 0))
+    first = list(islice(batches, count))
+    torch.manual_seed(recipe.run.seed + accelerator.process_index)  # each rank drops out units of its own
     progress = Progress()
-    if last is not None:
+    if last is not None:  # after the loader has begun: it draws from the random state that is restored here
         progress = checkpoints.load(last, accelerator, learner.policy, learner.optimizer, learner.average)
     claim_folder(recipe, out, accelerator)
     return Run(
         **vars(learner),
         out=out,
         processor=sources.processor,
-        batches=iter(training_loader(sources, recipe, accelerator, each, progress.step)),
+        batches=chain(first, batches),
         passes=count,
         validation=validation_loader(sources, recipe, accelerator, each),
         checkpoints=checkpoints,
@@ -121,10 +126,10 @@ def step_to_resume(recipe: Recipe, out: Path, resume: bool) -> int | None:
     if resume and not written.is_file():
         raise ValueError(f"there is no run in {out} to resume: leave --resume out to begin one")
     if written.is_file() and resume:
-        changed = [key for key in differences(read_recipe(str(written)), recipe) if key not in MAY_CHANGE]
-        if changed:
-            raise ValueError(f"{', '.join(changed)} differ from the run in {out}: give them as {written} has them")
-    elif written.is_file() or (out.exists() and any(out.iterdir())):
+        others = [key for key in differences(read_recipe(str(written)), recipe) if key not in MAY_CHANGE]
+        if others:
+            raise ValueError(f"{', '.join(others)} differ from the run in {out}: give them as {written} has them")
+    elif out.exists() and any(path.name != UNFINISHED for path in out.iterdir()):
         raise ValueError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
     return steps[-1] if resume and steps else None
 
@@ -134,8 +139,15 @@ def claim_folder(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, out / f"{RECIPE}.tmp")
-        (out / f"{RECIPE}.tmp").replace(out / RECIPE)
+        write_recipe(recipe, out / UNFINISHED)
+        (out / UNFINISHED).replace(out / RECIPE)
+    if recipe.run.trackers:
+        accelerator.init_trackers("rocket_hf", config=dict(changed(recipe)))
+
+
+def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
+    if recipe.run.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+        raise ValueError("run.base_dtype bfloat16 needs mixed precision: accelerate launch --mixed_precision bf16")
 
 
 def shared_sources(recipe: Recipe, accelerator: Accelerator) -> Sources:

@@ -44,6 +44,7 @@ def open_sources(recipe: Recipe, device: torch.device) -> Sources:
     datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
     order, held_out = split(recipe, datasets)
     processor = robot_processor(folder, config, dataset_statistics(datasets))
+    check_prompts(processor, datasets)
     caches, targets, notes = open_targets(recipe, config, processor, datasets, device)
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
@@ -106,6 +107,14 @@ def robot_processor(folder: Path, config: RocketConfig, statistics: dict) -> Roc
         for name, values in statistics.items()
     }
     return RocketProcessor.for_config(config, former.tokenizer, statistics, **kept)
+
+
+def check_prompts(processor: RocketProcessor, datasets: Sequence[RobotDataset]) -> None:
+    """That each task's prompt fits, for it might be many steps until one comes that does not."""
+    for dataset in datasets:
+        tasks = [dataset.tasks[int(number)] for number in dataset.task_numbers.unique()]
+        states = torch.zeros(len(tasks), processor.state_dim)
+        processor.tokenize(processor.prompts(tasks, states), states.device)
 
 
 def open_targets(
