@@ -9,6 +9,7 @@ BENCHMARKS = {
     "alignment": "the alignment head against the plain way, and nested against full widths",
     "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
     "policies": "taps against no taps, and inference against lerobot's own classes",
+    "step": "a training step without alignment, with ROCKET from the cache and live, and by layer pairs",
     "teacher": "a teacher at its own resolution, at the camera's, stopped half-way, and from the feature cache",
 }
 
@@ -23,9 +24,12 @@ def main() -> int:
     )
     parser.add_argument("name", choices=BENCHMARKS)
     parser.add_argument("--json", action="store_true", help="print one JSON object of the figures")
+    parser.add_argument("--policy", choices=["25m", "openvla-7b"], help="of `step` (default: 25m; the other for a GPU)")
     arguments = parser.parse_args()
+    if arguments.policy and arguments.name != "step":
+        parser.error("--policy belongs to the benchmark step")
     benchmark = importlib.import_module(f"rocket_hf.bench.{arguments.name}")
-    figures = benchmark.measure()
+    figures = benchmark.measure(arguments.policy) if arguments.policy else benchmark.measure()
     print(json.dumps(figures) if arguments.json else benchmark.report(figures))
     return 0
 

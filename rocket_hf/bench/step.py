@@ -1,0 +1,255 @@
+"""One training step: without alignment, with ROCKET from the feature cache, with ROCKET live; and by layer pairs.
+
+It is the step of training/train.py, from the workers' batch to the updated weights, on generated pictures; rows of the
+cache are read in it too, though workers do that beside it. `--policy openvla-7b` builds OpenVLA-OFT and VGGT at their
+public sizes with random weights in bfloat16, for a GPU.
+"""
+
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from rocket_hf.bench.measure import Job, interleaved, median_ratio
+from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
+from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.strict_config import StrictConfig
+from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
+from rocket_hf.teachers.feature_cache import FeatureCache
+from rocket_hf.teachers.registration import WHOLE, Registration
+from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
+from rocket_hf.tiny import character_tokenizer, tiny_statistics
+from rocket_hf.training.recipe import AlignmentRecipe, OptimizerConfig, PartsConfig, Recipe, RunConfig
+from rocket_hf.training.run import Learner, make_learner
+from rocket_hf.training.sources import alignment_config
+from rocket_hf.training.targets import CachedTargets, LiveTargets, TargetSource
+from rocket_hf.training.train import training_step
+
+CAMERAS, CAMERA_SIZE, PROMPT_LENGTH, FRAMES = ("front", "wrist"), 224, 32, 8
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A policy and a teacher that is about half as wide, as VGGT's 2,048 channels are to OpenVLA's 4,096."""
+
+    policy: StrictConfig
+    teacher: VggtConfig
+    chunk_size: int
+    student_layers: tuple[int, ...]
+    teacher_layers: tuple[int, ...]
+    parts: PartsConfig
+    batch_size: int
+    rounds: int
+    dtype: torch.dtype
+
+
+SMALL = Setting(
+    policy=Pi0Config(
+        depth=16, width=384, heads=6, kv_heads=1, head_dim=64, mlp_width=768, expert_width=160, expert_mlp_width=320,
+        vocab_size=256, vision_depth=4, vision_width=256, vision_heads=4, vision_mlp_width=1024,
+    ),
+    teacher=VggtConfig(embed_dim=96, depth=8, num_heads=2, patch_embed_depth=4, patch_embed_heads=2),
+    chunk_size=16,
+    student_layers=(2, 3, 4, 5, 6, 7, 8, -1),
+    teacher_layers=(1, 2, 3, 4, 5, 6, 7, 8),
+    parts=PartsConfig("full", "full", "full", "full"),
+    batch_size=2,
+    rounds=7,
+    dtype=torch.float32,
+)  # fmt: skip
+OPENVLA = Setting(
+    policy=OpenVLAPolicyConfig(),
+    teacher=VggtConfig(),
+    chunk_size=8,
+    student_layers=(2, 4, 6, 8, 10, 12, 14, 16, 18, 31),
+    teacher_layers=(3, 5, 7, 9, 11, 13, 15, 17, 19, 24),
+    parts=PartsConfig(),
+    batch_size=8,
+    rounds=10,
+    dtype=torch.bfloat16,
+)
+SETTINGS = {"25m": SMALL, "openvla-7b": OPENVLA}
+PAIRS = (1, 2, 4, 8)
+
+
+class NoiseFrames:
+    """A dataset of noise, for the cache."""
+
+    dataset, revision, fingerprint = "noise", "local", "0"
+    sizes = dict.fromkeys(CAMERAS, (CAMERA_SIZE, CAMERA_SIZE))
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        shape = (len(CAMERAS), FRAMES, 3, CAMERA_SIZE, CAMERA_SIZE)
+        self.noise = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return FRAMES
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        return [camera[list(indices)] for camera in self.noise]
+
+
+class Stage:
+    """Everything that the ways share, on one device."""
+
+    def __init__(self, setting: Setting, folder: Path):
+        self.setting, self.accelerator = setting, Accelerator(cpu=not torch.accelerator.is_available())
+        self.device = torch.device(self.accelerator.device.type)
+        self.teacher = make_teacher(setting, self.device)
+        self.registration = Registration(setting.policy.image_grid, [WHOLE] * len(CAMERAS))
+        self.frames = NoiseFrames()
+        plan = plan_cache(self.frames, self.teacher, setting.teacher_layers)
+        writer = CacheWriter(folder, plan, self.frames, self.teacher, batch_size=1)
+        writer.prepare(report=lambda line: None)
+        writer.write()
+        self.folder = folder
+
+    def learner(self, way: str, pairs: int) -> Learner:
+        recipe = self.recipe(pairs if way != "plain" else 0)
+        targets = self.targets(way, recipe)
+        torch.manual_seed(0)
+        config = RocketConfig(
+            policy_config=self.setting.policy,
+            alignment=alignment_config(recipe, targets.width) if targets else None,
+            cameras=CAMERAS,
+            chunk_size=self.setting.chunk_size,
+        )
+        with torch.device(self.device):
+            policy = RocketForActionPrediction(config).to(self.setting.dtype)
+        if policy.alignment_head is not None:
+            policy.alignment_head.float()
+        processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
+        return make_learner(policy, processor, targets, recipe, self.accelerator)
+
+    def recipe(self, pairs: int) -> Recipe:
+        """With the last `pairs` pairs of layers; ROCKET's projector where there are several."""
+        alignment = None
+        if pairs:
+            alignment = AlignmentRecipe(
+                student_layers=list(self.setting.student_layers[-pairs:]),
+                teacher_layers=list(self.setting.teacher_layers[-pairs:]),
+                nesting="increasing" if pairs > 1 else "none",
+            )
+        run = RunConfig(batch_size=self.setting.batch_size)
+        return Recipe(parts=self.setting.parts, alignment=alignment, optimizer=OptimizerConfig(lr=1e-5), run=run)
+
+    def targets(self, way: str, recipe: Recipe) -> TargetSource | None:
+        if recipe.alignment is None:
+            return None
+        layers = recipe.alignment.teacher_layers
+        if way == "live":
+            return LiveTargets(self.teacher, layers, self.registration)
+        return CachedTargets(FeatureCache(self.folder, layers=layers), self.registration, self.setting.dtype)
+
+    def job(self, way: str, pairs: int) -> Job:
+        """One step, each time of other frames."""
+        learner, numbers = self.learner(way, pairs), count()
+        config, source = learner.policy.config, learner.preparation.targets
+        fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
+        numeric = {key: value for key, value in fake.items() if key != "images"}
+
+        def step() -> None:
+            chosen = [next(numbers) % FRAMES for _ in range(self.setting.batch_size)]
+            raw: dict[str, Any] = {**numeric, "images": self.frames.pictures(chosen)}
+            if isinstance(source, CachedTargets):
+                raw["features"] = default_collate([source.cache.read(index) for index in chosen])
+            training_step(learner, [raw], weight=0.5)
+            learner.times.take()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+
+def make_teacher(setting: Setting, device: torch.device) -> VggtTeacher:
+    torch.manual_seed(0)
+    with torch.device(device):
+        aggregator = VggtAggregator(setting.teacher).to(setting.dtype)
+    return VggtTeacher(aggregator, vggt_card(setting.teacher, "random", "0", "unknown"), "camera")
+
+
+def measure(policy: str = "25m") -> dict[str, Any]:
+    torch.set_num_threads(THREADS)
+    setting = SETTINGS[policy]
+    most = len(setting.student_layers)
+    ways = {"plain": ("plain", 0), "cached": ("cached", most), "live": ("live", most)}
+    ways |= {f"cached {pairs}": ("cached", pairs) for pairs in PAIRS}
+    with tempfile.TemporaryDirectory() as folder:
+        stage = Stage(setting, Path(folder) / "cache")
+        if stage.device.type == "cuda":
+            seconds, memory = one_by_one(stage, ways)
+        else:
+            jobs = {name: stage.job(*way) for name, way in ways.items()}
+            seconds, memory = interleaved(jobs, setting.rounds), {}
+    return {
+        "policy": policy,
+        "device": stage.device.type,
+        "cached_to_plain": round(median_ratio(seconds["cached"], seconds["plain"]), 3),
+        "live_to_plain": round(median_ratio(seconds["live"], seconds["plain"]), 3),
+        "by_pairs": {
+            str(pairs): round(median_ratio(seconds[f"cached {pairs}"], seconds["plain"]), 3) for pairs in PAIRS
+        },
+        "seconds": {name: round(statistics.median(taken), 4) for name, taken in seconds.items()},
+        "peak_memory_gib": {name: round(taken / 2**30, 2) for name, taken in memory.items()},
+    }
+
+
+def one_by_one(stage: Stage, ways: dict[str, tuple[str, int]]) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of each step on a GPU that nobody else uses, and the peak of its memory; two steps go before."""
+    seconds, memory = {}, {}
+    for name, way in ways.items():
+        job = stage.job(*way)
+        job(), job()
+        torch.cuda.reset_peak_memory_stats()
+        seconds[name] = [wall_seconds(job) for _ in range(stage.setting.rounds)]
+        memory[name] = torch.cuda.max_memory_allocated()
+        del job
+        gc.collect()
+        torch.cuda.empty_cache()
+    return seconds, memory
+
+
+def wall_seconds(job: Job) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def report(figures: dict[str, Any]) -> str:
+    setting = SETTINGS[figures["policy"]]
+    with torch.device("meta"):
+        size = RocketForActionPrediction(
+            RocketConfig(policy_config=setting.policy, cameras=CAMERAS, chunk_size=setting.chunk_size)
+        )
+    clock = "seconds" if figures["device"] == "cuda" else f"CPU seconds, {THREADS} threads"
+    rows = [
+        f"one training step of {setting.batch_size} samples, {size.num_parameters() / 1e6:.0f} M parameters, "
+        f"{len(setting.student_layers)} layer pairs, two cameras of {CAMERA_SIZE} px; {clock}, medians",
+        "",
+        f"{'':20}{'seconds':>10}{'to plain':>10}{'peak GiB':>10}",
+    ]
+    ratios = {"plain": 1.0, "cached": figures["cached_to_plain"], "live": figures["live_to_plain"]}
+    ratios |= {f"cached {pairs}": ratio for pairs, ratio in figures["by_pairs"].items()}
+    names = {"plain": "without alignment", "cached": "ROCKET, cached", "live": "ROCKET, live"}
+    for name, ratio in ratios.items():
+        shown = names.get(name, f"cached, {name.removeprefix('cached ')} pairs")
+        memory = figures["peak_memory_gib"].get(name)
+        rows.append(
+            f"{shown:20}{figures['seconds'][name]:10.3f}{ratio:10.3f}{memory if memory is not None else '-':>10}"
+        )
+    return "\n".join(rows)
