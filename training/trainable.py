@@ -4,6 +4,7 @@ LoRA's layers are put into the model in place, so the model stays a RocketForAct
 full are not copied.
 """
 
+import warnings
 from collections import Counter
 
 import torch
@@ -12,10 +13,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.contract import resolve_layer
 from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
 
 from .parts import Part, part_of, reached_weights
 from .placement import whole
+from .quantize import frozen_weight
 from .recipe import LoraSettings, PartsConfig, Recipe
 
 ADAPTER = "default"
@@ -23,22 +26,22 @@ BASE = ".base_layer"  # how PEFT calls the layer that it adapts
 LORA_LAYERS = (nn.Linear, nn.Conv2d)
 
 
-def make_trainable(model: RocketForActionPrediction, recipe: Recipe) -> LoraConfig | None:
-    """Freezes, adapts and unfreezes as the recipe says; trained weights become float32. Returns LoRA's settings."""
+def make_trainable(model: RocketForActionPrediction, recipe: Recipe) -> None:
+    """Freezes, adapts and unfreezes as the recipe says; trained weights become float32."""
     check_parts(model, recipe.parts)
     reached = reached_weights(model.config)
     full = [name for name, _ in model.named_parameters() if trains(recipe.parts, name) == "full" and name in reached]
-    lora = lora_config(model, recipe.parts, recipe.lora, reached)
+    lora = lora_configs(model, recipe.parts, recipe.lora, reached)
     model.requires_grad_(False)
+    with warnings.catch_warnings():  # the second part of one adapter is no second adapter
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        for config in lora:
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for name in full:
-        parameter = model.get_parameter(name)
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    if lora is not None:
-        inject_adapter_in_model(lora, model, adapter_name=ADAPTER)
-        for name in full:
-            model.get_parameter(name).requires_grad_(True)
-    return lora
+        model.get_parameter(name).requires_grad_(True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def trains(parts: PartsConfig, name: str) -> str:
@@ -46,24 +49,25 @@ def trains(parts: PartsConfig, name: str) -> str:
     return "full" if part == "projector" else getattr(parts, part)
 
 
-def lora_config(
+def lora_configs(
     model: RocketForActionPrediction, parts: PartsConfig, settings: LoraSettings, reached: set[str]
-) -> LoraConfig | None:
+) -> list[LoraConfig]:
     """On every linear layer and convolution of the parts that train so, but those that no loss reaches."""
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, LORA_LAYERS) and trains(parts, name) == "lora" and f"{name}.weight" in reached
+    targets: dict[str, list[str]] = {}  # by how they begin
+    for name, module in model.named_modules():
+        if isinstance(module, LORA_LAYERS) and trains(parts, name) == "lora" and f"{name}.weight" in reached:
+            of_matrices_alone = settings.init in ("pissa", "olora") and isinstance(module, nn.Conv2d)
+            targets.setdefault("gaussian" if of_matrices_alone else settings.init, []).append(name)
+    return [
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            init_lora_weights=True if init == "kaiming" else init,
+            target_modules=names,
+        )
+        for init, names in targets.items()
     ]
-    if not targets:
-        return None
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        init_lora_weights=True if settings.init == "kaiming" else settings.init,
-        target_modules=targets,
-    )
 
 
 def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
@@ -72,11 +76,14 @@ def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
         raise ValueError(
             f"every part of the policy is frozen: set one of parts.{', parts.'.join(there)} to lora or full"
         )
-    if model.config.alignment is not None and parts.vision == parts.language == "frozen":
-        raise ValueError(
-            "parts.vision and parts.language are frozen, so alignment would train nothing that it taps: "
-            "set one of them to lora or full, or alignment to null"
-        )
+    if model.config.alignment is not None and parts.vision == "frozen":
+        layers, depth = model.config.alignment.student_layers, model.config.policy_config.depth
+        deep = any(resolve_layer(layer, depth) > 0 for layer in layers)  # 0 are the embeddings, before any block
+        if parts.language == "frozen" or not deep:
+            raise ValueError(
+                f"alignment would train nothing that it taps, student layers {list(layers)}: set parts.vision"
+                f"{' or parts.language' if deep else ''} to lora or full, or alignment to null"
+            )
 
 
 def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
@@ -97,12 +104,12 @@ def merged_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
     """The weights of the policy by their own names, LoRA's product added, without the alignment head; on the CPU. All
     ranks call it."""
     weights = {}
-    for name, tensor in model.state_dict().items():
+    for name, parameter in model.named_parameters():
         if not name.startswith(HEAD) and ".lora_" not in name:
-            weights[name.replace(BASE, "")] = whole(tensor)
+            weights[name.replace(BASE, "")] = whole(parameter)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = weights[f"{name}.weight"]
+            weight = whole(frozen_weight(module.base_layer))
             down, up = (whole(part[ADAPTER].weight).float() for part in (module.lora_A, module.lora_B))
             product = (up.flatten(1) @ down.flatten(1)).view_as(weight)  # a convolution's is one of flat patches
             weights[f"{name}.weight"] = (weight.float() + module.scaling[ADAPTER] * product).to(weight.dtype)
