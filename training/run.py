@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.teachers.load import DTYPES
 
 from .batches import RobotBatch
 from .checkpoint import Checkpoints, Progress
@@ -20,6 +21,7 @@ from .loader import RobotLoader, make_loader
 from .optimization import MovingAverage, make_optimizer
 from .placement import place
 from .preparation import Preparation
+from .quantize import quantize_frozen
 from .recipe import AugmentationConfig, Recipe
 from .recipe_checks import passes
 from .recipe_files import changed, differences, read_recipe, write_recipe
@@ -105,6 +107,8 @@ def make_learner(
     accelerator: Accelerator,
 ) -> Learner:
     make_trainable(policy, recipe)
+    if recipe.run.quantize:
+        quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
     arrange(policy, recipe)
     model = place(accelerator, policy)
     return Learner(
