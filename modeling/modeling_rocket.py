@@ -31,6 +31,7 @@ from .openvla_actions import ActionHead  # noqa: F401
 from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
 from .policy_smolvla import SmolVLAPolicy
+from .self_test import SelfTestReport, find_self_test, read_self_test, run_self_test
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 
@@ -92,6 +93,11 @@ class RocketForActionPrediction(PreTrainedModel):
         """Normalised actions (B, chunk, action_dim). The same generator, or noise in the batch, gives the same."""
         self.check(batch, set())
         return self.policy.predict_action_chunk(batch, generator)[..., : self.config.action_dim]
+
+    def self_test(self) -> SelfTestReport:
+        """Whether this policy still gives the actions that it was published with; a ValueError says how it does not."""
+        path = find_self_test(self.config._name_or_path, self.config._commit_hash)
+        return run_self_test(self, read_self_test(path))
 
     def check(self, batch: Batch, more: set[str]) -> None:
         config = self.config

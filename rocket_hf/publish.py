@@ -1,22 +1,30 @@
-"""A trained model to a folder that anyone can load: weights, configuration, processor and the code to run them."""
+"""A trained model to the Hub, or to a folder that anyone can load: weights, configuration, processor, code, card.
 
-import shutil
+`publish` builds the whole repository in a temporary folder, checks it, and sends it in one commit.
+"""
+
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from . import modeling
-from .modeling.configuration_rocket import RocketConfig
+import torch
+
+from .hub_cards.cards import model_card
+from .hub_cards.facts import Provenance
 from .modeling.modeling_rocket import RocketForActionPrediction
 from .modeling.processing_rocket import RocketProcessor
+from .modeling.self_test import FILE as SELF_TEST
+from .publishing.check import README, check_policy, refuse_links
+from .publishing.describe import describe
+from .publishing.golden import in_dtype, record_self_test
+from .publishing.surroundings import shipped_files, staged, write_surroundings
+from .publishing.upload import Published, push, require_repository
 
-# Where transformers finds the classes inside a published folder.
-MODEL_CLASSES = {
-    "AutoConfig": "configuration_rocket.RocketConfig",
-    "AutoModel": "modeling_rocket.RocketForActionPrediction",
-}
-PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
+__all__ = [
+    "Provenance", "Published", "build", "export_policy", "publish", "publish_to_folder", "shipped_files", "staged",
+    "write_surroundings",
+]  # fmt: skip
+
+SHARD = "5GB"
 
 
 def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
@@ -31,36 +39,64 @@ def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, 
     return Path(folder)
 
 
-@contextmanager
-def staged(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not empty: choose another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        staging = Path(temporary) / folder.name
-        staging.mkdir()
-        yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
+def publish(
+    model: RocketForActionPrediction,
+    processor: RocketProcessor,
+    repo: str,
+    provenance: Provenance,
+    *,
+    private: bool = False,
+    tag: str | None = None,
+    dtype: torch.dtype | None = None,
+    shard: str = SHARD,
+    token: str | None = None,
+) -> Published:
+    """To `repo` on the Hub, in one commit that is verified and then tagged. An unchanged policy makes no commit."""
+    require_repository(repo)
+    with tempfile.TemporaryDirectory(prefix="rocket-hf-") as temporary:
+        folder = Path(temporary) / "policy"
+        folder.mkdir()
+        build(model, processor, folder, provenance, repo, tag, dtype, shard)
+        return push(folder, repo, private, tag, token)
 
 
-def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
-    """Everything beside the weights: config.json, the processor, and the code that both name."""
-    config.auto_map = dict(MODEL_CLASSES)
-    config.architectures = [RocketForActionPrediction.__name__]
-    config.save_pretrained(folder)
-    processor.auto_map = dict(PROCESSOR_CLASSES)
-    try:
-        processor.save_pretrained(folder)
-    finally:
-        del processor.auto_map
-    for path in shipped_files():
-        shutil.copy(path, folder / path.name)
+def publish_to_folder(
+    model: RocketForActionPrediction,
+    processor: RocketProcessor,
+    folder: str | Path,
+    provenance: Provenance,
+    *,
+    repo: str | None = None,
+    tag: str | None = None,
+    dtype: torch.dtype | None = None,
+    shard: str = SHARD,
+) -> Path:
+    """The same files to a new folder, whole or not at all; the card speaks of `repo`."""
+    with staged(folder) as staging:
+        build(model, processor, staging, provenance, repo or f"you/{Path(folder).name}", tag, dtype, shard)
+    return Path(folder)
 
 
-def shipped_files() -> list[Path]:
-    """The code that travels with the weights: every file of `modeling` but the one that makes it a package."""
-    return sorted(path for path in Path(modeling.__path__[0]).glob("*.py") if path.name != "__init__.py")
+def build(
+    model: RocketForActionPrediction,
+    processor: RocketProcessor,
+    folder: Path,
+    provenance: Provenance,
+    repo: str,
+    tag: str | None,
+    dtype: torch.dtype | None,
+    shard: str,
+) -> None:
+    """Everything that a repository holds, checked."""
+    if any(".lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("this model still has its LoRA layers: merge them first, with merge_and_unload()")
+    trained = model.for_inference()
+    policy = in_dtype(trained, dtype)
+    policy.save_pretrained(folder, max_shard_size=shard)
+    write_surroundings(folder, policy.config, processor)
+    test = record_self_test(trained, policy, processor)
+    test.write(folder / SELF_TEST)
+    artefact = describe(policy, processor, repo, tag or "main", test)
+    (folder / README).write_text(model_card(artefact, provenance), encoding="utf-8")
+    refuse_links(folder)
+    check_policy(folder)

@@ -1,0 +1,87 @@
+"""Cards from facts, through the templates beside this file. A number that is not finite is refused."""
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .facts import Adapter, Artefact, Evaluation, GeneratedDataset, Provenance
+from .figures import inline, loss_curves, success_rates
+
+PAPER = "2602.17951"
+ENVIRONMENT = Environment(
+    loader=PackageLoader("rocket_hf.hub_cards", "."),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def model_card(artefact: Artefact, provenance: Provenance) -> str:
+    metadata = policy_metadata(artefact, provenance) | {"library_name": "transformers"}
+    return render("model_card.md.jinja", metadata, artefact=artefact, provenance=provenance)
+
+
+def adapter_card(artefact: Artefact, provenance: Provenance, adapter: Adapter) -> str:
+    metadata = policy_metadata(artefact, provenance)
+    metadata |= {"library_name": "peft", "base_model": adapter.base.id, "base_model_relation": "adapter"}
+    metadata["tags"] = ["lora", *metadata["tags"]]
+    return render("adapter_card.md.jinja", metadata, artefact=artefact, provenance=provenance, adapter=adapter)
+
+
+def dataset_card(dataset: GeneratedDataset) -> str:
+    metadata = {
+        "license": dataset.licence,
+        "task_categories": ["robotics"],
+        "tags": ["LeRobot", "robotics", "simulation"],
+        "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
+    }
+    return render("dataset_card.md.jinja", metadata, dataset=dataset)
+
+
+def policy_metadata(artefact: Artefact, provenance: Provenance) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "license": provenance.licence,
+        "pipeline_tag": "robotics",
+        "base_model": provenance.base_model.id,
+        "tags": ["robotics", "vla", "lerobot", "rocket", artefact.backbone, f"arxiv:{PAPER}"],
+    }
+    if provenance.datasets:
+        metadata["datasets"] = [dataset.id for dataset in provenance.datasets]
+    if provenance.evaluations:
+        results = [result(entry) for entry in provenance.evaluations]
+        metadata["model-index"] = [{"name": artefact.repo.split("/")[-1], "results": results}]
+    return metadata
+
+
+def result(entry: Evaluation) -> dict[str, Any]:
+    """One line of the Hub's table of evaluations."""
+    return {
+        "task": {"type": "robotics"},
+        "dataset": {"name": entry.suite, "type": entry.suite},
+        "metrics": [{"type": "success_rate", "name": "success rate", "value": round(entry.rate, 4)}],
+    }
+
+
+def render(template: str, metadata: dict[str, Any], **facts: Any) -> str:
+    for name, value in facts.items():
+        require_finite(value, name)
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    helpers = {"loss_curves": loss_curves, "success_rates": success_rates, "inline": inline, "paper": PAPER}
+    return ENVIRONMENT.get_template(template).render(metadata=head, **helpers, **facts)
+
+
+def require_finite(value: Any, name: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, and a card tells finite numbers alone: publish an earlier checkpoint")
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            require_finite(inner, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            require_finite(inner, name)

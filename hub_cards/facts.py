@@ -1,0 +1,137 @@
+"""What a card tells, in plain values. What is not known is left out of the card."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Z95 = 1.959964  # the standard normal's quantile for a two-sided 95 % interval
+
+
+@dataclass
+class Source:
+    """A repository that something came from, at one commit where that is known."""
+
+    id: str
+    revision: str | None = None
+
+
+@dataclass
+class Evaluation:
+    """Episodes that succeeded, of a suite of tasks."""
+
+    suite: str
+    successes: int
+    episodes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.successes <= self.episodes or not self.episodes:
+            raise ValueError(f"{self.suite}: {self.successes} of {self.episodes} episodes cannot have succeeded")
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, at 95 %: honest for few episodes and for rates near 0 and 1."""
+        n, rate, square = self.episodes, self.rate, Z95**2
+        centre = (rate + square / (2 * n)) / (1 + square / n)
+        half = Z95 * ((rate * (1 - rate) + square / (4 * n)) / n) ** 0.5 / (1 + square / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass
+class Teacher:
+    """The 3D vision model that the policy was aligned with; it is not part of what is published."""
+
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+    note: str = ""  # what its licence means for this policy
+
+
+@dataclass
+class Training:
+    recipe: str
+    about: str = ""
+    steps: int = 0
+    batch_size: int = 0
+    settings: list[tuple[str, Any]] = field(default_factory=list)  # beyond the recipe's defaults
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # student layer, teacher layer, projector width
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # by loss: (step, value)
+    teacher: Teacher | None = None
+    compute: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Provenance:
+    """What only those who publish a policy know of it."""
+
+    licence: str
+    base_model: Source
+    datasets: list[Source] = field(default_factory=list)
+    training: Training | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    control_rate: float | None = None  # Hz
+    conventions: str = ""  # rotation, gripper, frames of reference, in a sentence
+
+
+@dataclass
+class Robot:
+    cameras: list[str]
+    image_size: int
+    resize: str
+    state_dim: int
+    action_dim: int
+    chunk_size: int
+    state_normalization: str
+    action_normalization: str
+    state_names: list[str] | None = None
+    action_names: list[str] | None = None
+
+
+@dataclass
+class Artefact:
+    """What is published, as it is found in the files."""
+
+    repo: str
+    revision: str  # a tag, or the branch
+    backbone: str
+    parameters: int
+    dtype: str
+    robot: Robot
+    versions: dict[str, str]
+    tolerances: dict[str, float] = field(default_factory=dict)
+    image_effect: float = 0.0
+
+
+@dataclass
+class Adapter:
+    """What an adapter adds to its base."""
+
+    base: Source
+    rank: int
+    alpha: float
+    targets: int  # modules with LoRA
+    full: list[str]  # modules that were trained in full
+    overrides: dict[str, Any]  # of the base's configuration, for this robot
+
+
+@dataclass
+class GeneratedDataset:
+    """A dataset that a simulator made."""
+
+    repo: str
+    revision: str
+    licence: str
+    simulator: str
+    tasks: list[str]
+    episodes: int
+    frames: int
+    rate: float
+    cameras: dict[str, tuple[int, int]]  # height, width
+    state_dim: int
+    action_dim: int
+    robot: str = ""
+    seed: int = 0
+    command: str = ""  # that makes it again
+    versions: dict[str, str] = field(default_factory=dict)

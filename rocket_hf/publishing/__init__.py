@@ -1,0 +1,1 @@
+"""What stands between a trained policy and a repository on the Hub: its self-test, the checks, the one commit."""
