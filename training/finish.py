@@ -1,6 +1,8 @@
 """What a run leaves behind: the policy, ready to be used; and the batch that it failed on."""
 
+import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -9,12 +11,12 @@ from torch import Tensor
 
 from rocket_hf.publish import export_policy
 
-from .run import POLICY, Run
+from .run import JOURNAL, POLICY, Run
 from .trainable import merged_weights, policy_of
 
 
-def export(run: Run) -> str:
-    """Writes the policy without its alignment head, LoRA merged, and says where it is."""
+def export(run: Run) -> Path:
+    """Writes the policy without its alignment head, LoRA merged, and says where."""
     folder = run.out / POLICY
     if run.average is not None:
         run.average.swap(run.policy)
@@ -25,7 +27,25 @@ def export(run: Run) -> str:
         replace_former(folder)
         export_policy(policy_of(run.policy.config, weights), run.processor, folder)
     run.accelerator.wait_for_everyone()
-    return f"the policy is in {folder}, the last checkpoint is {run.checkpoints.path(run.progress.step)}"
+    return folder
+
+
+def summary(run: Run, folder: Path) -> str:
+    """What the journal tells of the whole run, by its first and last tenth, and where its results are."""
+    records = [json.loads(line) for line in (run.out / JOURNAL).read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    count = max(1, len(steps) // 10)
+    rows = [("trained", f"{len(steps)} steps of {run.recipe.run.batch_size} samples")]
+    for name in [name for name in steps[-1] if name.startswith(("action/", "alignment/"))]:
+        before, after = (mean(record[name] for record in part) for part in (steps[:count], steps[-count:]))
+        rows.append(("", f"{name} {before:.3f} -> {after:.3f}"))
+    errors = {record["step"]: record["validation/error"] for record in records if "validation/error" in record}
+    if errors:
+        best = min(errors, key=lambda step: errors[step])
+        last = f"{errors[max(errors)]:.4g} robot units from the demonstrated actions"
+        rows.append(("validated", f"{last}; at best {errors[best]:.4g}, at step {best}"))
+    rows += [("policy", str(folder)), ("checkpoint", str(run.checkpoints.path(run.progress.step)))]
+    return "\n".join(f"{name:12}{text}" for name, text in rows)
 
 
 def replace_former(folder: Path) -> None:

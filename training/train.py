@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from rocket_hf.training.dry_run import describe
-from rocket_hf.training.finish import export, save_batches
+from rocket_hf.training.finish import export, save_batches, summary
 from rocket_hf.training.optimization import alignment_weight, gradient_norm, rate_factor, set_rates, skip_if_not_finite
 from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
@@ -208,7 +208,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         run = open_run(recipe, out, given.resume, accelerator)
         train(run)
-        accelerator.print(export(run))
+        folder = export(run)
+        if accelerator.is_main_process:
+            print(summary(run, folder))
         accelerator.end_training()
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"train.py: {error}", file=sys.stderr)
