@@ -47,8 +47,20 @@ def test_make_test_is_the_suite_that_runs_this():
     assert recipe.strip().splitlines()[-1].strip() == ".venv/bin/python -m pytest"
 
 
+def test_training_prints_what_the_readme_shows(workplace):
+    """After the code that makes its dataset and teacher, which is the second block."""
+    command, *shown = blocks("console")[2].strip().splitlines()
+    launch = "$ accelerate launch training/train.py "
+    assert command.startswith(launch)
+    subprocess.run([sys.executable, "-c", blocks("python")[1]], cwd=workplace, check=True)
+    program = [sys.executable, str(ROOT / "training" / "train.py"), *command.removeprefix(launch).split()]
+    done = subprocess.run(program, cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert without_numbers(done.stdout) == without_numbers("\n".join(shown))
+
+
 def test_the_code_runs_in_order(workplace):
-    code = "\n".join(blocks("python"))
+    code = "\n".join(text for number, text in enumerate(blocks("python")) if number != 1)
     environment = os.environ | {"HF_HOME": str(workplace / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -60,7 +72,7 @@ def test_the_code_runs_in_order(workplace):
 
 
 def test_every_code_block_is_one_of_those():
-    assert [name for name, _ in BLOCKS] == ["console", "console", "python", "python", "python", "text"]
+    assert [name for name, _ in BLOCKS] == ["console", "console", "python", "python", "console", "python", "python", "text"]
 
 
 def test_the_tree_names_every_file():
