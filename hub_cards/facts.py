@@ -56,7 +56,8 @@ class Training:
     steps: int = 0
     batch_size: int = 0
     settings: list[tuple[str, Any]] = field(default_factory=list)  # beyond the recipe's defaults
-    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # student layer, teacher layer, projector width
+    # student layer, teacher layer, and the width of the projector's part, where it is known
+    pairs: list[tuple[int, int, int | None]] = field(default_factory=list)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # by loss: (step, value)
     teacher: Teacher | None = None
     compute: list[tuple[str, str]] = field(default_factory=list)

@@ -20,7 +20,7 @@ from .publishing.surroundings import shipped_files, staged, write_surroundings
 from .publishing.upload import Published, push, require_repository
 
 __all__ = [
-    "Provenance", "Published", "build", "export_policy", "publish", "publish_to_folder", "shipped_files", "staged",
+    "Provenance", "Published", "export_policy", "publish", "publish_to_folder", "shipped_files", "staged",
     "write_surroundings",
 ]  # fmt: skip
 

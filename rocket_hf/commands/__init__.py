@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .. import __version__
 
-COMMANDS = ("cache", "convert", "demo", "doctor")
+COMMANDS = ("cache", "convert", "demo", "doctor", "publish", "verify")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -122,12 +122,12 @@ def commit_difference(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes
     message = f"Publish {tag}" if tag else "Publish with rocket_hf"
     try:
         return api.create_commit(repo, operations, commit_message=message, parent_commit=head).oid
-    except ValueError as error:  # of the card's metadata, several lines
-        raise ValueError(" ".join(str(error).split())) from None
     except HfHubHTTPError as error:
         if error.response.status_code == RACED and (own := made_unheard(api, repo, head, wanted)):
             return own
         raise
+    except ValueError as error:  # the Hub does not like the card's metadata, and says so in several lines
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def made_unheard(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes]) -> str | None:

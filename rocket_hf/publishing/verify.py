@@ -1,0 +1,99 @@
+"""A published policy, in a folder or on the Hub, held against its own self-test by the code that lies beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from transformers import AutoModel, AutoProcessor
+
+from ..modeling.self_test import FILE as SELF_TEST
+from ..modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
+from .check import check_code, check_config, check_self_test, check_weights
+from .failures import in_one_sentence
+
+READ = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt"]
+PIXEL = 1 / 255
+
+SNIPPET = """\
+from transformers import AutoModel, AutoProcessor
+
+policy = AutoModel.from_pretrained("{source}",{pin} trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{source}",{pin} trust_remote_code=True)"""
+
+
+@dataclass
+class Verified:
+    source: str
+    commit: str | None  # of a repository on the Hub
+    report: SelfTestReport
+
+    @property
+    def snippet(self) -> str:
+        return snippet(self.source, self.commit)
+
+
+def snippet(source: str, revision: str | None) -> str:
+    """How to load a policy, with its code and weights pinned to one revision."""
+    return SNIPPET.format(source=source, pin=f' revision="{revision}",' if revision else "")
+
+
+def verify(source: str, revision: str | None = None) -> Verified:
+    """Runs the code that lies beside the weights, after a look at what it imports. ValueError says what is wrong."""
+    folder, commit = fetch(source, revision)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{source} is an adapter: verify its base, and load it as its card says")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{source} holds no policy: there is no config.json")
+    find_self_test(str(folder), None)
+    check_config(folder)
+    for path in sorted(folder.glob("*.py")):
+        check_code(path, {other.stem for other in folder.glob("*.py")})
+    check_weights(folder)
+    check_self_test(folder)
+    model, processor = load(source if commit else str(folder), commit)
+    require_one_commit(model, processor, commit)
+    report = model.self_test()
+    check_processor(processor, read_self_test(folder / SELF_TEST))
+    return Verified(source, commit, SelfTestReport(**vars(report)))
+
+
+def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
+    """The files in a folder, and the commit that they are of, if they come from the Hub."""
+    if Path(source).is_dir():
+        if revision is not None:
+            raise ValueError(f"{source} is a folder and has no revisions: leave --revision out")
+        return Path(source).resolve(), None
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise ValueError(f"{source} is neither a folder nor a Hub repository like owner/name")
+    with in_one_sentence(source):
+        commit = HfApi().model_info(source, revision=revision).sha
+        return Path(snapshot_download(source, revision=commit, allow_patterns=READ)), commit
+
+
+def load(source: str, commit: str | None) -> tuple[Any, Any]:
+    model = AutoModel.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
+    return model, AutoProcessor.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
+
+
+def require_one_commit(model: Any, processor: Any, commit: str | None) -> None:
+    """The configuration and the classes say of which commit they are; the weights are those of the configuration."""
+    if commit is None:
+        return
+    if model.config._commit_hash != commit:
+        raise ValueError(f"the configuration is of commit {model.config._commit_hash}, the files are of {commit}")
+    for part in (model, model.config, processor):
+        if commit not in type(part).__module__.split("."):
+            raise ValueError(f"the code of {type(part).__name__} is not that of commit {commit}")
+
+
+def check_processor(processor: Any, test: SelfTest) -> None:
+    """It still makes the same batch of the robot's observation, and the same robot actions of the policy's."""
+    made = processor(images=test.images, task=test.task, state=test.state)
+    there = {"images": (made["images"], test.batch["images"].float() / 255, 0.51 * PIXEL + 1e-3)}
+    there |= {name: (made[name], test.batch[name], 1e-4) for name in made if name != "images"}
+    there["actions"] = (processor.unnormalize_actions(test.actions), test.robot_actions, 1e-4)
+    for name, (value, wanted, tolerance) in there.items():
+        if value.shape != wanted.shape or not torch.allclose(value.float(), wanted.float(), atol=tolerance, rtol=1e-4):
+            raise ValueError(f"the processor no longer makes the {name} that it made where this policy was published")
