@@ -72,7 +72,8 @@ def test_the_code_runs_in_order(workplace):
 
 
 def test_every_code_block_is_one_of_those():
-    assert [name for name, _ in BLOCKS] == ["console", "console", "python", "python", "console", "python", "python", "text"]
+    languages = ["console", "console", "python", "python", "console", "python", "python", "text"]
+    assert [name for name, _ in BLOCKS] == languages
 
 
 def test_the_tree_names_every_file():

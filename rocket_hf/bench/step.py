@@ -156,9 +156,9 @@ class Stage:
             return LiveTargets(self.teacher, layers, self.registration)
         return CachedTargets(FeatureCache(self.folder, layers=layers), self.registration, self.setting.dtype)
 
-    def job(self, way: str, pairs: int) -> Job:
+    def job_of(self, learner: Learner) -> Job:
         """One step, each time of other frames."""
-        learner, numbers = self.learner(way, pairs), count()
+        numbers = count()
         config, source = learner.policy.config, learner.preparation.targets
         fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
         numeric = {key: value for key, value in fake.items() if key != "images"}
@@ -194,7 +194,7 @@ def measure(policy: str = "25m") -> dict[str, Any]:
         if stage.device.type == "cuda":
             seconds, memory = one_by_one(stage, ways)
         else:
-            jobs = {name: stage.job(*way) for name, way in ways.items()}
+            jobs = {name: stage.job_of(stage.learner(*way)) for name, way in ways.items()}
             seconds, memory = interleaved(jobs, setting.rounds), {}
     return {
         "policy": policy,
@@ -213,7 +213,7 @@ def one_by_one(stage: Stage, ways: dict[str, tuple[str, int]]) -> tuple[dict[str
     """Seconds of each step on a GPU that nobody else uses, and the peak of its memory; two steps go before."""
     seconds, memory = {}, {}
     for name, way in ways.items():
-        job = stage.job(*way)
+        job = stage.job_of(stage.learner(*way))
         job(), job()
         torch.cuda.reset_peak_memory_stats()
         seconds[name] = [wall_seconds(job) for _ in range(stage.setting.rounds)]
