@@ -131,7 +131,7 @@ class Checkpoints:
         if average is not None:
             put(average.weights, read(folder, "average"), folder)
         restore_random_state(accelerator, read(folder, "random"))
-        return Progress(**json.loads((folder / STATE).read_text()))
+        return read_progress(folder)
 
 
 def to_disk(path: Path) -> None:
@@ -147,9 +147,19 @@ def read(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}): remove {folder.name} to resume from an earlier one"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def read_progress(folder: Path) -> Progress:
+    path = folder / STATE
+    try:
+        return Progress(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read ({error}): remove {path.parent.name} to resume from an earlier one")
 
 
 @torch.no_grad()
@@ -159,6 +169,9 @@ def put(places: Mapping[str, Tensor], values: Mapping[str, Tensor], folder: Path
         names = sorted(places.keys() ^ values.keys())
         raise ValueError(f"{folder} is of another model or recipe: {len(names)} tensors differ, among them {names[0]}")
     for name, place in places.items():
+        if values[name].shape != place.shape:
+            shapes = f"{tuple(values[name].shape)} there and {tuple(place.shape)} here"
+            raise ValueError(f"{folder} is of another model or recipe: {name} is {shapes}")
         value = values[name].to(place.device)
         if isinstance(place, DTensor):
             value = distribute_tensor(value, place.device_mesh, place.placements)
