@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -28,13 +29,23 @@ def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     return Accelerator(cpu=not torch.accelerator.is_available(), log_with=recipe.run.trackers or None, project_dir=out)
 
 
+def launched_with(variable: str, default: str) -> bool:
+    """What a configuration of accelerate's said, which `accelerate launch` hands on as variables."""
+    return os.environ.get(variable, default).lower() == "true"
+
+
 def sharded() -> bool:
-    """Whether `accelerate launch` was told to shard. (accelerate itself shards on accelerators alone.)"""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    """(accelerate itself shards on accelerators alone.)"""
+    return launched_with("ACCELERATE_USE_FSDP", "false")
 
 
 def place(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:
     """The model as the loop calls it. Its optimizer is made afterwards, since shards are other tensors."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "this loop does not run in DeepSpeed's engine: training/accelerate_configs/fsdp2.yaml shards as ZeRO-3 does, "
+            "fsdp2_whole_weights.yaml as ZeRO-2"
+        )
     model.to(accelerator.device)
     return shard(accelerator, model) if sharded() else accelerator.prepare_model(model)
 
@@ -43,13 +54,13 @@ def shard(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Modu
     """Each of the units that the policy names in a shard group of its own, and the rest in one."""
     low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
-    offload_policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    offload = CPUOffloadPolicy() if launched_with("FSDP_OFFLOAD_PARAMS", "false") else OffloadPolicy()
+    gather_again = launched_with("FSDP_RESHARD_AFTER_FORWARD", "true")
     units = model.policy._no_split_modules
     for module in list(model.modules()):
         if type(module).__name__ in units:
-            fully_shard(module, mp_policy=precision, offload_policy=offload_policy)
-    fully_shard(model, mp_policy=precision, offload_policy=offload_policy)
+            fully_shard(module, mp_policy=precision, offload_policy=offload, reshard_after_forward=gather_again)
+    fully_shard(model, mp_policy=precision, offload_policy=offload)
     register_fsdp_forward_method(model, "predict_action_chunk")
     return model
 
