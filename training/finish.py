@@ -21,11 +21,11 @@ def export(run: Run) -> Path:
     if run.average is not None:
         run.average.swap(run.policy)
     weights = merged_weights(run.policy)
-    if run.average is not None:
-        run.average.swap(run.policy)
     if run.accelerator.is_main_process:
         replace_former(folder)
         export_policy(policy_of(run.policy.config, weights), run.processor, folder)
+    if run.average is not None:  # only now, since on a CPU what is exported are the model's own tensors
+        run.average.swap(run.policy)
     run.accelerator.wait_for_everyone()
     return folder
 
