@@ -94,7 +94,7 @@ def compute_of(records: list[dict[str, Any]], samples: int) -> list[tuple[str, s
     speeds = [record["samples_per_second"] for record in records if record.get("samples_per_second")]
     if speeds:
         speed = statistics.median(speeds)
-        rows += [("speed", f"{speed:.3g} samples per second"), ("time", f"{samples / speed / 3600:.3g} hours")]
+        rows += [("speed", f"{speed:.3g} samples per second"), ("time", duration(samples / speed))]
     memory = [record["memory_mib"] for record in records if "memory_mib" in record]
     if memory:
         rows.append(("GPU memory, at most", f"{max(memory) / 1024:.3g} GiB"))
@@ -102,6 +102,10 @@ def compute_of(records: list[dict[str, Any]], samples: int) -> list[tuple[str, s
     if errors:
         rows.append(("distance to held-out actions, at the end", f"{errors[-1]:.4g} robot units"))
     return rows
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 3600:.3g} hours" if seconds > 1800 else f"{seconds / 60:.3g} minutes"
 
 
 def base_of(recipe: Recipe) -> Source | None:

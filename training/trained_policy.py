@@ -20,6 +20,8 @@ from .run import CHECKPOINTS, POLICY, RECIPE
 from .sources import alignment_config, policy_config, policy_folder, robot_processor
 from .trainable import make_trainable, merged_weights, policy_of
 
+ANY_WIDTH = 2  # of the teacher's features: the head is not looked at here
+
 
 @dataclass
 class Origin:
@@ -78,7 +80,7 @@ def load_adapted(origin: Origin) -> tuple[RocketForActionPrediction, RocketProce
     base = policy_folder(recipe.policy)
     config = policy_config(base, recipe)
     if recipe.alignment is not None:
-        config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, 1))
+        config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, ANY_WIDTH))
     torch.manual_seed(recipe.run.seed)
     robot = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
     dtype = DTYPES[recipe.run.base_dtype]

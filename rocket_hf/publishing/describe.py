@@ -25,7 +25,7 @@ def describe(
 
 def backbone_of(config: RocketConfig) -> str:
     policy = config.policy_config.to_dict()
-    return policy.get("variant", policy["model_type"])
+    return policy.get("variant", policy["model_type"].removeprefix("rocket_"))
 
 
 def robot_of(config: RocketConfig, processor: RocketProcessor) -> Robot:

@@ -27,6 +27,10 @@ def in_one_sentence(repo: str) -> Iterator[None]:
         yield
     except KINDS as error:
         raise ValueError(explain(error, repo)) from None
+    except RuntimeError as error:  # huggingface_hub's, around what happened to one of several uploads
+        if not isinstance(error.__cause__, KINDS):
+            raise
+        raise ValueError(explain(error.__cause__, repo)) from None
 
 
 def explain(error: Exception, repo: str) -> str:

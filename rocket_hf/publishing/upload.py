@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
@@ -21,7 +22,6 @@ from .failures import in_one_sentence
 # What a publish may have left, and what would be loaded beside it: deleted unless it is in the new folder.
 OURS = ("*.py", "*.json", "*.jinja", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "merges.txt", "README.md")
 CHUNK = 2**22
-RACED = 412
 
 
 @dataclass
@@ -122,8 +122,8 @@ def commit_difference(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes
     message = f"Publish {tag}" if tag else "Publish with rocket_hf"
     try:
         return api.create_commit(repo, operations, commit_message=message, parent_commit=head).oid
-    except HfHubHTTPError as error:
-        if error.response.status_code == RACED and (own := made_unheard(api, repo, head, wanted)):
+    except (HfHubHTTPError, httpx.HTTPError):
+        if own := made_unheard(api, repo, head, wanted):
             return own
         raise
     except ValueError as error:  # the Hub does not like the card's metadata, and says so in several lines
@@ -131,7 +131,7 @@ def commit_difference(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes
 
 
 def made_unheard(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes]) -> str | None:
-    """The new head if it is what we sent: then the commit was made and the answer lost, and a retry met it."""
+    """The new head if it is what we sent: then the commit was made, and its answer lost on the way."""
     now = api.model_info(repo).sha
     if now is None or now == head or any(differences(wanted, listing(api, repo, now))):
         return None
