@@ -43,8 +43,8 @@ def place(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Modu
     """The model as the loop calls it. Its optimizer is made afterwards, since shards are other tensors."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            "this loop does not run in DeepSpeed's engine: training/accelerate_configs/fsdp2.yaml shards as ZeRO-3 does, "
-            "fsdp2_whole_weights.yaml as ZeRO-2"
+            "this loop does not run in DeepSpeed's engine: training/accelerate_configs/fsdp2.yaml shards as ZeRO-3 "
+            "does, fsdp2_whole_weights.yaml as ZeRO-2"
         )
     model.to(accelerator.device)
     return shard(accelerator, model) if sharded() else accelerator.prepare_model(model)

@@ -108,7 +108,9 @@ class Stage:
     """Everything that the ways share, on one device."""
 
     def __init__(self, setting: Setting, folder: Path):
-        self.setting, self.accelerator = setting, Accelerator(cpu=not torch.accelerator.is_available())
+        precision = "bf16" if setting.dtype == torch.bfloat16 else "no"
+        cpu = not torch.accelerator.is_available()
+        self.setting, self.accelerator = setting, Accelerator(cpu=cpu, mixed_precision=precision)
         self.device = torch.device(self.accelerator.device.type)
         self.teacher = make_teacher(setting, self.device)
         self.registration = Registration(setting.policy.image_grid, [WHOLE] * len(CAMERAS))

@@ -1,14 +1,17 @@
 """The benchmark times real steps of the three ways, and reports them under the names that it promises."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from rocket_hf.bench import step
+from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.teachers.vggt import VggtConfig
-from rocket_hf.tiny import PI0_SIZES
+from rocket_hf.tiny import OPENVLA_SIZES, PI0_SIZES
 from rocket_hf.training.recipe import PartsConfig
 
 
@@ -27,6 +30,7 @@ def small(monkeypatch):
         rounds=1,
         dtype=torch.float32,
     )  # fmt: skip
+    AcceleratorState._reset_state(True)  # whatever earlier tests set up
     monkeypatch.setitem(step.SETTINGS, "25m", setting)
     monkeypatch.setattr(step, "PAIRS", (1, 2))
     monkeypatch.setattr(step, "CAMERA_SIZE", 28)
@@ -34,6 +38,22 @@ def small(monkeypatch):
     threads = torch.get_num_threads()
     yield setting
     torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)
+
+
+def test_the_setting_for_a_gpu_runs_at_a_tiny_size(small, tmp_path):
+    """OpenVLA-OFT with LoRA, policy and teacher in bfloat16."""
+    policy = OpenVLAPolicyConfig(variant="oft", **OPENVLA_SIZES)
+    parts = step.OPENVLA.parts
+    changed = dataclasses.replace(small, policy=policy, parts=parts, dtype=torch.bfloat16, chunk_size=2)
+    stage = step.Stage(changed, tmp_path / "cache")
+    for way in ("plain", "cached", "live"):
+        learner = stage.learner(way, 3)
+        head = learner.policy.policy.action_head.fc_out.weight
+        before = head.detach().clone()
+        stage.job_of(learner)()
+        assert head.dtype == torch.float32 and not torch.equal(before, head)
+        assert learner.policy.policy.embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_the_figures_and_their_report(small):
