@@ -73,9 +73,6 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
     last = step_to_resume(recipe, out, resume)
     check_precision(recipe, accelerator)
     sources = shared_sources(recipe, accelerator)
-    if accelerator.is_main_process:
-        for note in filter(None, sources.notes):
-            accelerator.print(f"note: {note}")
     each, count = passes(recipe, accelerator.num_processes)
     learner = make_learner(load_policy(sources, recipe), sources.processor, sources.targets, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
@@ -94,7 +91,7 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
         passes=count,
         validation=validation_loader(sources, recipe, accelerator, each),
         checkpoints=checkpoints,
-        journal=open_journal(out, accelerator, progress),
+        journal=open_journal(out, accelerator, progress, sources.notes),
         progress=progress,
     )
 
@@ -210,7 +207,9 @@ def validation_loader(sources: Sources, recipe: Recipe, accelerator: Accelerator
     )
 
 
-def open_journal(out: Path, accelerator: Accelerator, progress: Progress) -> Journal:
+def open_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:
+    """Which begins with what the user should know, such as a licence that forbids commercial use."""
+
     def mean_over_ranks(numbers: Tensor) -> Tensor:
         return accelerator.reduce(numbers, "mean")
 
@@ -219,4 +218,7 @@ def open_journal(out: Path, accelerator: Accelerator, progress: Progress) -> Jou
 
     journal = Journal(out / JOURNAL if accelerator.is_main_process else None, track, mean_over_ranks)
     journal.forget_after(progress.step)
+    for note in filter(None, notes):
+        accelerator.print(f"note: {note}")
+        journal.write([{"step": progress.step, "note": note}])
     return journal
