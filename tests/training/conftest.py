@@ -4,8 +4,12 @@ import contextlib
 import io
 import json
 import logging
+import multiprocessing
+import os
 import shutil
 import signal
+import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -125,6 +130,48 @@ def run_training(*arguments: Any) -> Outcome:
         signal.signal(signal.SIGTERM, handler)
         forget_processes()
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run_ranks(count: int, out: Path, *arguments: Any, **environment: str) -> list[int]:
+    """The same as processes of one run, each a fork, so that nothing is imported again: what `accelerate launch` with
+    accelerate_configs/cpu.yaml starts. Their exit codes; what they print is in `ranks.txt` beside `out`."""
+    if tqdm.monitor:  # a thread, which a fork must not interrupt
+        tqdm.monitor.exit()
+        tqdm.monitor = None
+    port, command = free_port(), [*map(str, arguments), "--out", str(out)]
+    context = multiprocessing.get_context("fork")
+    forks = [
+        context.Process(target=run_as_rank, args=(rank, count, port, command, environment)) for rank in range(count)
+    ]
+    for fork in forks:
+        fork.start()
+    for fork in forks:
+        fork.join(120)
+        fork.kill()  # which does nothing to one that has ended
+        fork.join()
+    return [fork.exitcode for fork in forks]
+
+
+def run_as_rank(rank: int, count: int, port: int, command: list[str], environment: dict[str, str]) -> None:
+    os.environ |= environment | {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+    forget_processes()
+    said = Path(command[-1]).with_name("ranks.txt")
+    with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            code = main(command)
+        except BaseException:
+            traceback.print_exc()
+            code = 70
+    os._exit(code)  # without waiting for the threads of gloo
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def forget_processes() -> None:
