@@ -114,7 +114,8 @@ def build(arguments: argparse.Namespace) -> int:
     writer.write()
     if state.is_main_process:
         print(f"finished   {len(frames):,} frames in {arguments.out}")
-        print(f"to train   accelerate launch training/train.py ... --set teacher.caches=[{arguments.out}]")
+        teacher = f"--teacher {arguments.teacher} --cache {arguments.out}"
+        print(f"to train   accelerate launch training/train.py ... {teacher}")
     return 0
 
 
