@@ -5,7 +5,6 @@ disk and renamed. Tensors are those of the whole model, by name, so that a run g
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rocket_hf.atomic import sync
 
 from .optimization import MovingAverage, trained
 from .placement import whole
@@ -106,11 +107,11 @@ class Checkpoints:
                     )
             (partial / STATE).write_text(json.dumps(asdict(progress)))
             for path in [*partial.iterdir(), partial]:
-                to_disk(path)
+                sync(path)
             target = self.path(progress.step)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
-            to_disk(self.folder)
+            sync(self.folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -132,14 +133,6 @@ class Checkpoints:
             put(average.weights, read(folder, "average"), folder)
         restore_random_state(accelerator, read(folder, "random"))
         return read_progress(folder)
-
-
-def to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read(folder: Path, name: str) -> dict[str, Tensor]:
