@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from httpx import HTTPError
+from safetensors import SafetensorError
 
+from rocket_hf.convert.checkpoint import read_json
 from rocket_hf.convert.write import source_folder
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -52,9 +55,17 @@ def open_sources(recipe: Recipe, device: torch.device) -> Sources:
 
 
 def policy_folder(name: str) -> Path:
-    folder, _ = source_folder(name)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{name} holds no policy: there is no config.json; `rocket-hf convert` makes one")
+    try:
+        folder, _ = source_folder(name)
+    except (OSError, HTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the policy {name!r} is no folder and cannot be had from the Hub: {reason}") from error
+    for file in ("config.json", "processor_config.json"):
+        if not (folder / file).is_file():
+            raise ValueError(f"{name} holds no policy: there is no {file}; `rocket-hf convert` makes one")
+    kind = dict(read_json(folder / "config.json")).get("model_type")
+    if kind != RocketConfig.model_type:
+        raise ValueError(f"config.json of {name} describes a model {kind!r}: `rocket-hf convert` makes a policy of it")
     return folder
 
 
@@ -183,6 +194,9 @@ def load_policy(sources: Sources, recipe: Recipe) -> RocketForActionPrediction:
     torch.manual_seed(recipe.run.seed)
     dtype = DTYPES[recipe.run.base_dtype]
     changes = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
-    return RocketForActionPrediction.from_pretrained(
-        sources.folder, alignment=sources.config.alignment, dtype=dtype, **changes
-    )
+    try:
+        return RocketForActionPrediction.from_pretrained(
+            sources.folder, alignment=sources.config.alignment, dtype=dtype, **changes
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {sources.folder} cannot be read: {error}; copy them again") from error

@@ -195,6 +195,12 @@ def recipe_of(given: argparse.Namespace) -> Recipe:
     return recipe
 
 
+def sentence(error: Exception) -> str:
+    """In one line. What a configuration's own check said stands behind the error of its class."""
+    said = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ is not None else error
+    return " ".join(str(said).split())
+
+
 def main(argv: list[str] | None = None) -> int:
     given = arguments(argv)
     logging.set_verbosity_error()
@@ -213,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
             print(summary(run, folder))
         accelerator.end_training()
     except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"train.py: {error or 'interrupted'}", file=sys.stderr)
