@@ -5,7 +5,8 @@
 - `for_inference` drops the head. Loading is strict: only a head may be missing, whole, or left behind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self, Unpack
 
 import torch
@@ -27,6 +28,7 @@ from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import Modulation
 from .joint_transformer import JointLayer  # noqa: F401
 from .llama_layers import LlamaNorm
+from .new_robot import config_for_robot, new_layers, read_robot
 from .openvla_actions import ActionHead  # noqa: F401
 from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
@@ -59,6 +61,7 @@ class RocketForActionPrediction(PreTrainedModel):
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
         self.policy: Policy = POLICIES[policy.model_type](config)
+        self.new_layers: list[str] = []  # that have never been trained: see `for_robot`
         self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
             self.alignment_head = AlignmentHead(config.alignment, policy.width, policy.depth)
@@ -134,6 +137,28 @@ class RocketForActionPrediction(PreTrainedModel):
         kept = {name: value for name, value in self.state_dict().items() if not name.startswith(HEAD)}
         model.load_state_dict(kept, strict=True, assign=True)
         return model.eval()
+
+    @torch.no_grad()
+    def for_robot(
+        self, robot: Mapping[str, Any] | str | Path, revision: str | None = None
+    ) -> "RocketForActionPrediction":
+        """This policy for another robot, in a model that shares this one's weights: by its cameras, dimensions, chunk
+        and normalisation (see `RocketConfig`), or by an adapter's folder or repository, whose weights then go on it.
+
+        Layers whose sizes the robot sets are new; `model.new_layers` names them."""
+        robot = robot if isinstance(robot, Mapping) else read_robot(robot, revision)
+        config = config_for_robot(self.config, robot)
+        config._attn_implementation = self.config._attn_implementation
+        weights = self.state_dict()
+        with torch.device("meta"):
+            model = type(self)(config)
+        model.new_layers = new_layers(model, weights)
+        kept = {name: value for name, value in weights.items() if name.rpartition(".")[0] not in model.new_layers}
+        model.load_state_dict(kept, strict=False, assign=True)
+        for name in model.new_layers:
+            layer = model.get_submodule(name).to_empty(device=self.device).to(self.dtype)
+            model._init_weights(layer)
+        return model.train(self.training)
 
     def set_attn_implementation(self, attn_implementation: str, **_: Any) -> None:
         """Between those that the policy knows. transformers' own method would miss the inner configurations."""
