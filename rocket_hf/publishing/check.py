@@ -192,6 +192,8 @@ def check_code(path: Path, siblings: set[str]) -> None:
 
 def check_texts(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
+        if path.suffix == ".json":
+            read_json(path)
         text = text_of(path)
         if secret := SECRETS.search(text):
             raise ValueError(f"{path.name} holds what looks like a secret ({secret[0][:6]}...): remove it, revoke it")

@@ -31,9 +31,9 @@ class Fault:
     def meet(self) -> None:
         self.seen.set()
         if self.wait is not None:
-            self.wait.wait(30)
+            self.wait.wait(120)
         if self.barrier is not None:
-            self.barrier.wait(30)
+            self.barrier.wait(120)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,144 @@
+"""A policy on the Hub, loaded by strangers: by tag, commit and branch, while it is republished, without a network."""
+
+import inspect
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.publish import publish, shipped_files
+
+from . import policies
+from .clients import HIDDEN, run, start
+from .policies import PROVENANCE, predict, processor_of, tiny_policy, write_published
+from .test_upload import FETCH, PUSH, holds
+
+STRANGER = (
+    HIDDEN
+    + "import sys\nimport torch\nfrom typing import Any\n"
+    + inspect.getsource(policies.predict)
+    + """
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+repo, out, *revisions = sys.argv[1:]
+actions = {}
+for revision in revisions:
+    model = AutoModel.from_pretrained(repo, revision=revision, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(repo, revision=revision, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules.")
+    report = model.self_test()
+    assert report.distance < 1e-6
+    print(revision, model.config._commit_hash)
+    actions[revision] = predict(model, processor).contiguous()
+save_file(actions, out)
+"""
+)
+
+
+def test_strangers_get_the_trained_policy_whatever_is_going_on(hub, tmp_path):
+    """A private repository of several shards, while a second policy is on its way to `main`."""
+    old, new = tiny_policy(seed=0), tiny_policy(seed=1)
+    first = write_published(tmp_path / "first", old, repo="ada/arm", tag="v1", shard="100KB")
+    second = write_published(tmp_path / "second", new, repo="ada/arm", tag="v2")
+    run(hub.url, PUSH, first, "ada/arm", "v1:private", home=tmp_path / "publisher")
+    arm = hub.model("ada/arm")
+    one = arm.tags["v1"]
+    arm.branches["stable"] = one
+
+    going_on = hub.fault("POST .*/commit/", wait=(release := threading.Event()))
+    publisher = start(hub.url, PUSH, second, "ada/arm", "v2:private", home=tmp_path / "publisher")
+    assert going_on.seen.wait(60)
+    out, home = tmp_path / "actions.safetensors", tmp_path / "stranger"
+    revisions = ("v1", one, "stable", "main")
+    code, printed, errors = run(hub.url, STRANGER, "ada/arm", out, *revisions, home=home)
+    assert code == 0, errors
+    assert printed.splitlines() == [f"{revision} {one}" for revision in revisions]
+    trained = predict(old, processor_of(old))
+    assert all(torch.equal(actions, trained) for actions in load_file(out).values())
+
+    release.set()
+    assert publisher.communicate(timeout=60)[0].startswith("changed")
+    assert holds(arm.head, second) and holds(arm.commits[one], first)
+    _, told, _ = run(hub.url, FETCH.replace("ada/none", "ada/arm"), home=tmp_path / "other", token=None)
+    assert "there is no repository" in told.splitlines()[1]
+
+
+@pytest.mark.slow
+def test_a_policy_that_was_loaded_once_needs_no_network(hub, tmp_path):
+    """By another process, from the cache: by its tag and by its commit."""
+    model = tiny_policy()
+    folder = write_published(tmp_path / "policy", model, repo="ada/arm", tag="v1", shard="100KB")
+    run(hub.url, PUSH, folder, "ada/arm", "v1", home=tmp_path / "publisher")
+    out, home, commit = tmp_path / "actions.safetensors", tmp_path / "stranger", hub.model("ada/arm").tags["v1"]
+    assert run(hub.url, STRANGER, "ada/arm", out, "v1", home=home)[0] == 0
+    out.unlink()
+    asked = len(hub.requests)
+    code, _, errors = run(hub.url, STRANGER, "ada/arm", out, "v1", commit, home=home, HF_HUB_OFFLINE="1")
+    assert code == 0, errors
+    trained = predict(model, processor_of(model))
+    assert all(torch.equal(actions, trained) for actions in load_file(out).values())
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla", "openvla-oft"])
+def test_a_published_folder_holds_the_trained_weights_and_nothing_else(family, tmp_path):
+    model = tiny_policy(family)
+    folder = write_published(tmp_path / "policy", model, shard="100KB")
+    names = {path.name for path in folder.iterdir()}
+    weights = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
+    processor = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    code = {path.name for path in shipped_files()}
+    alone = {"config.json", "model.safetensors.index.json", "self_test.safetensors", "README.md"}
+    assert len(weights) > 1 and names == weights | processor | code | alone
+    policy = {name: value for name, value in model.state_dict().items() if name.startswith("policy.")}
+    published: dict[str, torch.Tensor] = {}
+    for name in weights:
+        published |= load_file(folder / name)
+    assert published.keys() == policy.keys()
+    assert all(torch.equal(published[name], value) for name, value in policy.items())
+    loaded = RocketForActionPrediction.from_pretrained(folder)
+    assert torch.equal(predict(loaded, processor_of(model)), predict(model, processor_of(model)))
+    assert loaded.self_test().distance < 1e-6
+
+
+def test_published_weights_are_no_larger_than_the_policy(tmp_path):
+    """Within one per cent, headers included, where a policy is more than names."""
+    wide = tiny_policy(alignment=None).config.policy_config.to_dict() | {"vocab_size": 40_000}
+    model = tiny_policy(policy_config=wide)
+    folder = write_published(tmp_path / "policy", model)
+    size = sum(value.nbytes for name, value in model.state_dict().items() if name.startswith("policy."))
+    assert size < (folder / "model.safetensors").stat().st_size < 1.01 * size
+
+
+def test_a_dtype_is_chosen_and_its_distance_told(tmp_path):
+    model = tiny_policy()
+    folder = write_published(tmp_path / "policy", model, dtype=torch.bfloat16)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    report = RocketForActionPrediction.from_pretrained(folder).self_test()
+    assert 0 < report.distance < report.tolerance and report.dtype == "bfloat16"
+
+
+def test_lora_that_is_not_merged_is_refused():
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = tiny_policy(alignment=None)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model)
+    with pytest.raises(ValueError, match="still has its LoRA layers: merge them first"):
+        publish(model, processor_of(model), "ada/arm", PROVENANCE)
+
+
+def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path):
+    model = tiny_policy()
+    with torch.no_grad():
+        model.policy.action_in.bias[0] = float("nan")
+    with pytest.raises(ValueError):
+        write_published(tmp_path / "policy", model)
+    assert not list(Path(tmp_path).iterdir())
