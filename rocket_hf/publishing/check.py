@@ -266,7 +266,7 @@ CARD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "library_name": (lambda value: value in ("transformers", "peft"), "transformers or peft"),
     "datasets": (names_several, "a list of Hub ids"),
     "tags": (
-        lambda value: isinstance(value, list) and value and all(isinstance(tag, str) for tag in value),
+        lambda value: isinstance(value, list) and bool(value) and all(isinstance(tag, str) for tag in value),
         "a list of words",
     ),
 }

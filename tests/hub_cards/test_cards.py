@@ -102,7 +102,8 @@ def test_an_adapter_card_tells(words):
     "words",
     [
         "100 scripted demonstrations (5,000 frames) in MuJoCo 3.3", "`front` 48 x 64", "6 and 5 numbers",
-        "| rate | 20 Hz |", '"ada/reach", revision="v1"', "$ rocket-hf simulate", "Generated with lerobot 0.6.", "reach the cube",
+        "| rate | 20 Hz |", '"ada/reach", revision="v1"', "$ rocket-hf simulate", "Generated with lerobot 0.6.",
+        "reach the cube",
     ],
 )  # fmt: skip
 def test_a_dataset_card_tells(words):
@@ -119,7 +120,7 @@ def test_what_is_not_known_is_left_out():
         "conventions",
         "datasets:",
         "model-index",
-        "at `",
+        ") at `",
     ):
         assert words not in bare, words
     assert "in place of `main`, write the commit that `rocket-hf verify ada/arm` prints" in bare
