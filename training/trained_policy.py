@@ -1,14 +1,11 @@
 """What a run has made, as models in memory: of its exported policy, or of any of its checkpoints."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.teachers.load import DTYPES
 
 from .checkpoint import STATE, Checkpoints, put, read
 from .dataset_statistics import dataset_statistics
@@ -17,7 +14,7 @@ from .optimization import trained
 from .recipe import Recipe
 from .recipe_files import read_recipe
 from .run import CHECKPOINTS, POLICY, RECIPE
-from .sources import alignment_config, policy_config, policy_folder, robot_processor
+from .sources import alignment_config, load_policy, policy_config, policy_folder, robot_processor
 from .trainable import make_trainable, merged_weights, policy_of
 
 ANY_WIDTH = 2  # of the teacher's features: the head is not looked at here
@@ -41,11 +38,11 @@ def find_origin(path: Path) -> Origin:
     path = path.resolve()
     if (path / RECIPE).is_file():
         steps = Checkpoints(path / CHECKPOINTS, keep=1).steps()
-        policy = path / POLICY if (path / POLICY / "config.json").is_file() else None
-        if policy is None and not steps:
+        exported = path / POLICY if (path / POLICY / "config.json").is_file() else None
+        if exported is None and not steps:
             raise ValueError(f"the run in {path} has neither ended nor saved a checkpoint: there is nothing to publish")
         last = Checkpoints(path / CHECKPOINTS, keep=1).path(steps[-1]) if steps else None
-        return Origin(path, policy, last)
+        return Origin(path, exported, last)
     if (path / STATE).is_file():
         run = path.parents[1]
         if not (run / RECIPE).is_file():
@@ -81,10 +78,7 @@ def load_adapted(origin: Origin) -> tuple[RocketForActionPrediction, RocketProce
     config = policy_config(base, recipe)
     if recipe.alignment is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, ANY_WIDTH))
-    torch.manual_seed(recipe.run.seed)
-    robot = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
-    dtype = DTYPES[recipe.run.base_dtype]
-    model = RocketForActionPrediction.from_pretrained(base, alignment=config.alignment, dtype=dtype, **robot)
+    model = load_policy(base, config.alignment, recipe)
     make_trainable(model, recipe)
     values = read(checkpoint, "average" if recipe.run.ema is not None else "model")
     places = {name: weight for name, weight in trained(model) if not name.startswith(HEAD)}

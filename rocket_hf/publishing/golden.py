@@ -1,5 +1,7 @@
 """What a self-test is made of: an observation drawn from a seed, and what the trained policy does with it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -64,7 +66,8 @@ def draw_batch(model: RocketForActionPrediction, inputs: dict, draw: torch.Gener
 
 def predict(model: RocketForActionPrediction, batch: dict[str, Tensor]) -> Tensor:
     device = next(model.parameters()).device
-    return model.predict_action_chunk(**{name: value.to(device) for name, value in batch.items()}).float().cpu()
+    there: Any = {name: value.to(device) for name, value in batch.items()}
+    return model.predict_action_chunk(**there).float().cpu()
 
 
 def in_dtype(model: RocketForActionPrediction, dtype: torch.dtype | None) -> RocketForActionPrediction:
