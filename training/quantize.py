@@ -32,6 +32,6 @@ def quantize_frozen(model: nn.Module, compute: torch.dtype) -> None:
 def frozen_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer under LoRA, as numbers."""
     weight: Any = layer.get_parameter("weight")
-    if type(layer) in (nn.Linear, nn.Conv2d):
+    if weight.is_floating_point():
         return weight
     return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)

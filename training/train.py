@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
+from rocket_hf.sentences import MENDABLE, sentence
 from rocket_hf.training.dry_run import describe
 from rocket_hf.training.finish import export, save_batches, summary
 from rocket_hf.training.optimization import alignment_weight, gradient_norm, rate_factor, set_rates, skip_if_not_finite
@@ -118,25 +119,31 @@ def look(run: Run, since: float, bar: tqdm) -> float:
     records = run.journal.flush()
     now = time.perf_counter()
     speed = len(records) * run.recipe.run.batch_size / (now - since) if records else 0.0
-    written = []
-    for record, raw in zip(records, batches_of_steps(run), strict=True):
-        run.progress.skipped_in_row = run.progress.skipped_in_row + 1 if record["skipped"] else 0
-        run.progress.skipped += bool(record["skipped"])
-        if record["skipped"]:
-            written.append({"step": record["step"], "skipped_samples": sample_names(raw)})
-        if run.progress.skipped_in_row >= run.recipe.run.most_skipped:
-            path = save_batches(run, raw)
-            raise ValueError(
-                f"{run.progress.skipped_in_row} steps in a row had no finite loss, the last is step {record['step']}: "
-                f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
-            )
+    count_skipped(run, records)
     run.recent.clear()
     if records:
         memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
-        written.append({"step": records[-1]["step"], "samples_per_second": round(speed, 3)} | memory)
+        run.journal.write([{"step": records[-1]["step"], "samples_per_second": round(speed, 3)} | memory])
         bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
-    run.journal.write(written)
     return now
+
+
+def count_skipped(run: Run, records: list[dict[str, Any]]) -> None:
+    """Names the samples of each step that was not finite, of all ranks; too many such steps in a row end the run."""
+    progress, most = run.progress, run.recipe.run.most_skipped
+    for record, raw in zip(records, batches_of_steps(run), strict=True):
+        if not record["skipped"]:
+            progress.skipped_in_row = 0
+            continue
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        run.journal.write([{"step": record["step"], "skipped_samples": gather_object(sample_names(raw))}])
+        if progress.skipped_in_row >= most:
+            path = save_batches(run, raw)
+            raise ValueError(
+                f"{most} steps in a row had no finite loss, the last is step {record['step']}: "
+                f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
+            )
 
 
 def batches_of_steps(run: Run) -> list[list[Any]]:
@@ -195,12 +202,6 @@ def recipe_of(given: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def sentence(error: Exception) -> str:
-    """In one line. What a configuration's own check said stands behind the error of its class."""
-    said = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ is not None else error
-    return " ".join(str(said).split())
-
-
 def main(argv: list[str] | None = None) -> int:
     given = arguments(argv)
     logging.set_verbosity_error()
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         if accelerator.is_main_process:
             print(summary(run, folder))
         accelerator.end_training()
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except MENDABLE as error:
         print(f"train.py: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
