@@ -52,7 +52,7 @@ class RocketProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, trust_remote_code: bool = False, **kwargs: Any) -> Self:
-        """Like transformers', but who has this class at hand is not asked whether to run the code beside the weights."""
+        """Like transformers', but whoever has this class is not asked whether to run the code beside the weights."""
         return super().from_pretrained(*args, trust_remote_code=trust_remote_code, **kwargs)
 
     @classmethod

@@ -16,6 +16,8 @@ class RobotConfig:
     cameras: list[str] | None = None
     state_dim: int | None = None
     action_dim: int | None = None
+    state_names: list[str] | None = None
+    action_names: list[str] | None = None
     chunk_size: int | None = None
     state_normalization: str | None = None
     action_normalization: str | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from httpx import HTTPError
@@ -12,6 +13,7 @@ from rocket_hf.convert.checkpoint import read_json
 from rocket_hf.convert.write import source_folder
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.new_robot import config_for_robot
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.licence import licence_note
@@ -71,11 +73,14 @@ def policy_folder(name: str) -> Path:
 
 def policy_config(folder: Path, recipe: Recipe) -> RocketConfig:
     """The policy's own, with what the recipe says of the robot; its layers are checked against the recipe's."""
-    robot = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
-    config = RocketConfig.from_pretrained(folder, alignment=None, **robot)
+    config = config_for_robot(RocketConfig.from_pretrained(folder, alignment=None), robot_of_recipe(recipe))
     if recipe.alignment is not None:
         RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, 1))
     return config
+
+
+def robot_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in asdict(recipe.robot).items() if value is not None}
 
 
 def alignment_config(recipe: Recipe, target_width: int) -> AlignmentConfig:
@@ -189,14 +194,12 @@ def check_teacher(name: str, cache: FeatureCache) -> None:
         )
 
 
-def load_policy(sources: Sources, recipe: Recipe) -> RocketForActionPrediction:
-    """The policy with a fresh alignment head, if there is one; drawn from the recipe's seed."""
+def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: Recipe) -> RocketForActionPrediction:
+    """For the recipe's robot, with a fresh alignment head if there is one; what is new is drawn from its seed."""
     torch.manual_seed(recipe.run.seed)
     dtype = DTYPES[recipe.run.base_dtype]
-    changes = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
     try:
-        return RocketForActionPrediction.from_pretrained(
-            sources.folder, alignment=sources.config.alignment, dtype=dtype, **changes
-        )
+        base = RocketForActionPrediction.from_pretrained(folder, alignment=alignment, dtype=dtype)
     except SafetensorError as error:
-        raise ValueError(f"the weights in {sources.folder} cannot be read: {error}; copy them again") from error
+        raise ValueError(f"the weights in {folder} cannot be read: {error}; copy them again") from error
+    return base.for_robot(robot_of_recipe(recipe))

@@ -76,6 +76,11 @@ def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
         raise ValueError(
             f"every part of the policy is frozen: set one of parts.{', parts.'.join(there)} to lora or full"
         )
+    if model.new_layers and parts.heads != "full":
+        raise ValueError(
+            f"the robot needs new layers, which parts.heads={parts.heads} would not train: set it to full "
+            f"({', '.join(model.new_layers)})"
+        )
     if model.config.alignment is not None and parts.vision == "frozen":
         layers, depth = model.config.alignment.student_layers, model.config.policy_config.depth
         deep = any(resolve_layer(layer, depth) > 0 for layer in layers)  # 0 are the embeddings, before any block

@@ -7,9 +7,8 @@ import argparse
 import importlib
 import sys
 
-from huggingface_hub.errors import StrictDataclassError
-
 from .. import __version__
+from ..sentences import MENDABLE, sentence
 
 COMMANDS = ("cache", "convert", "demo", "doctor", "publish", "verify")
 
@@ -24,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command].run(arguments)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"rocket-hf {arguments.command}: {error}", file=sys.stderr)
+    except MENDABLE as error:
+        print(f"rocket-hf {arguments.command}: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nrocket-hf {arguments.command}: interrupted", file=sys.stderr)

@@ -210,7 +210,7 @@ def test_a_policy_without_its_processor(refused, tmp_path, policies):
 
 
 def test_a_chunk_that_the_policy_cannot_predict(refused, policies):
-    refused("chunk_size=9 is above", policy=policies("openvla"), changes={"robot__chunk_size": 9})
+    refused("chunk_size at most 1 against 9", policy=policies("openvla"), changes={"robot__chunk_size": 9})
 
 
 # The teacher and its cache
