@@ -193,7 +193,7 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
             raise ValueError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
         if wanted != ABSENT and wanted not in keys:
             raise ValueError(f"the dataset {config.id} has no camera {wanted!r}: {nearest(wanted, keys)}")
-    by_name = {key.removeprefix("observation.").removeprefix("images."): key for key in keys}
+    by_name = {camera_name(key): key for key in keys}
     matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
     if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
         matched = dict(zip(cameras, keys, strict=True))
@@ -206,6 +206,11 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     if not any(matched.values()):
         raise ValueError(f"every camera of {config.id} is absent: name at least one of {', '.join(keys) or 'none'}")
     return {camera: key or None for camera, key in matched.items()}
+
+
+def camera_name(key: str) -> str:
+    """The short name of a dataset's camera."""
+    return key.removeprefix("observation.").removeprefix("images.")
 
 
 def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dict[str, tuple[int, int]]:
