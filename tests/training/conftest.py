@@ -6,11 +6,12 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ def caches(stored, teacher, tmp_path_factory) -> Callable[..., Path]:
         return out
 
     return cache
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Files may not grow beyond so many bytes from then on: as a full disk, but for this process alone. Without its
+    signal the write fails as an error."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import random
-import resource
 import signal
 import time
 from pathlib import Path
@@ -124,20 +123,10 @@ def test_a_kill_at_any_moment_leaves_a_whole_last_checkpoint(tmp_path, kills):
     assert kills < 10 or torn
 
 
-@pytest.fixture
-def files_of_ten_kilobytes_at_most():
-    """As a full disk, but for this process alone; without the signal, the write fails as an error."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_write_that_fails_leaves_the_previous_checkpoint_and_says_so(tmp_path, files_of_ten_kilobytes_at_most):
+def test_a_write_that_fails_leaves_the_previous_checkpoint_and_says_so(tmp_path, limit_files):
     checkpoints = Checkpoints(tmp_path, keep=1)
     saved(checkpoints, 1, width=100)
-    files_of_ten_kilobytes_at_most()
+    limit_files(10_000)
     with pytest.raises(OSError, match=r"the checkpoint of step 2 could not be written to .*step 1 is whole") as caught:
         saved(checkpoints, 2, width=100)
     assert "\n" not in str(caught.value)
@@ -145,8 +134,8 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint_and_says_so(tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_without_an_earlier_one_it_says_so(tmp_path, files_of_ten_kilobytes_at_most):
-    files_of_ten_kilobytes_at_most()
+def test_without_an_earlier_one_it_says_so(tmp_path, limit_files):
+    limit_files(10_000)
     with pytest.raises(OSError, match="there is no earlier one"):
         saved(Checkpoints(tmp_path / "new", keep=1), 2, width=100)
 

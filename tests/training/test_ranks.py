@@ -92,6 +92,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_run, given, tmp_
     require_equal(alone, out, [0])
 
 
+@pytest.mark.slow
+def test_the_samples_of_a_skipped_step_are_named_whichever_rank_had_them(given, tmp_path):
+    """A learning rate that makes every loss but the first infinite. The run ends on both ranks, each with its batch."""
+    out = tmp_path / "two"
+    codes = run_ranks(2, out, *given, *settings(optimizer__lr=1e30, run__most_skipped=2, run__log_every=1))
+    assert codes == [2, 2]
+    assert len(list(out.glob("not-finite-*.safetensors"))) == 2
+    named = [line["skipped_samples"] for line in journal(out) if "skipped_samples" in line]
+    assert [len(samples) for samples in named] == [4, 4]
+
+
 def test_all_ranks_say_the_same_of_what_is_wrong_and_end(given, tmp_path):
     out = tmp_path / "two"
     codes = run_ranks(2, out, *given, *settings(run__batch_size=3))

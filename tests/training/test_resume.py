@@ -74,6 +74,23 @@ def test_after_a_kill_it_goes_on_from_the_last_checkpoint(tiny_run, four, tmp_pa
     require_same(four, killed, last=4)
 
 
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tiny_run, stored, policies, teacher, tmp_path, limit_files):
+    out = tmp_path / "run"
+    tiny_run(out, run__steps=1)
+    given = ["--recipe", "tiny", "--policy", policies("smolvla"), "--dataset", stored, "--teacher", teacher]
+    given += ["--out", out, "--resume", *settings(run__steps=2)]
+    limit_files(20_000)
+    outcome = run_training(*given)
+    limit_files(-1)
+    assert outcome.code == 2 and len(outcome.stderr.splitlines()) == 1
+    assert "the checkpoint of step 2 could not be written" in outcome.stderr
+    assert "the checkpoint of step 1 is whole" in outcome.stderr
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000001"]
+    assert run_training(*given).code == 0
+    tiny_run(tmp_path / "whole", run__steps=2)
+    assert largest_difference(exported(tmp_path / "whole"), exported(out)) == 0
+
+
 def test_a_run_that_never_saved_begins_again(tiny_run, tmp_path):
     tiny_run(tmp_path / "whole", run__steps=2, run__keep=9)
     shutil.copytree(tmp_path / "whole", tmp_path / "begun")
