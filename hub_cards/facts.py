@@ -114,7 +114,6 @@ class Adapter:
     alpha: float
     targets: int  # modules with LoRA
     full: list[str]  # modules that were trained in full
-    overrides: dict[str, Any]  # of the base's configuration, for this robot
 
 
 @dataclass

@@ -49,8 +49,7 @@ def find_origin(path: Path) -> Origin:
             raise ValueError(f"{path} is a checkpoint outside of its run: {run} holds no {RECIPE}")
         return Origin(run, None, path)
     if (path / "config.json").is_file():
-        run = path.parent if (path.parent / RECIPE).is_file() else None
-        return Origin(run, path, None)
+        return Origin(path.parent if (path.parent / RECIPE).is_file() else None, path, None)
     raise ValueError(f"{path} is neither a training run nor one of its checkpoints nor a policy's folder")
 
 

@@ -63,8 +63,6 @@ def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) 
 
 
 def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
-    from dataclasses import asdict
-
     from rocket_hf.publishing.adapter import publish_adapter as push_adapter
     from rocket_hf.publishing.adapter import publish_adapter_to_folder
     from rocket_hf.training.sources import policy_folder
@@ -76,10 +74,7 @@ def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any)
     if recipe.lora.init in ("pissa", "olora"):
         raise ValueError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
     model, processor = load_adapted(origin)
-    overrides = {name: value for name, value in asdict(recipe.robot).items() if value is not None}
-    overrides["dtype"] = recipe.run.base_dtype
-    settings: dict[str, Any] = {"tag": arguments.tag, "overrides": overrides}
-    settings["trained_from"] = policy_folder(recipe.policy)
+    settings: dict[str, Any] = {"tag": arguments.tag, "trained_from": policy_folder(recipe.policy)}
     if arguments.to is not None:
         publish_adapter_to_folder(model, processor, arguments.to, provenance, **settings)
         return tell_folder(arguments.to)

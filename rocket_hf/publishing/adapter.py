@@ -1,8 +1,8 @@
 """A LoRA adapter that points to its base on the Hub by id and commit, as PEFT reads it."""
 
+import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import peft
 from huggingface_hub import HfApi
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..hub_cards.cards import adapter_card
 from ..hub_cards.facts import Adapter, Artefact, Provenance, Source
 from ..modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from ..modeling.new_robot import FILE as ROBOT
+from ..modeling.new_robot import robot_of as robot_of_config
 from ..modeling.processing_rocket import RocketProcessor
 from ..modeling.self_test import versions
 from .check import README, check_adapter, refuse_links
@@ -36,20 +38,19 @@ def publish_adapter(
     provenance: Provenance,
     *,
     trained_from: Path,
-    overrides: dict[str, Any],
     private: bool = False,
     tag: str | None = None,
     token: str | None = None,
 ) -> Published:
     """LoRA's weights and what else was trained, as a PEFT adapter of `provenance.base_model`.
 
-    `trained_from` is the folder of the base that was trained, `overrides` what the robot changed in its configuration.
+    `trained_from` is the folder of the base that was trained. The robot stands beside, for `for_robot`.
     """
     require_repository(repo)
     with tempfile.TemporaryDirectory(prefix="rocket-hf-") as temporary:
         folder = Path(temporary) / "adapter"
         folder.mkdir()
-        build_adapter(model, processor, folder, provenance, repo, tag, trained_from, overrides)
+        build_adapter(model, processor, folder, provenance, repo, tag, trained_from)
         return push(folder, repo, private, tag, token)
 
 
@@ -60,13 +61,12 @@ def publish_adapter_to_folder(
     provenance: Provenance,
     *,
     trained_from: Path,
-    overrides: dict[str, Any],
     repo: str | None = None,
     tag: str | None = None,
 ) -> Path:
     with staged(folder) as staging:
         name = repo or f"you/{Path(folder).name}"
-        build_adapter(model, processor, staging, provenance, name, tag, trained_from, overrides)
+        build_adapter(model, processor, staging, provenance, name, tag, trained_from)
     return Path(folder)
 
 
@@ -78,11 +78,10 @@ def build_adapter(
     repo: str,
     tag: str | None,
     trained_from: Path,
-    overrides: dict[str, Any],
 ) -> None:
     told = provenance.base_model
     base = pin_base(f"{told.id}@{told.revision}" if told.revision else told.id, trained_from)
-    adapter = write_adapter(model, base, overrides, folder)
+    adapter = write_adapter(model, base, folder)
     write_processor(folder, processor)
     artefact = describe_adapter(model, processor, repo, tag or "main")
     (folder / README).write_text(adapter_card(artefact, provenance, adapter), encoding="utf-8")
@@ -100,7 +99,7 @@ def describe_adapter(
         revision=revision,
         backbone=backbone_of(model.config),
         parameters=sum(weight.numel() for weight in trained),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype="float32",
         robot=robot_of(model.config, processor),
         versions=versions() | {"peft": peft.__version__},
     )
@@ -124,7 +123,7 @@ def pin_base(base: str, folder: Path) -> Source:
     return Source(repo, commit)
 
 
-def write_adapter(model: RocketForActionPrediction, base: Source, overrides: dict, folder: Path) -> Adapter:
+def write_adapter(model: RocketForActionPrediction, base: Source, folder: Path) -> Adapter:
     """Of a model whose LoRA layers lie beside the base's weights, and whose other trained weights require gradients."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if not layers:
@@ -141,6 +140,8 @@ def write_adapter(model: RocketForActionPrediction, base: Source, overrides: dic
         inference_mode=True,
     )
     config.save_pretrained(folder)
+    robot = json.dumps(robot_of_config(model.config), indent=2)
+    (folder / ROBOT).write_text(robot + "\n", encoding="utf-8")
     tensors = lora_tensors(layers) | {
         f"{name}.{key}": value for name, module in full.items() for key, value in module.state_dict().items()
     }
@@ -149,7 +150,7 @@ def write_adapter(model: RocketForActionPrediction, base: Source, overrides: dic
         folder / WEIGHTS,
         metadata={"format": "pt"},
     )
-    return Adapter(base, rank, alpha, len(layers), sorted(full), overrides)
+    return Adapter(base, rank, alpha, len(layers), sorted(full))
 
 
 def one_setting(layers: dict[str, LoraLayer]) -> tuple[int, int]:

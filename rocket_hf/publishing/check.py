@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..modeling.configuration_rocket import RocketConfig
 from ..modeling.modeling_rocket import RocketForActionPrediction
+from ..modeling.new_robot import FILE as ROBOT
 from ..modeling.self_test import FILE as SELF_TEST
 from ..modeling.self_test import read_self_test
 from .surroundings import shipped_files
@@ -31,7 +32,8 @@ POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
     *PROCESSOR_FILES, SELF_TEST, README,
 )  # fmt: skip
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", *PROCESSOR_FILES, README)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ROBOT, *PROCESSOR_FILES, README)
+NEEDED = (README, SELF_TEST, "config.json", "adapter_config.json", "adapter_model.safetensors", ROBOT)
 
 # What shipped code may import: itself, and what AutoModel's users have or are told to install.
 PACKAGES = {"torch", "transformers", "numpy", "huggingface_hub", "tokenizers", "safetensors", "PIL", "timm"}
@@ -97,7 +99,7 @@ def check_files(folder: Path, allowed: tuple[str, ...]) -> None:
         name = str(path.relative_to(folder))
         if path.is_dir() or not (name in code or any(fnmatch(name, pattern) for pattern in allowed)):
             raise ValueError(f"{name} does not belong into a published repository: remove it")
-    needed = {name for name in allowed if name in (README, SELF_TEST, "config.json", "adapter_config.json")} | code
+    needed = {name for name in allowed if name in NEEDED} | code
     if missing := sorted(needed - {path.name for path in there}):
         raise ValueError(f"{missing[0]} is missing: export the policy again")
 

@@ -138,6 +138,8 @@ def test_an_adapter_without_a_pinned_base_is_refused(sound, tmp_path):
     folder.mkdir()
     for path in [*sound.glob("*.py"), *sound.glob("*token*"), sound / "processor_config.json", sound / "README.md"]:
         shutil.copy(path, folder)
+    (folder / "robot.json").write_text("{}")
+    save_file({"x": NAN}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": HOME, "revision": None}))
     with pytest.raises(ValueError, match="must name its base by Hub id and revision"):
         check_adapter(folder)

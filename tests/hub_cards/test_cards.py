@@ -44,7 +44,7 @@ PROVENANCE = Provenance(
     "gemma", Source("lerobot/pi05_base", "f" * 40), [Source("ada/data", "v3")], TRAINING, [Evaluation("goal", 48, 50)],
     20.0, "rotation as axis and angle",
 )  # fmt: skip
-ADAPTER = Adapter(Source("ada/base", "c" * 40), 16, 32, 120, ["policy.action_in"], {"cameras": ["top"], "dtype": "x"})
+ADAPTER = Adapter(Source("ada/base", "c" * 40), 16, 32, 120, ["policy.action_in"])
 DATASET = GeneratedDataset(
     "ada/reach", "v1", "cc-by-4.0", "MuJoCo 3.3", ["reach the cube"], 100, 5000, 20.0, {"front": (48, 64)}, 6, 5,
     command="rocket-hf simulate", versions={"lerobot": "0.6"},
@@ -90,7 +90,8 @@ def test_the_metadata_are_those_that_the_hub_reads():
 @pytest.mark.parametrize(
     "words",
     [
-        "rank 16, alpha 32, 120 modules; in full: `policy.action_in`", 'revision="' + "c" * 40, "cameras=['top'],",
+        "rank 16, alpha 32, 120 modules; in full: `policy.action_in`", 'revision="' + "c" * 40,
+        "base = base.for_robot(repo, revision)", 'dtype="float32"',
         "PeftModel.from_pretrained(base, repo, revision=revision)", "would give wrong actions",
     ],
 )  # fmt: skip
