@@ -153,7 +153,7 @@ def test_workers_read_the_rows_of_the_frames_that_they_read(opened, workers):
 def test_where_alignment_counts_nothing_targets_are_zeros_and_so_are_gradients(opened):
     recipe, sources = opened()
     preparation = Preparation(sources.config, sources.processor, sources.targets, CPU)
-    model = load_policy(sources, recipe).train()
+    model = load_policy(sources.folder, sources.config.alignment, recipe).train()
     batch, _, _ = preparation.student(first_batch(recipe, sources))
     targets = preparation.no_targets(batch)
     assert targets is not None and not any(target.any() for target in targets.values())
@@ -162,7 +162,7 @@ def test_where_alignment_counts_nothing_targets_are_zeros_and_so_are_gradients(o
     for name, weight in model.alignment_head.named_parameters():
         assert weight.grad is not None and not weight.grad.any(), name
     grads = {name: weight.grad for name, weight in model.policy.named_parameters() if weight.grad is not None}
-    without = load_policy(opened(alignment=None)[1], recipe).train()
+    without = load_policy(sources.folder, None, recipe).train()
     torch.stack(list(without(**batch).values())).sum().backward()
     for name, weight in without.policy.named_parameters():
         if weight.grad is not None:

@@ -39,7 +39,7 @@ def learnt(tiny_run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "learnt"
     outcome = tiny_run(
         out, family="openvla-oft", run__steps=60, run__save_every=20, run__validate_every=20, run__keep=1,
-        run__ema=0.9, optimizer__lr=2e-3, optimizer__clip_norm=5.0, schedule__warmup=5, **FULL,
+        run__ema=0.9, run__batch_size=8, optimizer__lr=2e-3, optimizer__clip_norm=5.0, schedule__warmup=5, **FULL,
     )  # fmt: skip
     (out / "said.txt").write_text(outcome.stdout)
     return out
