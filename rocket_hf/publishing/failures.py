@@ -50,8 +50,7 @@ def explain(error: Exception, repo: str) -> str:
         return f"there is no repository {repo}, or this token may not see it: check the name, or {LOGIN}"
     if isinstance(error, HfHubHTTPError):
         return explain_status(error.response.status_code, repo)
-    unreached = f"the Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__})"
-    return f"{unreached}: {repo} is unchanged, check the network, {AGAIN}"
+    return f"the Hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}): check the network, {AGAIN}"
 
 
 def explain_status(status: int, repo: str) -> str:
@@ -64,4 +63,4 @@ def explain_status(status: int, repo: str) -> str:
         413: f"the Hub says that the files are too large for {repo}: publish smaller shards",
         429: f"the Hub asks for patience (too many requests): wait some minutes, then {AGAIN}",
     }
-    return sentences.get(status, f"the Hub fails (status {status}): {repo} is unchanged, {AGAIN}")
+    return sentences.get(status, f"the Hub fails for {repo} (status {status}): {AGAIN}")
