@@ -22,7 +22,7 @@ demo: $(VENV)/.ready ## the main job on tiny models, on this machine: train, pub
 	@$(VENV)/bin/rocket-hf demo $(ARGS)
 
 test: $(VENV)/.ready ## the whole test suite, on the locked versions
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-newest: ## the shipped model's tests on the newest transformers and torch, fetched anew on every run
 	@$(call environment,$(NEWEST))

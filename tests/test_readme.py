@@ -13,6 +13,9 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
+TESTS = ".venv/bin/python -m pytest --numprocesses auto --dist loadfile"
+
+
 def blocks(language: str) -> list[str]:
     return [text for name, text in BLOCKS if name == language]
 
@@ -44,7 +47,7 @@ def test_make_test_is_the_suite_that_runs_this():
     assert command == "$ make test"
     assert re.fullmatch(r"\d+ passed in [\d.]+s \([\d:]+\)", shown)
     recipe = subprocess.run(["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert recipe.strip().splitlines()[-1].strip() == ".venv/bin/python -m pytest"
+    assert recipe.strip().splitlines()[-1].strip() == TESTS
 
 
 def test_training_prints_what_the_readme_shows(workplace):

@@ -1,4 +1,4 @@
-"""`rocket-hf adapt`: a policy learns a robot with other cameras, state and actions; PEFT puts the adapter on its base."""
+"""`rocket-hf adapt`: a policy learns a robot with other cameras, state and actions; PEFT puts it on its base again."""
 
 import json
 
