@@ -32,14 +32,15 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 def skip_if_not_finite(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
     """Makes the next step of a fused optimizer change nothing if the gradients are not finite. 1.0 if so, on the
     device: nobody waits for it."""
-    optimizer.found_inf = (~torch.isfinite(gradient_norm)).float()
-    return optimizer.found_inf
+    skipped = (~torch.isfinite(gradient_norm)).float()
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]  # what torch's own gradient scaler sets
+    return skipped
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor:
     """The norm of all gradients, over all ranks, before they are clipped to `clip`."""
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm

@@ -163,7 +163,7 @@ def arrange(policy: RocketForActionPrediction, recipe: Recipe) -> None:
     if recipe.run.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.run.compile:
-        for layer in policy.policy.get_submodule("layers"):
+        for layer in policy.policy.get_submodule("layers").children():
             layer.compile()
 
 

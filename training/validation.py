@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .batches import RobotBatch
 from .placement import settle
 from .run import Run
 
@@ -29,9 +30,9 @@ def validate(run: Run) -> None:
     remember(run, error.mean().item(), error.tolist())
 
 
-def distances(run: Run, raw: dict) -> Tensor:
+def distances(run: Run, raw: RobotBatch) -> Tensor:
     """For each dimension, the sum of the absolute distances over the steps that exist, and their number: (2, A)."""
-    batch, _, _ = run.preparation.student(raw)  # type: ignore[arg-type]
+    batch, _, _ = run.preparation.student(raw)
     with run.accelerator.autocast():
         predicted = run.policy.predict_action_chunk(**{key: batch[key] for key in OBSERVED if key in batch})  # type: ignore
     unnormalize = run.processor.unnormalize_actions
