@@ -45,7 +45,7 @@ def reached_weights(config: RocketConfig) -> set[str]:
     """The names of the weights that get a gradient from any loss of a policy with this configuration."""
     with torch.device("meta"):
         model = RocketForActionPrediction(config).train()
-    batch = {key: value.to("meta") for key, value in config.fake_batch(batch_size=1).items()}
+    batch = {key: value.to("meta") for key, value in config.fake_batch(batch_size=1).items()}  # type: ignore[attr-defined]
     targets = None
     if config.alignment is not None:
         targets = {layer: target.to("meta") for layer, target in config.fake_targets(batch_size=1).items()}

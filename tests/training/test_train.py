@@ -282,6 +282,14 @@ def test_gradient_checkpointing_changes_nothing(tiny_run, tmp_path):
     assert largest_difference(checkpoint(tmp_path / "plain", 2), checkpoint(tmp_path / "checkpointed", 2)) < 1e-6
 
 
+@pytest.mark.slow
+def test_compiled_layers_train_what_plain_ones_train(tiny_run, tmp_path):
+    for name, change in (("plain", False), ("compiled", True)):
+        tiny_run(tmp_path / name, family="openvla-oft", run__steps=2, run__compile=change)
+    for one, other in zip(steps_of(tmp_path / "plain"), steps_of(tmp_path / "compiled"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
 def test_four_passes_of_two_are_one_pass_of_eight(tiny_run, tmp_path):
     for name, each in (("one", 8), ("four", 2)):
         tiny_run(
