@@ -24,7 +24,7 @@ from rocket_hf.teachers.load import load_teacher
 from rocket_hf.teachers.scene import scene_pictures
 from rocket_hf.tiny import write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
-from rocket_hf.training.dataset_frames import DatasetFrames
+from rocket_hf.training.data.dataset_frames import DatasetFrames
 
 pytestmark = pytest.mark.needs_lerobot
 

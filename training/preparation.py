@@ -9,8 +9,8 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.contract import Batch, unit_range
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-from .augmentation import augment
-from .batches import RobotBatch
+from .data.augmentation import augment
+from .data.batches import RobotBatch
 from .targets import Targets, TargetSource
 
 # What the model reads as the workers made it.

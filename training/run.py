@@ -14,10 +14,10 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import DTYPES
 
-from .batches import RobotBatch
 from .checkpoint import Checkpoints, Progress
+from .data.batches import RobotBatch
+from .data.loader import RobotLoader, make_loader
 from .journal import Journal, Times
-from .loader import RobotLoader, make_loader
 from .optimization import MovingAverage, make_optimizer
 from .placement import place
 from .preparation import Preparation

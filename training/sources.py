@@ -20,10 +20,10 @@ from rocket_hf.teachers.licence import licence_note
 from rocket_hf.teachers.load import DTYPES, load_teacher
 from rocket_hf.teachers.registration import Registration
 
-from .dataset_statistics import dataset_statistics
-from .lerobot_data import RobotDataset
-from .loader import common_sizes
-from .mixture import EvenlySpread, Frames, SampleOrder, split_episodes
+from .data.dataset_statistics import dataset_statistics
+from .data.lerobot_data import RobotDataset
+from .data.loader import common_sizes
+from .data.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
 from .recipe import Recipe
 from .targets import CachedTargets, LiveTargets, TargetSource, picture_windows
 

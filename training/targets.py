@@ -13,7 +13,7 @@ from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.registration import WHOLE, Registration, Window
 from rocket_hf.teachers.scene import scene_pictures
 
-from .batches import RobotBatch
+from .data.batches import RobotBatch
 
 Targets = dict[int, Tensor]  # by teacher layer, (B, V, T, C)
 

@@ -8,8 +8,8 @@ from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from .checkpoint import STATE, Checkpoints, put, read
-from .dataset_statistics import dataset_statistics
-from .lerobot_data import RobotDataset
+from .data.dataset_statistics import dataset_statistics
+from .data.lerobot_data import RobotDataset
 from .optimization import trained
 from .recipe import Recipe
 from .recipe_files import read_recipe

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .batches import RobotBatch
+from .data.batches import RobotBatch
 from .placement import settle
 from .run import Run
 

@@ -20,9 +20,9 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import FPS, write_tiny_dataset
-from rocket_hf.training.lerobot_data import RobotDataset
-from rocket_hf.training.loader import RobotLoader, make_loader
-from rocket_hf.training.mixture import Frames, SampleOrder
+from rocket_hf.training.data.lerobot_data import RobotDataset
+from rocket_hf.training.data.loader import RobotLoader, make_loader
+from rocket_hf.training.data.mixture import Frames, SampleOrder
 from rocket_hf.training.recipe import DataConfig, DatasetConfig
 
 CAMERAS = {"front": (128, 128), "wrist": (128, 128)}

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.new_robot import config_for_robot
     from rocket_hf.training import train
-    from rocket_hf.training.new_robot import robot_of_dataset, side_by_side
+    from rocket_hf.training.data.new_robot import robot_of_dataset, side_by_side
     from rocket_hf.training.recipe_files import read_recipe
     from rocket_hf.training.sources import policy_folder
 

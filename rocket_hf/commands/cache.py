@@ -91,7 +91,7 @@ def build(arguments: argparse.Namespace) -> int:
     from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
     from rocket_hf.teachers.licence import licence_note
     from rocket_hf.teachers.load import load_teacher
-    from rocket_hf.training.dataset_frames import DatasetFrames
+    from rocket_hf.training.data.dataset_frames import DatasetFrames
 
     state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=1))  # the others await the projection
     device = torch.device(arguments.device) if arguments.device else state.device

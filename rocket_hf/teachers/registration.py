@@ -18,9 +18,7 @@ from torch import Tensor
 
 from .contract import Features, Grid
 
-Window = tuple[
-    float, float, float, float
-]  # top, left, bottom, right of what is seen, in [0, 1] of the picture
+Window = tuple[float, float, float, float]  # top, left, bottom, right of what is seen, in [0, 1] of the picture
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 CODE_WEIGHT = 0.1

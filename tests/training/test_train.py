@@ -16,8 +16,8 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import TINY_POLICIES
 from rocket_hf.training import train as loop
-from rocket_hf.training.lerobot_data import RobotDataset
-from rocket_hf.training.mixture import split_episodes
+from rocket_hf.training.data.lerobot_data import RobotDataset
+from rocket_hf.training.data.mixture import split_episodes
 from rocket_hf.training.recipe import DatasetConfig
 from rocket_hf.training.recipe_files import read_recipe
 

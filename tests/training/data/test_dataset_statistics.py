@@ -6,8 +6,8 @@ import torch
 
 from rocket_hf.modeling.normalization import STATISTICS, Normalizer
 from rocket_hf.tiny import tiny_config
-from rocket_hf.training.dataset_statistics import dataset_statistics, statistics
-from rocket_hf.training.lerobot_data import RobotDataset
+from rocket_hf.training.data.dataset_statistics import dataset_statistics, statistics
+from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.recipe import DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .recipe import AugmentationConfig
+from ..recipe import AugmentationConfig
 
 DRAWN = ("side", "left", "top", "angle", "brightness", "contrast", "saturation", "hue")
 GREY = (0.2989, 0.587, 0.114)  # the weights of red, green and blue, ITU-R 601

@@ -16,10 +16,10 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
+from ..recipe import DataConfig
 from .augmentation import changes_nothing, draw_augmentation
 from .batches import RobotBatch, sample_generator
 from .lerobot_data import RobotDataset
-from .recipe import DataConfig
 
 SAME_ASPECT = 0.01  # relative difference of width / height up to which two sizes show the same picture
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import write_tiny_dataset
-from rocket_hf.training.augmentation import draw_augmentation
-from rocket_hf.training.batches import RobotBatch, sample_generator
-from rocket_hf.training.lerobot_data import RobotDataset
-from rocket_hf.training.loader import make_loader
-from rocket_hf.training.mixture import Frames, SampleOrder
+from rocket_hf.training.data.augmentation import draw_augmentation
+from rocket_hf.training.data.batches import RobotBatch, sample_generator
+from rocket_hf.training.data.lerobot_data import RobotDataset
+from rocket_hf.training.data.loader import make_loader
+from rocket_hf.training.data.mixture import Frames, SampleOrder
 from rocket_hf.training.recipe import AugmentationConfig, DataConfig, DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot

@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from rocket_hf.training.augmentation import DRAWN, augment, changes_nothing, draw_augmentation
+from rocket_hf.training.data.augmentation import DRAWN, augment, changes_nothing, draw_augmentation
 from rocket_hf.training.recipe import AugmentationConfig
 
 HEIGHT, WIDTH = 24, 40

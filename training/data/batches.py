@@ -22,7 +22,7 @@ class RobotBatch(TypedDict, total=False):
     action_is_pad: Tensor  # (B, chunk) bool
     noise: Tensor  # (B, chunk, widest action), where the policy draws noise
     time: Tensor  # (B,), likewise
-    augmentation: Tensor  # (B, V, what `training.augmentation` draws)
+    augmentation: Tensor  # (B, V, what `training.data.augmentation` draws)
     dataset: Tensor  # (B,) number in the mixture, with the two below the name of a frame
     episode_index: Tensor  # (B,)
     frame_index: Tensor  # (B,)

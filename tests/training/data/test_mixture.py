@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rocket_hf.training.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
+from rocket_hf.training.data.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
 
 SMALL, LARGE = Frames([range(10, 40)]), Frames([range(0, 50), range(70, 120)])
 

@@ -16,9 +16,9 @@ from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import colour_cameras, dataset_fingerprint
 
+from ..recipe import DatasetConfig
 from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
 from .pictures import Pictures, StoredPictures, VideoPictures
-from .recipe import DatasetConfig
 
 ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
 

@@ -6,9 +6,9 @@ from typing import Any
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.new_robot import COUNTED
 
+from ..recipe import DatasetConfig
 from .lerobot_data import camera_name
 from .lerobot_files import locate, read_files
-from .recipe import DatasetConfig
 
 
 def robot_of_dataset(config: DatasetConfig, policy: RocketConfig) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""LeRobot datasets to batches: what a dataset says, which frame comes when, workers, augmentation."""
