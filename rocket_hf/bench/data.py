@@ -21,7 +21,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import FPS, write_tiny_dataset
 from rocket_hf.training.data.lerobot_data import RobotDataset
-from rocket_hf.training.data.loader import RobotLoader, make_loader
+from rocket_hf.training.data.loader import RobotLoader, SampleBatches, make_loader
 from rocket_hf.training.data.mixture import Frames, SampleOrder
 from rocket_hf.training.recipe import DataConfig, DatasetConfig
 
@@ -54,6 +54,7 @@ def require_equal(ours: RobotLoader, theirs: DataLoader, data: RobotDataset) -> 
         for index, key in enumerate(data.camera_keys.values()):
             picture = other[key] if other[key].dtype == torch.uint8 else (other[key] * 255).round().to(torch.uint8)
             assert torch.equal(mine["images"][index], picture)
+        assert isinstance(ours.dataset, SampleBatches)
         processor = ours.dataset.processor
         assert torch.equal(mine["state"], processor.normalize_state(other["observation.state"]))
         assert torch.equal(mine["actions"], processor.normalize_actions(other["action"]))

@@ -114,8 +114,8 @@ def build(arguments: argparse.Namespace) -> int:
     writer.write()
     if state.is_main_process:
         print(f"finished   {len(frames):,} frames in {arguments.out}")
-        teacher = f"--teacher {arguments.teacher} --cache {arguments.out}"
-        print(f"to train   accelerate launch training/train.py ... {teacher}")
+        words = f"--teacher {arguments.teacher} --cache {arguments.out}"
+        print(f"to train   accelerate launch training/train.py ... {words}")
     return 0
 
 

@@ -1,12 +1,12 @@
 """What lies beside the weights, and folders that are there whole or not at all."""
 
+import inspect
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .. import modeling
 from ..modeling.configuration_rocket import RocketConfig
 from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
@@ -55,4 +55,5 @@ def write_processor(folder: Path, processor: RocketProcessor) -> None:
 
 def shipped_files() -> list[Path]:
     """The code that travels with the weights: every file of `modeling` but the one that makes it a package."""
-    return sorted(path for path in Path(modeling.__path__[0]).glob("*.py") if path.name != "__init__.py")
+    folder = Path(inspect.getfile(RocketForActionPrediction)).parent
+    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
