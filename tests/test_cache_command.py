@@ -134,7 +134,7 @@ def test_build_says_the_licence_the_disk_the_variance_and_how_to_go_on(dataset, 
     assert "disk       " in printed and "free" in printed
     kept = FeatureCache(out).manifest.kept
     assert [f"8 of 32 dimensions keep {share:.2%} of the variance" in printed for share in kept] == [True, True]
-    assert printed.splitlines()[-1].endswith(f"--set teacher.caches=[{out}]")
+    assert printed.splitlines()[-1].endswith(f"--cache {out}")
     manifest = Manifest.load(out)
     assert (manifest.cameras, manifest.grid, manifest.input_size) == ((WRIST,), (1, 2), (84, 84))
 
