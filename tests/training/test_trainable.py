@@ -161,7 +161,7 @@ def test_merged_weights_do_what_the_adapted_model_does(family, init):
     assert policy.state_dict().keys() == {name for name in plain.state_dict() if name.startswith("policy.")}
     torch.manual_seed(0)
     base = RocketForActionPrediction(tiny_config(family)).eval()
-    assert not torch.allclose(base.predict_action_chunk(**inputs, generator=draws[2]), expected, atol=1e-3)
+    assert not torch.allclose(base.predict_action_chunk(**inputs, generator=draws[2]), expected, atol=1e-4, rtol=0)
 
 
 def test_trained_weights_are_float32_and_frozen_ones_keep_their_dtype():
