@@ -39,7 +39,7 @@ from rocket_hf.training.targets import CachedTargets, LiveTargets, TargetSource
 from rocket_hf.training.train import training_step
 
 CAMERAS, CAMERA_SIZE, PROMPT_LENGTH, FRAMES = ("front", "wrist"), 224, 32, 8
-THREADS = 2
+THREADS = 1  # more would wait for each other, and waiting counts as CPU time
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ SMALL = Setting(
     teacher_layers=(1, 2, 3, 4, 5, 6, 7, 8),
     parts=PartsConfig("full", "full", "full", "full"),
     batch_size=2,
-    rounds=7,
+    rounds=9,
     dtype=torch.float32,
 )  # fmt: skip
 OPENVLA = Setting(
@@ -190,7 +190,7 @@ def measure(policy: str = "25m") -> dict[str, Any]:
     setting = SETTINGS[policy]
     most = len(setting.student_layers)
     ways = {"plain": ("plain", 0), "cached": ("cached", most), "live": ("live", most)}
-    ways |= {f"cached {pairs}": ("cached", pairs) for pairs in PAIRS}
+    ways |= {f"cached {pairs}": ("cached", pairs) for pairs in PAIRS if pairs != most}
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(setting, Path(folder) / "cache")
         if stage.device.type == "cuda":
@@ -198,6 +198,7 @@ def measure(policy: str = "25m") -> dict[str, Any]:
         else:
             jobs = {name: stage.job_of(stage.learner(*way)) for name, way in ways.items()}
             seconds, memory = interleaved(jobs, setting.rounds), {}
+    seconds |= {f"cached {most}": seconds["cached"]}
     return {
         "policy": policy,
         "device": stage.device.type,
@@ -238,7 +239,7 @@ def report(figures: dict[str, Any]) -> str:
         size = RocketForActionPrediction(
             RocketConfig(policy_config=setting.policy, cameras=CAMERAS, chunk_size=setting.chunk_size)
         )
-    clock = "seconds" if figures["device"] == "cuda" else f"CPU seconds, {THREADS} threads"
+    clock = "seconds" if figures["device"] == "cuda" else f"CPU seconds, {THREADS} thread"
     rows = [
         f"one training step of {setting.batch_size} samples, {size.num_parameters() / 1e6:.0f} M parameters, "
         f"{len(setting.student_layers)} layer pairs, two cameras of {CAMERA_SIZE} px; {clock}, medians",
