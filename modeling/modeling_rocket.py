@@ -61,6 +61,7 @@ class RocketForActionPrediction(PreTrainedModel):
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
         self.policy: Policy = POLICIES[policy.model_type](config)
+        self.revision: str | None = None  # that it was loaded from, if that was said
         self.new_layers: list[str] = []  # that have never been trained: see `for_robot`
         self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
@@ -99,7 +100,8 @@ class RocketForActionPrediction(PreTrainedModel):
 
     def self_test(self) -> SelfTestReport:
         """Whether this policy still gives the actions that it was published with; a ValueError says how it does not."""
-        path = find_self_test(self.config._name_or_path, self.config._commit_hash)
+        commit = getattr(self.config, "_commit_hash", None)  # which newer versions of transformers do not note
+        path = find_self_test(self.config._name_or_path, commit or self.revision)
         return run_self_test(self, read_self_test(path))
 
     def check(self, batch: Batch, more: set[str]) -> None:
@@ -176,6 +178,7 @@ class RocketForActionPrediction(PreTrainedModel):
         """
         kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.revision = kwargs.get("revision")
         head = {name for name, _ in model.named_parameters() if name.startswith(HEAD)}
         missing = set(info["missing_keys"])
         problems = {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from httpx import HTTPError
 from safetensors import SafetensorError
 
 from rocket_hf.convert.checkpoint import read_json
@@ -15,6 +14,7 @@ from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfi
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.new_robot import config_for_robot
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.sentences import HTTPError
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.licence import licence_note
 from rocket_hf.teachers.load import DTYPES, load_teacher

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -16,7 +15,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-KINDS = (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled)
+from ..sentences import HTTPError
+
+KINDS = (HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled)
 AGAIN = "run the command again, it goes on from there"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from .. import __version__
+from ..sentences import HTTPError
 from .failures import in_one_sentence
 
 # What a publish may have left, and what would be loaded beside it: deleted unless it is in the new folder.
@@ -122,7 +122,7 @@ def commit_difference(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes
     message = f"Publish {tag}" if tag else "Publish with rocket_hf"
     try:
         return api.create_commit(repo, operations, commit_message=message, parent_commit=head).oid
-    except (HfHubHTTPError, httpx.HTTPError):
+    except HTTPError:
         if own := made_unheard(api, repo, head, wanted):
             return own
         raise

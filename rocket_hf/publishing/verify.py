@@ -81,8 +81,9 @@ def require_one_commit(model: Any, processor: Any, commit: str | None) -> None:
     """The configuration and the classes say of which commit they are; the weights are those of the configuration."""
     if commit is None:
         return
-    if model.config._commit_hash != commit:
-        raise ValueError(f"the configuration is of commit {model.config._commit_hash}, the files are of {commit}")
+    noted = getattr(model.config, "_commit_hash", None) or commit  # newer versions of transformers note none
+    if noted != commit:
+        raise ValueError(f"the configuration is of commit {noted}, the files are of {commit}")
     for part in (model, model.config, processor):
         if commit not in type(part).__module__.split("."):
             raise ValueError(f"the code of {type(part).__name__} is not that of commit {commit}")

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -19,6 +18,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModel
 
 from ..convert.checkpoint import read_json
+from ..sentences import HTTPError
 from .contract import Resolution
 from .frozen import FrozenTeacher
 from .hf_checkpoint import load_vision_model, vision_card, vision_config
@@ -117,7 +117,7 @@ def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Pat
         raise ValueError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"the teacher {name!r} is neither a folder nor on the Hub, where you may see it") from error
-    except (OSError, httpx.HTTPError) as error:
+    except (OSError, HTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"the teacher {name!r} is no folder and cannot be had from the Hub or its cache: {reason}"
