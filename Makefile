@@ -24,15 +24,15 @@ demo: $(VENV)/.ready ## the main job on tiny models, on this machine: train, pub
 test: $(VENV)/.ready ## the whole test suite, on the locked versions
 	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-newest: ## the shipped model's tests on the newest transformers and torch, fetched anew on every run
+test-newest: ## what is published, tested on the newest transformers and torch, fetched anew on every run
 	@$(call environment,$(NEWEST))
 	@echo "$(NEWEST): installing the newest torch and transformers"
-	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate safetensors numpy pillow pytest \
+	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate peft safetensors numpy pillow pytest \
 		&& $(call pip_install,$(NEWEST)) --no-deps --editable . || $(install_failed)
 	@touch $(NEWEST)/.installed
 	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; \
 		print("testing on", *(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "numpy")))'
-	@$(NEWEST)/bin/python -m pytest tests/modeling -m "not needs_lerobot and not slow" $(ARGS)
+	@$(NEWEST)/bin/python -m pytest tests/modeling tests/hub -m "not needs_lerobot and not slow" $(ARGS)
 
 check: $(VENV)/.ready ## lint, format and types
 	@$(VENV)/bin/ruff check .
