@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
     for name, command in commands.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.HELP, description=command.__doc__))
+        described = {"description": command.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        command.add_arguments(subparsers.add_parser(name, help=command.HELP, **described))
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command].run(arguments)
