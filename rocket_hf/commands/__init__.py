@@ -19,8 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
     for name, command in commands.items():
-        described = {"description": command.__doc__, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        command.add_arguments(subparsers.add_parser(name, help=command.HELP, **described))
+        lines = argparse.RawDescriptionHelpFormatter
+        own = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=lines)
+        command.add_arguments(own)
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command].run(arguments)
