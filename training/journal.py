@@ -51,6 +51,12 @@ class Journal:
             with self.path.open("a") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
 
+    def tell(self, step: int, **values: float) -> None:
+        """What is known of a step besides its losses."""
+        if self.path is not None:
+            self.track(values, step)
+            self.write([{"step": step} | values])
+
     def forget_after(self, step: int) -> None:
         """Drops the lines of later steps, and a line that a kill cut short: a resumed run writes them again."""
         if self.path is None or not self.path.exists():

@@ -144,7 +144,12 @@ def claim_folder(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
         write_recipe(recipe, out / UNFINISHED)
         (out / UNFINISHED).replace(out / RECIPE)
     if recipe.run.trackers:
-        accelerator.init_trackers("rocket_hf", config=dict(changed(recipe)))
+        accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe))
+
+
+def tracked_settings(recipe: Recipe) -> dict[str, int | float | str]:
+    """What trackers take: numbers and texts."""
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in changed(recipe)}
 
 
 def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:

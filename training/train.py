@@ -123,7 +123,7 @@ def look(run: Run, since: float, bar: tqdm) -> float:
     run.recent.clear()
     if records:
         memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
-        run.journal.write([{"step": records[-1]["step"], "samples_per_second": round(speed, 3)} | memory])
+        run.journal.tell(records[-1]["step"], samples_per_second=round(speed, 3), **memory)
         bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
     return now
 

@@ -47,6 +47,4 @@ def remember(run: Run, error: float, by_dimension: list[float]) -> None:
         progress.best_step, progress.best_error = progress.step, error
     names = run.policy.config.action_names or [str(number) for number in range(len(by_dimension))]
     rows = {f"validation/{name}": round(value, 8) for name, value in zip(names, by_dimension, strict=True)}
-    run.journal.write([{"step": progress.step, "validation/error": error} | rows])
-    if run.journal.path is not None:
-        run.journal.track({"validation/error": error}, progress.step)
+    run.journal.tell(progress.step, **{"validation/error": error}, **rows)

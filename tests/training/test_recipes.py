@@ -8,6 +8,7 @@ import yaml
 from rocket_hf.training.recipe import Recipe
 from rocket_hf.training.recipe_checks import check_recipe, passes
 from rocket_hf.training.recipe_files import FOLDER, changed, differences, read_recipe, write_recipe
+from rocket_hf.training.run import tracked_settings
 
 GIVEN = ["policy=some/policy", "data.datasets.0.id=some/data"]
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -202,3 +203,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(size, each, ranks):
     recipe = read_recipe("none", [f"run.batch_size={size}", *([f"run.device_batch_size={each}"] if each else [])])
     with pytest.raises(ValueError, match=f"run.batch_size={size} "):
         passes(recipe, ranks)
+
+
+def test_trackers_get_numbers_and_texts():
+    """As tensorboard asks: no lists, no tables, no nothing."""
+    changes = ["run.trackers=[tensorboard]", "data.datasets.0.id=you/data", "optimizer.clip_norm=1.0"]
+    settings = tracked_settings(read_recipe("rocket-openvla-oft", changes))
+    assert settings["alignment.student_layers"] == "[2, 4, 6, 8, 10, 12, 14, 16, 18, 31]"
+    assert settings["data.datasets.0.id"] == "you/data" and settings["optimizer.clip_norm"] == 1.0
+    assert all(type(value) in (int, float, str, bool) for value in settings.values())
