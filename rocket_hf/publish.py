@@ -3,7 +3,6 @@
 `publish` builds the whole repository in a temporary folder, checks it, and sends it in one commit.
 """
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from .publishing.check import README, check_policy, refuse_links
 from .publishing.describe import describe
 from .publishing.golden import in_dtype, record_self_test
 from .publishing.surroundings import shipped_files, staged, write_surroundings
-from .publishing.upload import Published, push, require_repository
+from .publishing.upload import Published, send
 
 __all__ = [
     "Provenance", "Published", "export_policy", "publish", "publish_to_folder", "shipped_files", "staged",
@@ -52,12 +51,11 @@ def publish(
     token: str | None = None,
 ) -> Published:
     """To `repo` on the Hub, in one commit that is verified and then tagged. An unchanged policy makes no commit."""
-    require_repository(repo)
-    with tempfile.TemporaryDirectory(prefix="rocket-hf-") as temporary:
-        folder = Path(temporary) / "policy"
-        folder.mkdir()
+
+    def fill(folder: Path) -> None:
         build(model, processor, folder, provenance, repo, tag, dtype, shard)
-        return push(folder, repo, private, tag, token)
+
+    return send(fill, repo, private, tag, token)
 
 
 def publish_to_folder(

@@ -1,6 +1,5 @@
 """What a run leaves behind: the policy, ready to be used; and the batch that it failed on."""
 
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from rocket_hf.publish import export_policy
 
+from .journal import read_journal
+from .optimization import averaged
 from .run import JOURNAL, POLICY, Run
 from .trainable import merged_weights, policy_of
 
@@ -18,21 +19,18 @@ from .trainable import merged_weights, policy_of
 def export(run: Run) -> Path:
     """Writes the policy without its alignment head, LoRA merged, and says where."""
     folder = run.out / POLICY
-    if run.average is not None:
-        run.average.swap(run.policy)
-    weights = merged_weights(run.policy)
-    if run.accelerator.is_main_process:
-        replace_former(folder)
-        export_policy(policy_of(run.policy.config, weights), run.processor, folder)
-    if run.average is not None:  # only now, since on a CPU what is exported are the model's own tensors
-        run.average.swap(run.policy)
+    with averaged(run.average, run.policy):  # until it is written: on a CPU it is made of the model's own tensors
+        weights = merged_weights(run.policy)
+        if run.accelerator.is_main_process:
+            replace_former(folder)
+            export_policy(policy_of(run.policy.config, weights), run.processor, folder)
     run.accelerator.wait_for_everyone()
     return folder
 
 
 def summary(run: Run, folder: Path) -> str:
     """What the journal tells of the whole run, by its first and last tenth, and where its results are."""
-    records = [json.loads(line) for line in (run.out / JOURNAL).read_text().splitlines()]
+    records = read_journal(run.out / JOURNAL)
     steps = [record for record in records if "loss" in record]
     count = max(1, len(steps) // 10)
     rows = [("trained", f"{len(steps)} steps of {run.recipe.run.batch_size} samples")]

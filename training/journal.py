@@ -71,6 +71,10 @@ class Journal:
         fresh.replace(self.path)
 
 
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 class Span:
     """A stretch of time: on a GPU between two events in its queue, which are read when the journal is written."""
 

@@ -1,7 +1,8 @@
 """AdamW in groups, learning rates and the weight of the alignment as functions of the step, and a moving average."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,16 @@ class MovingAverage:
             kept = parameter.detach().clone()
             parameter.copy_(self.weights[name])
             self.weights[name].copy_(kept)
+
+
+@contextmanager
+def averaged(average: MovingAverage | None, model: nn.Module) -> Iterator[None]:
+    """The model with the moving average for its weights, where one is kept."""
+    if average is not None:
+        average.swap(model)
+    yield
+    if average is not None:
+        average.swap(model)
 
 
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -13,6 +13,7 @@ from rocket_hf.hub_cards.facts import Source, Teacher, Training
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.licence import KNOWN, UNKNOWN, licence_note, read_licence
 
+from .journal import read_journal
 from .recipe import Recipe
 from .recipe_files import changed
 from .run import JOURNAL
@@ -38,10 +39,6 @@ def training_of(recipe: Recipe, run: Path, checkpoint: Path | None) -> Training:
         teacher=teacher_of(recipe) if recipe.alignment is not None else None,
         compute=compute_of(records, len(steps) * recipe.run.batch_size),
     )
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def layer_pairs(recipe: Recipe, checkpoint: Path | None) -> list[tuple[int, int, int | None]]:

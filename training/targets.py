@@ -48,13 +48,19 @@ class CachedTargets:
     def __init__(self, cache: FeatureCache, registration: Registration, dtype: torch.dtype):
         self.cache, self.registration, self.dtype = cache, registration, dtype
         self.width = cache.width
+        self.projections: dict[torch.device, dict[int, Tensor]] = {}
 
     def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
         device = pictures[0].device
         rows = {name: stored.to(device, non_blocking=True) for name, stored in batch["features"].items()}
-        projections = {layer: self.cache.projection(layer) for layer in self.cache.layers}
-        placed = {layer: matrix.to(device) for layer, matrix in projections.items() if matrix is not None}
-        return self.registration(self.cache.decode(rows, self.dtype), warp, placed or None)
+        return self.registration(self.cache.decode(rows, self.dtype), warp, self.projections_on(device))
+
+    def projections_on(self, device: torch.device) -> dict[int, Tensor] | None:
+        """By layer, moved there once: the registration keeps one projected position code for each such tensor."""
+        if device not in self.projections:
+            stored = {layer: self.cache.projection(layer) for layer in self.cache.layers}
+            self.projections[device] = {layer: each.to(device) for layer, each in stored.items() if each is not None}
+        return self.projections[device] or None
 
 
 def picture_window(resize: str, size: tuple[int, int], side: int) -> Window:

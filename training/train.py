@@ -81,7 +81,7 @@ def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Loss
         with gradients_averaged(run.model, last=number == len(batches)):
             losses.append(forward_backward(run, raw, weight, len(batches)))
     with run.times("optimizer"):
-        parameters = [parameter for parameter in run.policy.parameters() if parameter.requires_grad]
+        parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
         norm = gradient_norm(parameters, run.recipe.optimizer.clip_norm)
         skipped = skip_if_not_finite(run.optimizer, norm)
         run.optimizer.step()

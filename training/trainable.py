@@ -94,11 +94,11 @@ def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
 def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
     """For each part: the number of weights that train, and of all; those of LoRA count with their part."""
     training: Counter[Part] = Counter()
-    whole: Counter[Part] = Counter()
+    every: Counter[Part] = Counter()
     for name, parameter in model.named_parameters():
-        whole[part_of(name)] += parameter.numel()
+        every[part_of(name)] += parameter.numel()
         training[part_of(name)] += parameter.numel() * parameter.requires_grad
-    return {part: (training[part], whole[part]) for part in whole}
+    return {part: (training[part], every[part]) for part in every}
 
 
 # The trained policy

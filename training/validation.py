@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .data.batches import RobotBatch
+from .optimization import averaged
 from .placement import settle
 from .run import Run
 
@@ -15,16 +16,13 @@ def validate(run: Run) -> None:
     """Writes the mean distance and that of each dimension, of the average of the weights where one is kept."""
     if run.validation is None:
         return
-    if run.average is not None:
-        run.average.swap(run.policy)
-    run.policy.eval()
     sums = torch.zeros(2, run.policy.config.action_dim, device=run.accelerator.device)  # distances, counts
-    for raw in run.validation:
-        sums += distances(run, raw)
-    settle(run.policy)
-    run.policy.train()
-    if run.average is not None:
-        run.average.swap(run.policy)
+    with averaged(run.average, run.policy):
+        run.policy.eval()
+        for raw in run.validation:
+            sums += distances(run, raw)
+        settle(run.policy)
+        run.policy.train()
     distance, count = run.accelerator.reduce(sums, "sum")
     error = distance / count
     remember(run, error.mean().item(), error.tolist())

@@ -1,7 +1,6 @@
 """A LoRA adapter that points to its base on the Hub by id and commit, as PEFT reads it."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import peft
@@ -22,7 +21,7 @@ from .check import README, check_adapter, refuse_links
 from .describe import backbone_of, robot_of
 from .failures import in_one_sentence
 from .surroundings import staged, write_processor
-from .upload import Hashes, Published, listing, push, require_repository
+from .upload import Hashes, Published, listing, require_repository, send
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's name of the policy in a file
@@ -46,12 +45,11 @@ def publish_adapter(
 
     `trained_from` is the folder of the base that was trained. The robot stands beside, for `for_robot`.
     """
-    require_repository(repo)
-    with tempfile.TemporaryDirectory(prefix="rocket-hf-") as temporary:
-        folder = Path(temporary) / "adapter"
-        folder.mkdir()
+
+    def fill(folder: Path) -> None:
         build_adapter(model, processor, folder, provenance, repo, tag, trained_from)
-        return push(folder, repo, private, tag, token)
+
+    return send(fill, repo, private, tag, token)
 
 
 def publish_adapter_to_folder(

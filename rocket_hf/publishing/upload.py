@@ -7,6 +7,8 @@
 
 import hashlib
 import re
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -60,6 +62,18 @@ def push(folder: Path, repo: str, private: bool, tag: str | None, token: str | N
         if tag is not None:
             make_tag(api, repo, tag, commit)
     return Published(repo, commit, tag, changed=commit != head)
+
+
+def send(
+    fill: Callable[[Path], None], repo: str, private: bool, tag: str | None, token: str | None = None
+) -> Published:
+    """`fill` makes what is pushed, in a temporary folder."""
+    require_repository(repo)
+    with tempfile.TemporaryDirectory(prefix="rocket-hf-") as temporary:
+        folder = Path(temporary) / "filled"
+        folder.mkdir()
+        fill(folder)
+        return push(folder, repo, private, tag, token)
 
 
 class Hashes:
