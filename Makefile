@@ -42,7 +42,7 @@ check: $(VENV)/.ready ## lint, format and types
 lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions)
 	@command -v uv >/dev/null || { echo "only uv can write the lock: run \`pip install uv\`, then \`make lock\`" >&2; exit 2; }
 	@echo "requirements.lock: resolving"
-	@echo "$(LOCK_CONSTRAINT)" | uv pip compile pyproject.toml --extra dev --universal --python-version 3.12 --quiet \
+	@echo "$(LOCK_CONSTRAINT)" | uv pip compile pyproject.toml --extra dev --extra sim --universal --python-version 3.12 --quiet \
 		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
 
 clean: ## remove all that make has made: environments, builds, caches, the demo's output
