@@ -1,0 +1,1 @@
+"""Why alignment works, measured: gradients, similarities, depth."""

@@ -1,0 +1,1 @@
+"""Policies in simulated worlds: rollouts, success rates with intervals, reports."""

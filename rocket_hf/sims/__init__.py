@@ -1,0 +1,1 @@
+"""Simulated worlds: environments, scripted experts, and demonstrations as LeRobot datasets."""
