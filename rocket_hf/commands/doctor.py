@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     for distribution in DISTRIBUTIONS:
         print(f"{distribution} {version(distribution)}")
     print(f"video: {video_decoder()}")
+    print(f"simulator: {simulator()}")
     print(f"GPU: {accelerator()}")
     return 0
 
@@ -81,6 +82,20 @@ def video_decoder() -> str:
     else:
         return f"torchcodec {version('torchcodec')}"
     return f"PyAV {version('av')} ({reason})"
+
+
+def simulator() -> str:
+    """What MuJoCo will draw with; simulated worlds alone need it."""
+    from rocket_hf.sims.headless import use_offscreen_rendering
+
+    try:
+        renderer = use_offscreen_rendering()
+        importlib.import_module("mujoco")
+    except ModuleNotFoundError:
+        return "none (`pip install 'rocket-hf[sim]'` brings MuJoCo)"
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        return f"none ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
+    return f"MuJoCo {version('mujoco')}, drawn by {renderer or 'a window'}"
 
 
 def accelerator() -> str:

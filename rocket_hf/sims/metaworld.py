@@ -1,0 +1,128 @@
+"""MetaWorld as an environment: a Sawyer arm at a table, fifty tasks, each with a scripted expert.
+
+Starts are those of lerobot's own MetaWorld for the same seed. Shadows and reflections are off: they are nine tenths of
+what a picture costs here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .contract import DepthView, Environment, Observation
+from .headless import use_offscreen_rendering
+from .metaworld_tasks import INSTRUCTIONS
+from .names import require_known
+
+CAMERAS = ("corner2", "gripperPOV")
+UPSIDE_DOWN = frozenset({"corner2"})  # MetaWorld mounts it so; its pictures are turned by half a turn
+CORNER2_POSITION = (0.75, 0.075, 0.7)  # where lerobot and the benchmark's users put it: nearer than MetaWorld does
+MAX_STEPS = 200  # successful experts need 32 to 169; the benchmark allows 500
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
+HALF_TURN = np.diag([-1.0, -1.0, 1.0])
+
+
+class MetaWorldEnvironment(Environment):
+    suite = "metaworld"
+    state_names = ("x", "y", "z", "gripper")
+    action_names = ("x", "y", "z", "gripper")
+    fps = 80
+
+    def __init__(
+        self, task: str, image_size: int = 128, cameras: Sequence[str] = CAMERAS, max_steps: int = MAX_STEPS
+    ) -> None:
+        require_known("MetaWorld", "task", task, INSTRUCTIONS)
+        self.task, self.instruction = task, INSTRUCTIONS[task]
+        self.image_size, self.max_steps = image_size, max_steps
+        self._world = make_world(task, max_steps)
+        self._renderer = make_renderer(self._world.model, image_size)
+        known = [self._world.model.camera(index).name for index in range(self._world.model.ncam)]
+        for camera in cameras:
+            require_known("MetaWorld", "camera", camera, known)
+        self.cameras = tuple(cameras)
+        self._expert = make_expert(task)
+        self._raw = np.zeros(0)  # MetaWorld's own observation, which holds the poses of all objects
+
+    def reset(self, seed: int) -> None:
+        self._world.seed(seed)
+        self._raw, _ = self._world.reset(seed=seed)
+        self._expert = make_expert(self.task)
+
+    def step(self, action: np.ndarray) -> bool:
+        self._raw, _, _, _, info = self._world.step(np.clip(action, -1, 1).astype(np.float32))
+        return bool(info["success"])
+
+    def observe(self) -> Observation:
+        images = {camera: self._render(camera) for camera in self.cameras}
+        return Observation(images, self._raw[:4].astype(np.float32))
+
+    def depth_views(self) -> dict[str, DepthView]:
+        self._renderer.enable_depth_rendering()
+        depths = {camera: self._render(camera) for camera in self.cameras}
+        self._renderer.disable_depth_rendering()
+        return {
+            camera: DepthView(depths[camera], self._intrinsics(camera), self._pose(camera)) for camera in self.cameras
+        }
+
+    def expert_action(self) -> np.ndarray:
+        return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
+
+    def close(self) -> None:
+        self._renderer.close()  # before the environment, or EGL complains at exit
+        self._world.close()
+
+    def _render(self, camera: str) -> np.ndarray:
+        self._renderer.update_scene(self._world.data, camera)
+        picture = self._renderer.render()
+        return np.ascontiguousarray(picture[::-1, ::-1]) if camera in UPSIDE_DOWN else picture
+
+    def _intrinsics(self, camera: str) -> np.ndarray:
+        """(3, 3). Square pixels, their centres at whole numbers."""
+        opening = np.deg2rad(self._world.model.camera(camera).fovy[0])
+        focal, centre = self.image_size / 2 / np.tan(opening / 2), (self.image_size - 1) / 2
+        return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], np.float32)
+
+    def _pose(self, camera: str) -> np.ndarray:
+        placed = self._world.data.camera(camera)
+        pose = np.eye(4, dtype=np.float32)
+        pose[:3, :3] = placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV
+        if camera in UPSIDE_DOWN:
+            pose[:3, :3] = pose[:3, :3] @ HALF_TURN
+        pose[:3, 3] = placed.xpos
+        return pose
+
+
+def make_world(task: str, max_steps: int) -> Any:
+    """MetaWorld's environment with the goal in its observation, which the expert reads, and starts drawn by seed."""
+    use_offscreen_rendering()
+    try:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed: run `pip install 'rocket-hf[sim]'`") from error
+    world = ALL_V3_ENVIRONMENTS[task]()
+    world._partially_observable = False
+    vars(world).pop("sawyer_observation_space", None)  # a cached property, which hides the goal until it is made anew
+    world._freeze_rand_vec, world.seeded_rand_vec = False, True
+    world._set_task_called = True
+    world.max_path_length = max(max_steps, world.max_path_length)
+    world.model.camera("corner2").pos = CORNER2_POSITION
+    return world
+
+
+def make_renderer(model: Any, image_size: int) -> Any:
+    import mujoco
+
+    model.vis.quality.shadowsize = 0
+    model.vis.quality.offsamples = 0
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
+    renderer = mujoco.Renderer(model, image_size, image_size)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    return renderer
+
+
+def make_expert(task: str) -> Any:
+    from metaworld.policies import ENV_POLICY_MAP
+
+    return ENV_POLICY_MAP[task]()

@@ -1,0 +1,10 @@
+"""Names that a user may mistype."""
+
+from collections.abc import Collection
+
+
+def require_known(place: str, kind: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        from ..modeling.strict_config import nearest  # brings transformers, which no simulator needs
+
+        raise ValueError(f"{place} has no {kind} {name!r}: {nearest(name, known)}")
