@@ -45,7 +45,9 @@ class MetaWorldEnvironment(Environment):
 
     def reset(self, seed: int) -> None:
         self._world.seed(seed)
-        self._raw, _ = self._world.reset(seed=seed)
+        self._world.reset(seed=seed)
+        show_placed(self._world)
+        self._raw = self._world._get_obs()
         self._expert = make_expert(self.task)
 
     def step(self, action: np.ndarray) -> bool:
@@ -107,6 +109,18 @@ def make_world(task: str, max_steps: int) -> Any:
     world.max_path_length = max(max_steps, world.max_path_length)
     world.model.camera("corner2").pos = CORNER2_POSITION
     return world
+
+
+def show_placed(world: Any) -> None:
+    """Bodies where the start has put them: MetaWorld moves some after the last time that poses were computed.
+
+    Poses alone are computed anew, so that the physics goes on as in MetaWorld itself.
+    """
+    import mujoco
+
+    mujoco.mj_kinematics(world.model, world.data)
+    mujoco.mj_comPos(world.model, world.data)
+    mujoco.mj_camlight(world.model, world.data)
 
 
 def make_renderer(model: Any, image_size: int) -> Any:
