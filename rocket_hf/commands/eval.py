@@ -1,0 +1,141 @@
+"""Success rates of a policy in simulated tasks, with 95 % intervals, and of two policies start by start.
+
+Episode k of a task starts from --seed + k, for every policy the same. Writes evaluation.json and evaluation.md, which
+`rocket-hf publish --evaluation` takes for the card. No code from a policy's repository is run.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+HELP = "success rates of a policy in simulated tasks"
+SEED, IMAGE_SIZE = 100_000, 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", metavar="POLICY", help="a run's folder, a checkpoint's, a policy's, or ID[@REVISION]")
+    parser.add_argument(
+        "--env", default="metaworld", metavar="SUITE", help="metaworld or libero (default: %(default)s)"
+    )
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="by name; `all` for the whole suite")
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="of each task (default: %(default)s)")
+    parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")
+    parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk between two looks (default: all)")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="of an episode (default: the benchmark's)")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first start of a task (default: %(default)s)")
+    parser.add_argument("--cameras", default="", metavar="POLICY=ENV,...", help="where their names differ")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, metavar="PIXELS", help="(default: %(default)s)")
+    parser.add_argument("--protocol", default="plain", help="openvla: that family's pictures, states and gripper")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
+    parser.add_argument("--parallel", type=int, default=8, help="environments at a time (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the policy (default: %(default)s)")
+    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="one video an episode; costs pictures")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the report (default: it is printed only)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
+    from rocket_hf.evaluation.report import Report
+
+    require_positive(arguments)
+    tasks = chosen_tasks(arguments.env, arguments.tasks)
+    settings = read_settings(arguments)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    first = evaluate(arguments.policy, arguments, tasks, settings, "first")
+    second = evaluate(arguments.against, arguments, tasks, settings, "second") if arguments.against else None
+    report = Report(arguments.env, first, second, told(arguments), run_with())
+    print(report.as_markdown(), end="")
+    if arguments.out is not None:
+        report.write(arguments.out)
+        print(f"\nwritten    {arguments.out}")
+    return 0
+
+
+def require_positive(arguments: argparse.Namespace) -> None:
+    for name in ("episodes", "max_steps", "image_size", "parallel"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if arguments.workers < 0 or arguments.seed < 0:
+        raise ValueError("--workers and --seed must not be negative")
+
+
+def chosen_tasks(suite: str, names: list[str]) -> list[str]:
+    from rocket_hf.modeling.strict_config import nearest
+    from rocket_hf.sims.suites import task_names
+
+    known = task_names(suite)
+    if names == ["all"]:
+        return known
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{suite} has no task {name!r}: {nearest(name, known)}")
+    return list(dict.fromkeys(names))
+
+
+def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of every rollout, as `rollout` takes them."""
+    from rocket_hf.evaluation.protocol import PROTOCOLS
+    from rocket_hf.modeling.strict_config import nearest
+
+    if arguments.protocol not in PROTOCOLS:
+        raise ValueError(f"there is no protocol {arguments.protocol!r}: {nearest(arguments.protocol, PROTOCOLS)}")
+    same = ("image_size", "execute", "max_steps", "workers", "parallel", "device")
+    return {name: getattr(arguments, name) for name in same} | {
+        "first_seed": arguments.seed,
+        "cameras": read_cameras(arguments.cameras),
+        "protocol": PROTOCOLS[arguments.protocol],
+    }
+
+
+def read_cameras(text: str) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in text.split(",") if entry]
+    for own, _, environments in pairs:
+        if not own or not environments:
+            raise ValueError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
+    return {own: environments for own, _, environments in pairs}
+
+
+def evaluate(source: str, arguments: argparse.Namespace, tasks: list[str], settings: dict[str, Any], role: str) -> Any:
+    from rocket_hf.evaluation.identity import weights_hash
+    from rocket_hf.evaluation.report import Identity, Result
+    from rocket_hf.evaluation.rollouts import rollout
+
+    policy, processor, revision = load(source)
+    identity = Identity(name_of(source), revision, weights_hash(policy))
+    videos = arguments.videos
+    if videos is not None and arguments.against:
+        videos = videos / role
+    episodes = rollout(policy, processor, arguments.env, tasks, arguments.episodes, videos=videos, **settings)
+    return Result(identity, episodes)
+
+
+def load(source: str) -> tuple[Any, Any, str | None]:
+    """The policy, its processor, and its commit if it came from the Hub. The classes are this package's own."""
+    from rocket_hf.publishing.verify import fetch
+    from rocket_hf.training.trained_policy import find_origin, load_trained
+
+    if Path(source).exists():
+        return *load_trained(find_origin(Path(source))), None
+    name, _, revision = source.partition("@")
+    folder, commit = fetch(name, revision or None)
+    return *load_trained(find_origin(folder)), commit
+
+
+def name_of(source: str) -> str:
+    """A folder's own name and its parent's, where those are of a run: `runs/rocket` and `runs/none` tell the runs."""
+    return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]
+
+
+def told(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the numbers depend on."""
+    names = ("episodes", "seed", "execute", "max_steps", "image_size", "cameras", "protocol")
+    return {name: value for name in names if (value := getattr(arguments, name)) not in (None, "")}
+
+
+def run_with() -> dict[str, str]:
+    from rocket_hf.evaluation.identity import versions
+
+    return versions()
