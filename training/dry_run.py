@@ -5,7 +5,7 @@ what they need is counted there.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Cost:
 
 
 def describe(recipe: Recipe, accelerator: Accelerator) -> str:
-    sources = open_sources(recipe, META)
+    sources = open_sources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
     with META:
         policy = RocketForActionPrediction(sources.config).train()
     make_trainable(policy, recipe)

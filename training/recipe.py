@@ -98,6 +98,7 @@ class DataConfig:
     datasets: list[DatasetConfig] = field(default_factory=list)
     validation: float = 0.05  # the share of each dataset's episodes that is held out
     streaming: bool = False  # fetch frames of videos on the Hub while training, instead of downloading them first
+    in_memory: bool = False  # decode every picture once, before the first step: for small datasets
     workers: int = 4
     prefetch: int = 2  # batches ahead, per worker
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

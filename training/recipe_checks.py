@@ -35,6 +35,8 @@ def check_sources(recipe: Recipe) -> None:
         raise ValueError("which policy is to be trained: pass --policy with a folder or a Hub id, or set policy")
     if not recipe.data.datasets or not all(dataset.id for dataset in recipe.data.datasets):
         raise ValueError("which data it is to be trained on: pass --dataset with a folder or a Hub id")
+    if recipe.data.streaming and recipe.data.in_memory:
+        raise ValueError("data.streaming fetches pictures one by one and data.in_memory all at once: choose one")
     caches, datasets = recipe.teacher.caches, recipe.data.datasets
     if recipe.alignment is not None and caches and len(caches) != len(datasets):
         raise ValueError(f"teacher.caches needs one folder per dataset: {len(caches)} for {len(datasets)} datasets")

@@ -46,7 +46,9 @@ class Sources:
 def open_sources(recipe: Recipe, device: torch.device) -> Sources:
     folder = policy_folder(recipe.policy)
     config = policy_config(folder, recipe)
-    datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
+    datasets = [
+        RobotDataset(dataset, config, recipe.data.streaming, recipe.data.in_memory) for dataset in recipe.data.datasets
+    ]
     order, held_out = split(recipe, datasets)
     processor = robot_processor(folder, config, dataset_statistics(datasets))
     check_prompts(processor, datasets)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import nearest
@@ -18,7 +19,7 @@ from rocket_hf.teachers.dataset_identity import colour_cameras, dataset_fingerpr
 
 from ..recipe import DatasetConfig
 from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
-from .pictures import Pictures, StoredPictures, VideoPictures
+from .pictures import KeptPictures, Pictures, StoredPictures, VideoPictures
 
 ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
 
@@ -26,8 +27,9 @@ ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
 class RobotDataset:
     """Frames are named by their number in the dataset, lerobot's `index`, whichever episodes are chosen."""
 
-    def __init__(self, config: DatasetConfig, policy: RocketConfig, streaming: bool = False):
-        """With `streaming`, videos on the Hub are not downloaded: frames are fetched when they are asked for."""
+    def __init__(self, config: DatasetConfig, policy: RocketConfig, streaming: bool = False, in_memory: bool = False):
+        """With `streaming`, videos on the Hub are not downloaded: frames are fetched when they are asked for. With
+        `in_memory`, every picture is decoded now, once."""
         root, self.revision = locate(config.id)
         files = read_files(config.id, root)
         self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
@@ -47,6 +49,8 @@ class RobotDataset:
         self.check_numbers()
         keys = [key for key in self.camera_keys.values() if key]
         self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"], streaming)
+        if in_memory:
+            self.sources = {key: self.kept(camera) for camera, key in self.camera_keys.items() if key}
 
     def read_numbers(self, config: DatasetConfig, policy: RocketConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
         names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
@@ -118,6 +122,16 @@ class RobotDataset:
                 f"{tuple(picture.shape[1:])}, meta/info.json says {self.camera_sizes[camera]}"
             )
         return picture
+
+    def kept(self, camera: str) -> KeptPictures:
+        """The pictures of one camera in the chosen episodes; read in order, which is many times faster."""
+        frames = [index for episode in self.episodes for index in self.frames_of(episode)]
+        pixels = torch.empty(len(frames), 3, *self.camera_sizes[camera], dtype=torch.uint8)
+        rows = torch.zeros(len(self), dtype=torch.long)
+        rows[frames] = torch.arange(len(frames))
+        for row, index in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):
+            pixels[row] = self.picture(camera, index, self.episode_of(index))
+        return KeptPictures(pixels, rows)
 
     def pictures(self, indices: Sequence[int]) -> list[Tensor]:
         """Of several frames, by camera in the policy's order: (n, 3, H, W) uint8. In order they are read fastest."""

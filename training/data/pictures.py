@@ -47,6 +47,17 @@ class StoredPictures:
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+@dataclass
+class KeptPictures:
+    """Pictures of some episodes, decoded once and kept in memory: a small dataset is then read as fast as memory is."""
+
+    pixels: Tensor  # (frames kept, 3, H, W) uint8; workers share a tensor's memory
+    rows: Tensor  # (frames of the dataset,) the row of each frame that is kept
+
+    def read(self, index: int, episode: int) -> Tensor:
+        return self.pixels[int(self.rows[index])]
+
+
 @lru_cache(maxsize=16)
 def open_column(files: tuple[str, ...], key: str) -> tuple[list[pa.Array], np.ndarray]:
     """The bytes of the pictures, piece by piece, and the frame with which each piece starts."""

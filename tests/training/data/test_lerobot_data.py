@@ -61,6 +61,17 @@ def test_pictures_do_not_depend_on_the_order_in_which_they_are_read(kind, reques
         assert torch.equal(one[::5], other)
 
 
+@pytest.mark.parametrize("kind", ["stored", "filmed"])
+def test_pictures_in_memory_are_those_of_the_files(kind, request):
+    folder = request.getfixturevalue(kind)
+    config = DatasetConfig(id=str(folder), episodes=[1, 3])
+    kept, read = RobotDataset(config, tiny_config(), in_memory=True), RobotDataset(config, tiny_config())
+    frames = [index for episode in config.episodes for index in kept.frames_of(episode)]
+    assert all(source.pixels.shape[0] == len(frames) for source in kept.sources.values())
+    for ours, theirs in zip(kept.pictures(frames), read.pictures(frames), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_policy_sees_its_cameras_in_its_own_order(stored):
     data = opened(stored, tiny_config(cameras=["wrist", "front"]))
     assert list(data.camera_keys.items()) == [
