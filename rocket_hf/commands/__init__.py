@@ -10,7 +10,7 @@ import sys
 from .. import __version__
 from ..sentences import MENDABLE, sentence
 
-COMMANDS = ("adapt", "cache", "convert", "demo", "doctor", "eval", "publish", "verify")
+COMMANDS = ("adapt", "cache", "convert", "demo", "doctor", "eval", "layers", "publish", "verify")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,66 @@
+"""Tables as pictures that are readable in greyscale too, and the numbers beside them as CSV."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from ..atomic import write_atomically
+
+MOST_NUMBERS = 150  # cells, up to which each of them shows its number
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#000000", "#777777", "#ffffff"])  # darkest below zero
+
+
+def write_table(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], corner: str) -> None:
+    """CSV with names; a number that is not there is an empty cell."""
+
+    def write(place: Path) -> None:
+        with place.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([corner, *columns])
+            for name, row in zip(rows, values, strict=True):
+                writer.writerow([name, *("" if np.isnan(value) else f"{value:.6g}" for value in row)])
+
+    write_atomically(path, write)
+
+
+def write_heatmap(
+    path: Path,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    title: str,
+    marked: Sequence[tuple[int, int]] = (),
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """A PNG: bright is high. `marked` cells (row, column) have a dot; `labels` are of the rows and of the columns."""
+    height, width = values.shape
+    figure = Figure(figsize=(2.4 + 0.34 * max(width, 6), 1.8 + 0.3 * max(height, 4)), layout="constrained", dpi=150)
+    axes = figure.add_subplot()
+    colours: str | Colormap = SIGNED if limits is not None and limits[0] < 0 else "gray"
+    low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(width), columns, rotation=90 if max(map(len, columns)) > 3 else 0, fontsize=7)
+    axes.set_yticks(range(height), rows, fontsize=7)
+    axes.set_ylabel(labels[0])
+    axes.set_xlabel(labels[1])
+    axes.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes)
+    for row, column in marked:
+        axes.plot(column, row, "o", markersize=6, markerfacecolor="white", markeredgecolor="black")
+    if values.size <= MOST_NUMBERS and not marked:
+        write_numbers(axes, values, low, high)
+    write_atomically(path, lambda place: FigureCanvasAgg(figure).print_png(str(place)))
+
+
+def write_numbers(axes, values: np.ndarray, low: float, high: float) -> None:
+    middle = (low + high) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)

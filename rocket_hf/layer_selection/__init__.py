@@ -1,0 +1,1 @@
+"""Which layers of a policy to align with which layers of a teacher, without training anything."""

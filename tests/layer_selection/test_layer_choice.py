@@ -1,0 +1,292 @@
+"""Which layers each strategy chooses: the published lists, planted answers, and what is refused."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rocket_hf.commands import main
+from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth, uniform
+from rocket_hf.layer_selection.by_measure import LayerBatch, Similarities, make_measure, ranked_layers
+from rocket_hf.layer_selection.choice import STRATEGIES, explicit_pairs
+from rocket_hf.layer_selection.matching import best_matching, best_ordered_matching
+from rocket_hf.layer_selection.measures import NEIGHBOURS, ResidualChange, TableOfLayers, hsic_table, neighbour_table
+
+CPU = torch.device("cpu")
+TEACHER = [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
+
+
+def layers(*arguments) -> tuple[list[int], list[int]]:
+    pairs = pairs_by_depth(*arguments)
+    return [pair.student for pair in pairs], [pair.teacher for pair in pairs]
+
+
+# By depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "student"),
+    [(32, [2, 4, 6, 8, 10, 12, 14, 16, 18, 31]), (18, [2, 3, 4, 5, 6, 7, 8, 9, 10, 18])],
+)
+def test_the_published_lists_come_out(depth, student):
+    assert layers("early-to-middle+last", depth, 24, 10) == (student, TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "balanced"),
+    [
+        (32, 8, [4, 8, 12, 16, 20, 24, 28, 32]),
+        (24, 8, [3, 6, 9, 12, 15, 18, 21, 24]),
+        (32, 10, [3, 6, 10, 13, 16, 19, 22, 26, 29, 32]),
+        (24, 10, [2, 5, 7, 10, 12, 14, 17, 19, 22, 24]),
+        (18, 10, [2, 4, 5, 7, 9, 11, 13, 14, 16, 18]),
+        (4, 3, [2, 3, 4]),
+    ],
+)
+def test_the_balanced_lists_come_out(depth, count, balanced):
+    assert uniform(depth, count)[0] == balanced
+
+
+@pytest.mark.parametrize(
+    ("strategy", "student", "teacher"),
+    [("shallow", [1, 2, 3], [1, 2, 3]), ("middle", [4, 5, 6], [3, 4, 5]), ("deep", [7, 8, 9], [5, 6, 7])],
+)
+def test_neighbouring_layers_lie_where_the_strategy_says(strategy, student, teacher):
+    assert layers(strategy, 9, 7, 3) == (student, teacher)
+
+
+@pytest.mark.parametrize("strategy", BY_DEPTH)
+def test_every_depth_and_number_has_different_layers_that_exist(strategy):
+    for student, teacher in itertools.product(range(1, 37, 5), (1, 4, 12, 24)):
+        for count in range(1, min(student, teacher) + 1):
+            for chosen, depth in zip(layers(strategy, student, teacher, count), (student, teacher), strict=True):
+                assert len(chosen) == count and chosen == sorted(set(chosen)), (student, teacher, count)
+                assert chosen[0] >= 1 and chosen[-1] <= depth, (student, teacher, count)
+
+
+def test_layers_named_by_hand_count_from_the_end_too():
+    pairs = explicit_pairs([1, 2, -1], [3, 3, -2], 4, 6)
+    assert [(pair.student, pair.teacher) for pair in pairs] == [(1, 3), (2, 3), (4, 5)]
+
+
+# Matching
+
+
+def best_by_trying(similarity: np.ndarray, count: int, ordered: bool) -> float:
+    rows, columns = similarity.shape
+    best = -np.inf
+    for chosen in itertools.combinations(range(rows), count):
+        for partners in itertools.permutations(range(columns), count):
+            if not ordered or list(partners) == sorted(partners):
+                best = max(best, sum(similarity[pair] for pair in zip(chosen, partners, strict=True)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("match", "ordered"), [(best_matching, False), (best_ordered_matching, True)])
+def test_matchings_are_the_best_of_all(match, ordered, seed):
+    random = np.random.default_rng(seed)
+    similarity = random.normal(size=(5, 4))
+    for count in range(1, 5):
+        chosen = match(similarity, count)
+        assert len(chosen) == count == len({row for row, _ in chosen}) == len({column for _, column in chosen})
+        assert sum(similarity[pair] for pair in chosen) == pytest.approx(best_by_trying(similarity, count, ordered))
+        columns = [column for _, column in chosen]
+        assert [row for row, _ in chosen] == sorted(row for row, _ in chosen)
+        assert not ordered or columns == sorted(columns)
+
+
+# Measures
+
+
+def full_hsic(x: Tensor, y: Tensor) -> Tensor:
+    """HSIC_1 by its definition: the mean over all four different samples of the kernel of the U-statistic."""
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    terms = [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in itertools.permutations(range(len(x)), 4)]
+    return torch.stack(terms).mean()
+
+
+def test_hsic_is_that_of_its_definition():
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(7, width, generator=draw, dtype=torch.float64) + 3 for width in (3, 5))
+    y[:, 0] += x[:, 1]
+    table = hsic_table([x, y])
+    for (row, one), (column, other) in itertools.product(enumerate((x, y)), repeat=2):
+        assert table[row, column].item() == pytest.approx(full_hsic(one, other).item(), rel=1e-4)
+
+
+def test_the_mean_over_all_small_batches_is_the_value_of_all_samples():
+    """So minibatch CKA is unbiased: here every batch of 5 of 8 samples comes once."""
+    draw = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(8, 4, generator=draw) for _ in range(2))
+    y += x
+    table = TableOfLayers(2, hsic_table, CPU)
+    for chosen in itertools.combinations(range(8), 5):
+        table.add([x[list(chosen)], y[list(chosen)]])
+    whole = TableOfLayers(2, hsic_table, CPU)
+    whole.add([x, y])
+    assert table.sums / 56 == pytest.approx(whole.sums, rel=1e-4)
+    assert table.table() == pytest.approx(whole.table(), rel=1e-4)
+
+
+def test_cka_of_many_samples_is_the_classical_one():
+    """1 for a rotation, and |X'Y|^2 / (|X'X| |Y'Y|) of centred features otherwise (Kornblith et al. 2019)."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(3000, 6, generator=draw) * torch.tensor([3.0, 2, 1, 1, 1, 1]) + 5
+    y = torch.cat([x[:, :2], torch.randn(3000, 3, generator=draw)], dim=1)
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=draw)).Q
+    features = [x, y, x @ rotation]
+    table = TableOfLayers(3, hsic_table, CPU)
+    for start in range(0, 3000, 300):
+        table.add([each[start : start + 300] for each in features])
+    a, b = (each - each.mean(dim=0) for each in (x, y))
+    classical = (a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    assert table.table()[0, 1].item() == pytest.approx(classical.item(), abs=0.01)
+    assert table.table()[0, 2].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_mutual_neighbours_are_counted_one_by_one():
+    draw = torch.Generator().manual_seed(3)
+    x, y = torch.randn(40, 5, generator=draw), torch.randn(40, 9, generator=draw)
+    y[:, :5] += 3 * x
+
+    def neighbours(features: Tensor) -> list[set[int]]:
+        features = features - features.mean(dim=0)
+        rows = []
+        for number, one in enumerate(features):
+            cosines = torch.cosine_similarity(one[None], features, dim=1)
+            others = [place for place in cosines.argsort(descending=True).tolist() if place != number]
+            rows.append(set(others[:NEIGHBOURS]))
+        return rows
+
+    shared = [len(a & b) / NEIGHBOURS for a, b in zip(neighbours(x), neighbours(y), strict=True)]
+    table = neighbour_table([x, y])
+    assert table[0, 1].item() == pytest.approx(sum(shared) / 40)
+    assert table.diagonal().tolist() == [1, 1]
+
+
+def test_residual_change_counts_the_tokens_of_cameras_that_are_there():
+    draw = torch.Generator().manual_seed(4)
+    stream = {layer: torch.randn(2, 2, 3, 8, generator=draw) for layer in range(5)}
+    there = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 3)
+    change = ResidualChange(4, [1, 3], CPU)
+    change.add(stream, there)
+    similarity = change.similarity()
+    for row, window in enumerate((1, 3)):
+        for layer in range(window, 5):
+            cosines = torch.cosine_similarity(stream[layer - window], stream[layer], dim=-1)
+            wanted = torch.cat([cosines[0, 0], cosines[1, 0], cosines[1, 1]]).mean()
+            assert similarity[row, layer - 1].item() == pytest.approx(wanted.item(), abs=1e-6)
+    assert similarity[1, :2].isnan().all()
+
+
+def test_ranked_layers_are_those_of_the_published_scores():
+    """Of OpenVLA's 32 blocks, as the public code has them stored."""
+    scores = np.array([
+        .8727, .9457, .9562, .9809, .9826, .9849, .9810, .9729, .9596, .9575, .9451, .9536, .9573, .9550, .9502, .9454,
+        .9554, .9680, .9644, .9746, .9761, .9787, .9743, .9855, .9795, .9862, .9852, .9896, .9901, .9841, .9797, .9532,
+    ])  # fmt: skip
+    assert ranked_layers(scores, 8, "largest") == [1, 2, 11, 12, 14, 15, 16, 32]
+    assert ranked_layers(scores, 8, "smallest") == [5, 6, 24, 26, 27, 28, 29, 30]
+
+
+# Planted answers
+
+DEPTH, CAMERAS, TOKENS, WIDTH = 5, 2, 16, 12
+
+
+def planted(order: list[int], missing: bool = False) -> list[LayerBatch]:
+    """A teacher whose layer j is the student's layer order[j - 1], rotated and scaled, with a little noise. Where a
+    camera is missing, both models have nonsense."""
+    draw = torch.Generator().manual_seed(5)
+    rotations = [torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw)).Q for _ in order]
+    batches = []
+    for _ in range(6):
+        stream = [torch.randn(4, CAMERAS, TOKENS, WIDTH, generator=draw)]
+        for _ in range(DEPTH):
+            stream.append(stream[-1] + torch.randn(stream[0].shape, generator=draw))
+        mask = torch.ones(4, CAMERAS, dtype=torch.bool)
+        mask[:, 1] = not missing
+        teacher = {}
+        for layer, (source, rotation) in enumerate(zip(order, rotations, strict=True), start=1):
+            teacher[layer] = stream[source] @ rotation * layer + 0.1 * torch.randn(stream[0].shape, generator=draw)
+            teacher[layer][~mask] = torch.randn(teacher[layer][~mask].shape, generator=draw)
+        batches.append(LayerBatch(dict(enumerate(stream)), teacher, mask))
+    return batches
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("strategy", ["cka", "mutual-knn"])
+def test_a_permuted_and_rotated_student_is_found_again(strategy, missing):
+    order = [4, 1, 5, 2, 3]
+    measure = Similarities(strategy, DEPTH, len(order), CPU, ordered=False)
+    for batch in planted(order, missing):
+        measure.add(batch)
+    assert {(pair.student, pair.teacher) for pair in measure.pairs(5)} == {(4, 1), (1, 2), (5, 3), (2, 4), (3, 5)}
+    assert all("its best" in pair.reason for pair in measure.pairs(5))
+
+
+@pytest.mark.parametrize("strategy", ["cka", "mutual-knn"])
+def test_layers_in_order_are_found_by_the_ordered_matching(strategy):
+    measure = Similarities(strategy, DEPTH, 3, CPU)
+    for batch in planted([1, 3, 5]):
+        measure.add(batch)
+    assert [(pair.student, pair.teacher) for pair in measure.pairs(3)] == [(1, 1), (3, 2), (5, 3)]
+
+
+def test_what_is_summed_does_not_grow_with_the_samples():
+    for strategy in ("cka", "mutual-knn", "similarity"):
+        measure = make_measure(strategy, (DEPTH, 3), CPU, True, [1, 2], "largest")
+        before = measure.sums.shape
+        for batch in planted([1, 3, 5]):
+            measure.add(batch)
+        assert measure.sums.shape == before
+
+
+# The command
+
+
+def test_the_command_prints_the_layers_alone_as_json():
+    command = "layers --student-depth 32 --teacher-depth 24 --strategy uniform --pairs 8 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "rocket_hf.commands", *command.split()], capture_output=True, text=True
+    )
+    assert done.stdout == ('{"student": [4, 8, 12, 16, 20, 24, 28, 32], "teacher": [3, 6, 9, 12, 15, 18, 21, 24]}\n'), (
+        done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--student-depth 4 --teacher-depth 3 --pairs 4", "4 pairs cannot be made of 4 student and 3 teacher layers"),
+        ("--student-depth 4 --teacher-depth 3 --pairs 0", "ask for 1 to 3 pairs"),
+        ("--student-depth 4 --teacher-depth 3 --strategy unifrom --pairs 2", "did you mean 'uniform'?"),
+        ("--student-depth 4 --teacher-depth 3 --strategy magic --pairs 2", "known: early-to-middle+last, uniform"),
+        ("--student-depth 4 --pairs 2", "--teacher, or --teacher-depth: give one"),
+        ("--teacher-depth 4 --pairs 2", "POLICY, or --student-depth: give one"),
+        ("--student-depth 4 --teacher-depth 3", "needs --pairs"),
+        ("--student-depth 4 --teacher-depth 3 --strategy cka --pairs 2", "name POLICY and DATASET"),
+        ("policy data --strategy cka --pairs 2", "--strategy cka needs --teacher"),
+        ("--student-depth 4 --teacher-depth 3 --strategy explicit", "needs --student-layers"),
+        ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 1,5 --teacher-layers 1,2",
+         "the student has no layer 5"),
+        ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 2,1 --teacher-layers 1,2",
+         "from shallow to deep"),
+        ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 2 --teacher-layers 1,2",
+         "named in pairs"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_told_in_one_sentence(arguments, said, capsys):
+    assert main(["layers", *arguments.split()]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+    assert said in printed.err
+
+
+def test_every_strategy_is_named_once():
+    assert set(STRATEGIES) == {*BY_DEPTH, "explicit", "similarity", "cka", "mutual-knn"}
