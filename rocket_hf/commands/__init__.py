@@ -10,14 +10,26 @@ import sys
 from .. import __version__
 from ..sentences import MENDABLE, sentence
 
-COMMANDS = ("adapt", "cache", "convert", "demo", "doctor", "eval", "layers", "publish", "verify")
+COMMANDS = (
+    "adapt",
+    "cache",
+    "convert",
+    "demo",
+    "doctor",
+    "eval",
+    "layers",
+    "pretrain-teacher",
+    "publish",
+    "simulate",
+    "verify",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("rocket-hf", description="Teach vision-language-action policies 3D space.")
     parser.add_argument("--version", action="version", version=f"rocket-hf {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands = {name: importlib.import_module(f".{name}", __name__) for name in COMMANDS}
+    commands = {name: importlib.import_module(f".{name.replace('-', '_')}", __name__) for name in COMMANDS}
     for name, command in commands.items():
         lines = argparse.RawDescriptionHelpFormatter
         own = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=lines)

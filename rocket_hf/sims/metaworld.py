@@ -4,6 +4,7 @@ Starts are those of lerobot's own MetaWorld for the same seed. Shadows and refle
 what a picture costs here.
 """
 
+import atexit
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ class MetaWorldEnvironment(Environment):
         return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def close(self) -> None:
-        self._renderer.close()  # before the environment, or EGL complains at exit
+        atexit.unregister(self._renderer.close)
+        self._renderer.close()
         self._world.close()
 
     def _render(self, camera: str) -> np.ndarray:
@@ -133,6 +135,7 @@ def make_renderer(model: Any, image_size: int) -> Any:
     renderer = mujoco.Renderer(model, image_size, image_size)
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    atexit.register(renderer.close)  # for an environment that nobody closed: EGL complains when it goes first
     return renderer
 
 

@@ -15,7 +15,23 @@ def make_environment(suite: str, task: str, image_size: int = 128, max_steps: in
 
 
 def task_names(suite: str) -> list[str]:
-    require_known("rocket_hf", "suite", suite, SUITES)
-    from .metaworld_tasks import INSTRUCTIONS
+    return sorted({task for tasks in task_groups(suite).values() for task in tasks})
 
-    return sorted(INSTRUCTIONS)
+
+def task_groups(suite: str) -> dict[str, list[str]]:
+    """What a suite calls its easy tasks, its hard ones, and so on."""
+    require_known("rocket_hf", "suite", suite, SUITES)
+    from .metaworld_tasks import GROUPS
+
+    return {name: list(tasks) for name, tasks in GROUPS.items()}
+
+
+def chosen_tasks(suite: str, names: str) -> list[str]:
+    """From names of tasks and of groups with commas between them; `all` is the whole suite."""
+    groups = task_groups(suite) | {"all": task_names(suite)}
+    tasks: list[str] = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name not in groups:
+            require_known(suite, "task", name, task_names(suite))
+        tasks += groups.get(name, [name])
+    return list(dict.fromkeys(tasks))

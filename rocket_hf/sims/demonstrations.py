@@ -1,0 +1,130 @@
+"""Records scripted experts as a LeRobot dataset: workers simulate and draw, this process writes, in the same order
+whatever their number.
+
+An interruption leaves a readable dataset of the episodes that are finished; the same call goes on from there.
+"""
+
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .dataset_writer import open_writer, write_episode
+from .expert import Demonstration, ExpertWorker, Job
+from .interruption import Interruption, ignore_in_worker
+from .names import require_known
+from .recording import Plan, Progress, open_recording, save
+from .suites import make_environment, task_names
+
+
+@dataclass(frozen=True)
+class Recorded:
+    episodes: int
+    frames: int
+    dropped: int  # starts that the expert failed
+    frames_by_task: dict[str, int]
+    dropped_by_task: dict[str, int]
+
+
+def record(
+    folder: Path,
+    suite: str,
+    tasks: Sequence[str],
+    episodes: int,
+    image_size: int = 128,
+    depth: bool = False,
+    workers: int = 2,
+    first_seed: int = 0,
+) -> Recorded:
+    """`episodes` of each task. KeyboardInterrupt, if it must be, leaves the folder readable and ready to go on."""
+    plan = Plan(suite, tuple(tasks), episodes, image_size, depth, first_seed)
+    check(plan, workers)
+    progress = open_recording(folder, plan)
+    jobs = [Job(suite, task, seed, image_size, depth) for task, seed in plan.starts()]
+    if progress.episodes < len(jobs):
+        write_all(folder, plan, progress, jobs, workers)
+    return Recorded(**vars(progress))
+
+
+def check(plan: Plan, workers: int) -> None:
+    known = task_names(plan.suite)
+    for task in plan.tasks:
+        require_known(plan.suite, "task", task, known)
+    if len(set(plan.tasks)) < len(plan.tasks):
+        raise ValueError(f"a task is named twice: {', '.join(plan.tasks)}")
+    for name, value in (("tasks", len(plan.tasks)), ("episodes", plan.episodes), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if plan.image_size < 16 or plan.image_size % 2:
+        raise ValueError(f"the image size must be even and at least 16, for the video's sake, got {plan.image_size}")
+
+
+def write_all(folder: Path, plan: Plan, progress: Progress, jobs: list[Job], workers: int) -> None:
+    interruption = Interruption()
+    environment = make_environment(plan.suite, plan.tasks[0], plan.image_size)
+    dataset = open_writer(folder, environment, plan.image_size, plan.depth, resume=progress.episodes > 0)
+    environment.close()
+    save(folder, plan, progress)
+    bar = tqdm(total=len(jobs), initial=progress.episodes, desc="episodes", leave=False, disable=None)
+    with interruption.listen(), bar:
+        try:
+            for job, demonstration in demonstrations(jobs[progress.episodes :], workers):
+                with interruption.shield():
+                    write_episode(dataset, demonstration)
+                    progress.add(job.task, len(demonstration.frames), demonstration.dropped)
+                bar.set_postfix_str(job.task)
+                bar.update()
+        finally:
+            interruption.shielded = True  # to the end: a second Ctrl-C must not cut the file's end off
+            dataset.finalize()
+            save(folder, plan, progress)
+
+
+def demonstrations(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Demonstration]]:
+    """In the order of the jobs; workers are a few episodes ahead at most, because each is some 20 MB."""
+    if workers == 1:
+        yield from one_by_one(jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would share the renderer
+    with ProcessPoolExecutor(workers, context, initializer=ignore_in_worker) as pool:
+        waiting: deque[tuple[Job, Future[Demonstration]]] = deque()
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(work, job)))
+                if len(waiting) > 2 * workers:
+                    yield result(waiting)
+            while waiting:
+                yield result(waiting)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def one_by_one(jobs: list[Job]) -> Iterator[tuple[Job, Demonstration]]:
+    worker = ExpertWorker()
+    try:
+        for job in jobs:
+            yield job, worker(job)
+    finally:
+        worker.close()
+
+
+def result(waiting: deque[tuple[Job, Future[Demonstration]]]) -> tuple[Job, Demonstration]:
+    job, future = waiting.popleft()
+    try:
+        return job, future.result()
+    except BrokenProcessPool as error:
+        raise ValueError("a simulator's process died, perhaps for want of memory: try fewer workers") from error
+
+
+# A worker process keeps its environment from job to job.
+worker_of_this_process = ExpertWorker()
+
+
+def work(job: Job) -> Demonstration:
+    return worker_of_this_process(job)
