@@ -24,6 +24,7 @@ from rocket_hf.commands import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"modeling": "rocket_hf/modeling", "training": "rocket_hf/training", "hub_cards": "rocket_hf/hub_cards"}
+FRONT_DOOR = ("rocket_hf.commands", "rocket_hf.bench", "rocket_hf.experiments")
 ENTRY_FILES = ("configuration_rocket", "modeling_rocket", "processing_rocket")
 
 
@@ -183,12 +184,12 @@ def test_the_ground_floor_imports_nothing_of_ours(room):
 @pytest.mark.parametrize(
     ("floor", "above"),
     [
-        ("rocket_hf", ("rocket_hf.training", "rocket_hf.commands", "rocket_hf.bench")),
-        ("training", ("rocket_hf.commands", "rocket_hf.bench")),
+        ("rocket_hf", ("rocket_hf.training", *FRONT_DOOR)),
+        ("training", FRONT_DOOR),
     ],
 )
 def test_a_floor_imports_nothing_from_above(floor, above):
-    front_door = {ROOT / "rocket_hf" / "commands", ROOT / "rocket_hf" / "bench"}
+    front_door = {ROOT / room.replace(".", "/") for room in FRONT_DOOR}
     for path in python_files(floor):
         if not front_door & set(path.parents):
             names = {*absolute_names(path), *relative_names(path)}

@@ -1,0 +1,1 @@
+"""Whole experiments, made of the commands that a user would type."""

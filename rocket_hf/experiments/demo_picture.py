@@ -1,0 +1,115 @@
+"""The demo's one picture: losses, success with intervals, gradient agreement, times, and a strip of one rollout.
+
+Lines differ in their dashes and bars in their hatching as well as in their colours, so that greyscale is enough.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .curves import POLICIES, Curves
+
+COLOURS = {"untrained": "#9aa0a6", "none": "#d1873b", "rocket": "#2a6fdb"}
+DASHES = ("-", "--", ":", "-.")
+HATCHES = {"untrained": "..", "none": "//", "rocket": ""}
+STRIP = 8  # pictures
+SMOOTHED = 10  # steps of a running mean
+
+
+def draw(path: Path, told: dict[str, Any], curves: dict[str, Curves], video: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 9.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(3, 6, height_ratios=(1, 1, 0.75))
+    draw_success(figure.add_subplot(grid[0, :2]), told)
+    draw_action_losses(figure.add_subplot(grid[0, 2:4]), curves)
+    draw_alignment(figure.add_subplot(grid[0, 4:]), curves["rocket"])
+    draw_tasks(figure.add_subplot(grid[1, :2]), told)
+    draw_agreement(figure.add_subplot(grid[1, 2:4]), curves["rocket"])
+    draw_times(figure.add_subplot(grid[1, 4:]), told["seconds"])
+    draw_strip(figure.add_subplot(grid[2, :]), video, told["film"])
+    figure.savefig(path, dpi=110)
+
+
+def draw_success(axes: Any, told: dict[str, Any]) -> None:
+    for place, name in enumerate(POLICIES):
+        won, episodes = told["success"][name]
+        low, high = told["intervals"][name]
+        rate = won / episodes
+        axes.bar(place, rate, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white")
+        axes.errorbar(place, rate, [[rate - low], [high - rate]], color="black", capsize=4)
+        axes.text(place + 0.06, min(high + 0.02, 0.98), f"{won}/{episodes}", va="bottom")
+    axes.set(title="success on held-out starts, 95 % intervals", ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
+    axes.set_xticks(range(len(POLICIES)), POLICIES)
+
+
+def draw_tasks(axes: Any, told: dict[str, Any]) -> None:
+    names = list(told["tasks"])
+    for place, policy in enumerate(POLICIES):
+        rates = [won / episodes for won, episodes in (told["tasks"][task][policy] for task in names)]
+        heights = np.arange(len(names)) + (place - 1) * 0.27
+        axes.barh(heights, rates, 0.25, color=COLOURS[policy], hatch=HATCHES[policy], edgecolor="white", label=policy)
+    axes.set(title="success by task", xlim=(0, 1))
+    axes.set_yticks(range(len(names)), [name.removesuffix("-v3") for name in names])
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", fontsize=8)
+
+
+def draw_action_losses(axes: Any, curves: dict[str, Curves]) -> None:
+    for dashes, (name, curve) in zip(DASHES[1::-1], curves.items(), strict=True):
+        axes.plot(*smooth(curve.action), dashes, color=COLOURS[name], label=name)
+    axes.set(title="action loss (flow matching)", xlabel="step", yscale="log")
+    axes.legend(fontsize=8)
+
+
+def draw_alignment(axes: Any, curves: Curves) -> None:
+    for number, (pair, curve) in enumerate(curves.pairs.items()):
+        shade = 0.75 - 0.75 * number / max(1, len(curves.pairs) - 1)
+        axes.plot(*smooth(curve), DASHES[number % len(DASHES)], color=str(shade), label=f"policy {pair} teacher")
+    axes.set(title="alignment loss (1 - cosine), by layer pair", xlabel="step")
+    axes.legend(fontsize=8)
+
+
+def draw_agreement(axes: Any, curves: Curves) -> None:
+    axes.axhline(0, color="#888", linewidth=0.8)
+    if curves.agreement:
+        axes.plot(*zip(*curves.agreement, strict=True), "-o", color="black", label="between layer pairs")
+    if curves.with_action:
+        axes.plot(*zip(*curves.with_action, strict=True), "--s", color="#777", label="with the action loss")
+    axes.set(title="gradient agreement (mean cosine), rocket", xlabel="step", ylim=(-1, 1))
+    axes.legend(fontsize=8)
+
+
+def draw_times(axes: Any, seconds: dict[str, float]) -> None:
+    names = list(seconds)
+    axes.barh(names, [seconds[name] for name in names], color="#9aa0a6")
+    for place, name in enumerate(names):
+        axes.text(seconds[name], place, f" {seconds[name]:.0f}", va="center", fontsize=8)
+    axes.set(title=f"seconds by phase, {sum(seconds.values()):.0f} in all", xlim=(0, 1.15 * max(seconds.values())))
+    axes.invert_yaxis()
+
+
+def draw_strip(axes: Any, video: Path, film: dict[str, Any]) -> None:
+    frames = read_frames(video)
+    chosen = [frames[round(place)] for place in np.linspace(0, len(frames) - 1, min(STRIP, len(frames)))]
+    axes.imshow(np.concatenate(chosen, axis=1))
+    ending = "solved" if film["success"] else "not solved"
+    axes.set_title(f"one rollout of rocket: {film['task']}, {ending}")
+    axes.set_axis_off()
+
+
+def read_frames(video: Path) -> list[np.ndarray]:
+    import av
+
+    with av.open(str(video)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def smooth(curve: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the mean of each step's loss with those of the few before it."""
+    steps, values = (np.array(column) for column in zip(*curve, strict=True))
+    width = min(SMOOTHED, len(values))
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")

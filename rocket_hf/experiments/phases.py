@@ -1,0 +1,108 @@
+"""An experiment in phases: each runs once, and what it found and how long it took is kept in the experiment's folder.
+
+So an experiment may be interrupted at any moment, and the same command goes on with the phase that it was in.
+"""
+
+import contextlib
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..atomic import write_atomically
+
+PROGRESS, LOG = "progress.json", "log.txt"
+Result = dict[str, Any]
+
+
+class Phases:
+    def __init__(self, folder: Path, settings: Result):
+        """`settings` are those that its results depend on: an experiment cannot go on with others."""
+        self.folder, self.settings = folder, settings
+        self.results: dict[str, Result] = {}
+        self.seconds: dict[str, float] = {}
+        if (folder / PROGRESS).is_file():
+            self.read()
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds something else: name another folder by --out")
+
+    def read(self) -> None:
+        kept = json.loads((self.folder / PROGRESS).read_text())
+        for name, value in kept["settings"].items():
+            if self.settings.get(name) != value:
+                raise ValueError(
+                    f"{self.folder} was begun with {name} {value}, not {self.settings.get(name)}: "
+                    "repeat the first command to go on, or name another folder by --out"
+                )
+        self.results, self.seconds = kept["results"], kept["seconds"]
+
+    def write(self) -> None:
+        kept = {"settings": self.settings, "seconds": self.seconds, "results": self.results}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / PROGRESS, lambda path: path.write_text(json.dumps(kept, indent=2) + "\n"))
+
+    def __call__(self, name: str, work: Callable[[], Result]) -> Result:
+        """What the phase finds, or found the first time. The time of attempts that were interrupted counts too."""
+        if name not in self.results:
+            since = time.perf_counter()
+            self.write()
+            try:
+                self.results[name] = work()
+            finally:
+                self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - since, 1)
+                self.write()
+        return self.results[name]
+
+
+class Commands:
+    """Runs what a user would type, in this process: says it, and keeps what it prints in a file."""
+
+    def __init__(self, log: Path, programs: dict[str, Callable[[list[str]], int]]):
+        """`programs` by how they are typed: "rocket-hf", "accelerate launch training/train.py"."""
+        self.log, self.programs = log, programs
+
+    def __call__(self, program: str, *words: Any) -> str:
+        """What it prints. Its progress bars and its sentence about what went wrong are seen at once."""
+        typed = f"{program} {shlex.join(map(str, words))}"
+        print(f"$ {typed}", flush=True)
+        with Printed(self.log, typed) as printed, contextlib.redirect_stdout(printed):
+            code = self.programs[program]([str(word) for word in words])
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise ValueError(f"the command above failed: mend what it says, then run the same again ({self.log})")
+        return printed.text
+
+
+class Printed:
+    """A file-like object that keeps what is printed, and writes it to a log as it comes."""
+
+    def __init__(self, log: Path, typed: str):
+        self.text = ""
+        self.file = log.open("a")
+        self.file.write(f"$ {typed}\n")
+
+    def __enter__(self) -> "Printed":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.file.close()
+
+    def write(self, text: str) -> int:
+        self.text += text
+        self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def as_settings(values: dict[str, Any]) -> list[str]:
+    """`--set KEY=VALUE` for each."""
+    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def words_of(values: Sequence[Any]) -> str:
+    return ",".join(map(str, values))
