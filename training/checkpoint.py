@@ -24,6 +24,7 @@ from rocket_hf.atomic import sync
 
 from .optimization import MovingAverage, trained
 from .placement import whole
+from .zero import EngineOptimizer, Place, place_of
 
 NAME = "step-{:08d}"
 NAMED = re.compile(r"step-(\d{8})")
@@ -70,7 +71,7 @@ class Checkpoints:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | EngineOptimizer,
         average: MovingAverage | None,
         progress: Progress,
     ) -> Path:
@@ -78,7 +79,7 @@ class Checkpoints:
         files = {
             "model": {name: whole(parameter) for name, parameter in trained(model)},
             "optimizer": {name: whole(value) for name, value in optimizer_tensors(model, optimizer).items()},
-            "average": {name: whole(value) for name, value in average.weights.items()} if average else {},
+            "average": {name: whole(place) for name, place in average.places(model).items()} if average else {},
             "random": random_states(accelerator),
         }
         failure = [""]
@@ -122,15 +123,18 @@ class Checkpoints:
         step: int,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | EngineOptimizer,
         average: MovingAverage | None,
     ) -> Progress:
         folder = self.path(step)
-        put(dict(trained(model)), read(folder, "model"), folder)
-        prepare_state(optimizer)
+        put({name: place_of(weight) for name, weight in trained(model)}, read(folder, "model"), folder)
+        if isinstance(optimizer, EngineOptimizer):
+            optimizer.adopt_weights()
+        else:
+            prepare_state(optimizer)
         put(optimizer_tensors(model, optimizer), read(folder, "optimizer"), folder)
         if average is not None:
-            put(average.weights, read(folder, "average"), folder)
+            put(average.places(model), read(folder, "average"), folder)
         restore_random_state(accelerator, read(folder, "random"))
         return read_progress(folder)
 
@@ -156,7 +160,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 
 @torch.no_grad()
-def put(places: Mapping[str, Tensor], values: Mapping[str, Tensor], folder: Path) -> None:
+def put(places: Mapping[str, Place], values: Mapping[str, Tensor], folder: Path) -> None:
     """Copies each value to the place of its name, spread over ranks as that place is."""
     if places.keys() != values.keys():
         names = sorted(places.keys() ^ values.keys())
@@ -165,14 +169,16 @@ def put(places: Mapping[str, Tensor], values: Mapping[str, Tensor], folder: Path
         if values[name].shape != place.shape:
             shapes = f"{tuple(values[name].shape)} there and {tuple(place.shape)} here"
             raise ValueError(f"{folder} is of another model or recipe: {name} is {shapes}")
-        value = values[name].to(place.device)
+        value = values[name]
         if isinstance(place, DTensor):
-            value = distribute_tensor(value, place.device_mesh, place.placements)
+            value = distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
         place.copy_(value)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | EngineOptimizer) -> Mapping[str, Place]:
     """Adam's moments and its count of steps, by the name of the weight."""
+    if isinstance(optimizer, EngineOptimizer):
+        return optimizer.state(trained(model))
     return {
         f"{name}.{key}": optimizer.state[parameter][key]
         for name, parameter in trained(model)

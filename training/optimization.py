@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .parts import part_of
 from .recipe import AlignmentRecipe, OptimizerConfig, ScheduleConfig
+from .zero import EngineOptimizer, Place, forget_whole, own_part, place_of
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -28,6 +29,18 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def update(optimizer: torch.optim.Optimizer | EngineOptimizer, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Steps by the gradients, clipped, and forgets them. Their norm before, and 1.0 if they were not finite: then
+    nothing has changed."""
+    if isinstance(optimizer, EngineOptimizer):
+        return optimizer.update()
+    norm = gradient_norm([parameter for group in optimizer.param_groups for parameter in group["params"]], clip_norm)
+    skipped = skip_if_not_finite(optimizer, norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm, skipped
 
 
 def skip_if_not_finite(optimizer: torch.optim.Optimizer, gradient_norm: Tensor) -> Tensor:
@@ -60,7 +73,7 @@ def rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     return 1.0
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+def set_rates(optimizer: torch.optim.Optimizer | EngineOptimizer, factor: float) -> dict[str, float]:
     """Sets the rates of a step from the ones that the groups began with, and returns them by "rate/GROUP"."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -79,24 +92,29 @@ def alignment_weight(alignment: AlignmentRecipe | None, step: int) -> float:
 
 
 class MovingAverage:
-    """An exponential moving average of the trained weights, on their device, by name."""
+    """An exponential moving average of the trained weights, on their device and in their shards, by name."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.weights = {name: parameter.detach().clone() for name, parameter in trained(model)}
+        self.weights = {name: own_part(parameter).clone() for name, parameter in trained(model)}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        current = [parameter.detach() for _, parameter in trained(model)]
+        current = [own_part(parameter) for _, parameter in trained(model)]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - self.decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchanges the model's weights for the average; once more brings them back."""
         for name, parameter in trained(model):
-            kept = parameter.detach().clone()
-            parameter.copy_(self.weights[name])
+            part = own_part(parameter)
+            kept = part.clone()
+            part.copy_(self.weights[name])
             self.weights[name].copy_(kept)
+            forget_whole(parameter)
+
+    def places(self, model: nn.Module) -> dict[str, Place]:
+        return {name: place_of(parameter, self.weights[name]) for name, parameter in trained(model)}
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""A model on its devices: alone, copied to each rank (DDP), or in shards over all ranks (FSDP2, also on CPUs)."""
+"""A model on its devices: alone, copied to each rank (DDP), or in shards over all ranks (FSDP2, ZeRO; also on CPUs)."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -21,12 +21,18 @@ from torch.distributed.tensor import DTensor
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
-from .recipe import Recipe
+from .optimization import make_optimizer
+from .recipe import OptimizerConfig, Recipe
+from .zero import EngineOptimizer, Place, check_zero, hidden_from_accelerate, place_of, start_engine, zero_stage
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
     """On the CPU where there is nothing else, also when `accelerate launch` was not told so."""
-    return Accelerator(cpu=not torch.accelerator.is_available(), log_with=recipe.run.trackers or None, project_dir=out)
+    if zero_stage() is not None:
+        check_zero(recipe.run.quantize)
+    cpu = not torch.accelerator.is_available()
+    with hidden_from_accelerate():
+        return Accelerator(cpu=cpu, log_with=recipe.run.trackers or None, project_dir=out)
 
 
 def launched_with(variable: str, default: str) -> bool:
@@ -39,15 +45,17 @@ def sharded() -> bool:
     return launched_with("ACCELERATE_USE_FSDP", "false")
 
 
-def place(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:
-    """The model as the loop calls it. Its optimizer is made afterwards, since shards are other tensors."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "this loop does not run in DeepSpeed's engine: training/accelerate_configs/fsdp2.yaml shards as ZeRO-3 "
-            "does, fsdp2_whole_weights.yaml as ZeRO-2"
-        )
+def place(
+    accelerator: Accelerator, model: RocketForActionPrediction, config: OptimizerConfig
+) -> tuple[nn.Module, torch.optim.Optimizer | EngineOptimizer]:
+    """The model as the loop calls it, and its optimizer: made after FSDP2's shards, which are other tensors, and before
+    DeepSpeed's, which it is told of."""
     model.to(accelerator.device)
-    return shard(accelerator, model) if sharded() else accelerator.prepare_model(model)
+    if zero_stage() is not None:
+        engine = start_engine(accelerator, model, make_optimizer(model, config), config.clip_norm)
+        return engine, EngineOptimizer(engine)
+    placed = shard(accelerator, model) if sharded() else accelerator.prepare_model(model)
+    return placed, make_optimizer(model, config)
 
 
 def shard(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:
@@ -66,9 +74,13 @@ def shard(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Modu
 
 
 @contextmanager
-def gradients_averaged(model: nn.Module, last: bool) -> Iterator[None]:
-    """Only the last of several passes averages its gradients, with those of the passes before it, over the ranks."""
-    if isinstance(model, FSDPModule):
+def gradients_averaged(model: Any, last: bool) -> Iterator[None]:
+    """Only the last of several passes averages its gradients, with those of the passes before it, over the ranks. (ZeRO
+    adds each pass to its shards, and has to know which one is the last.)"""
+    if zero_stage() is not None:
+        model.set_gradient_accumulation_boundary(last)
+        yield
+    elif isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         yield
     elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
@@ -78,14 +90,19 @@ def gradients_averaged(model: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def settle(model: nn.Module) -> None:
+def settle(model: Any) -> None:
     """Puts shards back where a forward pass without a backward one left whole weights."""
+    if zero_stage() == 3:
+        model.empty_partition_cache()
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over ranks, in one piece, on the CPU."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+def whole(place: Place) -> Tensor:
+    """A tensor that may be spread over ranks, in one piece, on the CPU. All ranks call it."""
+    if isinstance(place, Tensor):
+        place = place_of(place)
+    if isinstance(place, DTensor):
+        return place.full_tensor().cpu()
+    return (place if isinstance(place, Tensor) else place.whole()).cpu()

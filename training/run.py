@@ -18,7 +18,7 @@ from .checkpoint import Checkpoints, Progress
 from .data.batches import RobotBatch
 from .data.loader import RobotLoader, make_loader
 from .journal import Journal, Times
-from .optimization import MovingAverage, make_optimizer
+from .optimization import MovingAverage
 from .placement import place
 from .preparation import Preparation
 from .quantize import quantize_frozen
@@ -28,6 +28,7 @@ from .recipe_files import changed, differences, read_recipe, write_recipe
 from .sources import Sources, load_policy, open_sources
 from .targets import TargetSource
 from .trainable import make_trainable
+from .zero import EngineOptimizer
 
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
 UNFINISHED = f"{RECIPE}.tmp"  # all that a kill can leave of a run that did not begin
@@ -45,9 +46,9 @@ class Learner:
 
     recipe: Recipe
     accelerator: Accelerator
-    model: nn.Module  # as it is called: the policy, or DDP around it
+    model: nn.Module  # as it is called: the policy, or DDP or DeepSpeed's engine around it
     policy: RocketForActionPrediction
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | EngineOptimizer
     average: MovingAverage | None
     preparation: Preparation
     times: Times
@@ -108,13 +109,13 @@ def make_learner(
     if recipe.run.quantize:
         quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
     arrange(policy, recipe)
-    model = place(accelerator, policy)
+    model, optimizer = place(accelerator, policy.train(), recipe.optimizer)
     return Learner(
         recipe=recipe,
         accelerator=accelerator,
-        model=model.train(),
+        model=model,
         policy=policy,
-        optimizer=make_optimizer(policy, recipe.optimizer),
+        optimizer=optimizer,
         average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
         preparation=Preparation(policy.config, processor, targets, accelerator.device),
         times=Times(accelerator.device),

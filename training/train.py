@@ -22,7 +22,7 @@ from transformers.utils import logging
 from rocket_hf.sentences import MENDABLE, sentence
 from rocket_hf.training.dry_run import describe
 from rocket_hf.training.finish import export, save_batches, summary
-from rocket_hf.training.optimization import alignment_weight, gradient_norm, rate_factor, set_rates, skip_if_not_finite
+from rocket_hf.training.optimization import alignment_weight, rate_factor, set_rates, update
 from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
 from rocket_hf.training.recipe_checks import check_recipe
@@ -81,11 +81,7 @@ def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Loss
         with gradients_averaged(run.model, last=number == len(batches)):
             losses.append(forward_backward(run, raw, weight, len(batches)))
     with run.times("optimizer"):
-        parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-        norm = gradient_norm(parameters, run.recipe.optimizer.clip_norm)
-        skipped = skip_if_not_finite(run.optimizer, norm)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
+        norm, skipped = update(run.optimizer, run.recipe.optimizer.clip_norm)
         if run.average is not None:
             run.average.update(run.policy)
     means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}

@@ -21,7 +21,7 @@ def validate(run: Run) -> None:
         run.policy.eval()
         for raw in run.validation:
             sums += distances(run, raw)
-        settle(run.policy)
+        settle(run.model)
         run.policy.train()
     distance, count = run.accelerator.reduce(sums, "sum")
     error = distance / count

@@ -22,6 +22,13 @@ CHANGES = {
     "optimizer__clip_norm": 1.0, "data__augmentation__crop_area": 0.9, "parts__expert": "full",
 }  # fmt: skip
 FSDP = {"ACCELERATE_USE_FSDP": "true"}
+ZERO_2, ZERO_3 = (
+    {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in ("2", "3")
+)
+BY_DEEPSPEED = [
+    pytest.param(environment, id=name, marks=pytest.mark.needs_deepspeed)
+    for name, environment in [("zero2", ZERO_2), ("zero3", ZERO_3)]
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def require_equal(alone: Path, out: Path, codes: list[int], step: int = STEPS) -
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP], ids=["ddp", "fsdp2"])
+@pytest.mark.parametrize("environment", [pytest.param({}, id="ddp"), pytest.param(FSDP, id="fsdp2"), *BY_DEEPSPEED])
 def test_two_ranks_train_what_one_trains(alone, given, tmp_path, environment):
     out = tmp_path / "two"
     codes = run_ranks(2, out, *given, *settings(**CHANGES), **environment)
@@ -61,7 +68,8 @@ def test_two_ranks_train_what_one_trains(alone, given, tmp_path, environment):
 
 
 @pytest.mark.parametrize(
-    "environment", [pytest.param({}, id="ddp"), pytest.param(FSDP, id="fsdp2", marks=pytest.mark.slow)]
+    "environment",
+    [pytest.param({}, id="ddp"), pytest.param(FSDP, id="fsdp2", marks=pytest.mark.slow), *BY_DEEPSPEED],
 )
 def test_passes_of_two_ranks_add_up_to_one_step(alone, given, tmp_path, environment):
     """Two ranks, two passes of one sample each: the batch of four that one process takes at once."""
