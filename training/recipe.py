@@ -130,6 +130,14 @@ class ScheduleConfig:
 
 
 @dataclass
+class AnalysisConfig:
+    """What is measured while a run trains; it changes nothing of the run."""
+
+    gradient_agreement_every: int = 0  # steps between two looks at the cosines of the losses' gradients; 0: never
+    parameters: str | None = None  # how the names of those weights begin; by default the first aligned block's
+
+
+@dataclass
 class Comparison:
     """What the run's cost is compared with: so many models, each of so many steps with so many samples."""
 
@@ -174,4 +182,5 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     compared_with: Comparison | None = None

@@ -18,6 +18,7 @@ def check_recipe(recipe: Recipe) -> None:
     check_alignment(recipe)
     check_numbers(recipe)
     check_schedule(recipe)
+    check_analysis(recipe)
     check_trackers(recipe.run.trackers)
 
 
@@ -96,6 +97,14 @@ def check_schedule(recipe: Recipe) -> None:
         )
     if schedule.at and (schedule.kind != "step" or schedule.at != sorted(schedule.at)):
         raise ValueError("schedule.at are ascending steps, and belong to schedule.kind step")
+
+
+def check_analysis(recipe: Recipe) -> None:
+    at_least("analysis.gradient_agreement_every", recipe.analysis.gradient_agreement_every, 0)
+    if recipe.analysis.gradient_agreement_every and recipe.alignment is None:
+        raise ValueError(
+            "analysis.gradient_agreement_every compares layer pairs, and this recipe aligns none: set it to 0"
+        )
 
 
 def above_zero(name: str, value: float | None) -> None:

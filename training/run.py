@@ -14,6 +14,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import DTYPES
 
+from .agreement import check_agreement
 from .checkpoint import Checkpoints, Progress
 from .data.batches import RobotBatch
 from .data.loader import RobotLoader, make_loader
@@ -37,6 +38,7 @@ UNFINISHED = f"{RECIPE}.tmp"  # all that a kill can leave of a run that did not 
 MAY_CHANGE = (
     "run.steps", "run.log_every", "run.save_every", "run.keep", "run.trackers", "run.device_batch_size", "run.compile",
     "run.gradient_checkpointing", "run.most_skipped", "data.workers", "data.prefetch",
+    "analysis.gradient_agreement_every", "analysis.parameters",
 )  # fmt: skip
 
 
@@ -108,6 +110,7 @@ def make_learner(
     make_trainable(policy, recipe)
     if recipe.run.quantize:
         quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
+    check_agreement(recipe, policy)
     arrange(policy, recipe)
     model, optimizer = place(accelerator, policy.train(), recipe.optimizer)
     return Learner(

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from rocket_hf.sentences import MENDABLE, sentence
+from rocket_hf.training.agreement import agreement_if_due
 from rocket_hf.training.dry_run import describe
 from rocket_hf.training.finish import export, save_batches, summary
 from rocket_hf.training.optimization import alignment_weight, rate_factor, set_rates, update
@@ -44,6 +45,7 @@ def train(run: Run) -> None:
         weight = alignment_weight(recipe.alignment, progress.step)
         with run.times("data"):
             batches = run.next_batches()
+        agreement = agreement_if_due(run, batches[0], weight)
 
         losses, norm, skipped = training_step(run, batches, weight)
 
@@ -51,7 +53,7 @@ def train(run: Run) -> None:
         bar.update()
         run.recent += batches
         run.journal.add(
-            progress.step, **losses, gradient_norm=norm, skipped=skipped, alignment_weight=weight, **rates,
+            progress.step, **losses, **agreement, gradient_norm=norm, skipped=skipped, alignment_weight=weight, **rates,
             **run.times.take(),
         )  # fmt: skip
         due = due_after(progress.step, recipe.run)

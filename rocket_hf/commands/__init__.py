@@ -12,6 +12,7 @@ from ..sentences import MENDABLE, sentence
 
 COMMANDS = (
     "adapt",
+    "analyze",
     "cache",
     "convert",
     "demo",

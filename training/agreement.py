@@ -1,0 +1,113 @@
+"""Whether the losses of a run agree about its shared weights, measured now and then while it trains.
+
+One more forward pass of one batch, and one backward pass per loss that goes no further than the chosen weights. The run
+itself is not touched: no gradient is kept, and the random state is put back.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rocket_hf.analysis.gradients import cosine_table, figures_of, loss_gradients, named_losses
+from rocket_hf.modeling.contract import Batch
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+
+from .data.batches import RobotBatch
+from .optimization import trained
+from .parts import part_of
+from .placement import launched_with, sharded
+from .recipe import Recipe
+from .targets import Targets
+
+if TYPE_CHECKING:
+    from .run import Learner, Run
+
+Weights = dict[str, nn.Parameter]
+
+
+def agreement_if_due(run: "Run", raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
+    """Not while alignment counts nothing: the teacher rests then."""
+    every = run.recipe.analysis.gradient_agreement_every
+    due = every > 0 and (run.progress.step + 1) % every == 0 and alignment_weight > 0
+    return gradient_agreement(run, raw) if due else {}
+
+
+def gradient_agreement(run: "Learner", raw: RobotBatch) -> dict[str, Tensor]:
+    """For the journal, by "agreement/NAME"; see `figures_of`. Of the gradients averaged over all ranks, so that two
+    ranks say what one with the batches of both would."""
+    weights = shared_weights(run.policy, run.recipe.analysis.parameters)
+    with run.times("agreement"), random_state_kept(run.accelerator.device), run_eagerly(run.recipe):
+        batch, pictures, warp = run.preparation.student(raw)
+        targets = run.preparation.teacher(raw, pictures, warp)
+        assert targets is not None  # the recipe's checks ask for alignment
+        with run.accelerator.autocast():
+            _, table = loss_cosines(run.policy, batch, targets, weights, mean_over_ranks(run))
+    return {f"agreement/{name}": value for name, value in figures_of(table).items()}
+
+
+def loss_cosines(
+    policy: RocketForActionPrediction,
+    batch: Batch,
+    targets: Targets,
+    weights: Weights,
+    average: Callable[[Tensor], Tensor] = lambda gradients: gradients,
+) -> tuple[list[str], Tensor]:
+    """The names of the losses, and the cosines between their gradients (L, L)."""
+    losses = named_losses(policy(**batch, targets=targets))
+    gradients = loss_gradients(list(losses.values()), list(weights.values()))
+    return list(losses), cosine_table(average(gradients))
+
+
+def mean_over_ranks(run: "Learner") -> Callable[[Tensor], Tensor]:
+    return lambda gradients: run.accelerator.reduce(gradients, "mean")
+
+
+def shared_weights(policy: RocketForActionPrediction, beginning: str | None) -> Weights:
+    """Those that train and whose names so begin. By default of the first tapped block of the language model: each pair
+    and the action reach it, and nothing that they have in common lies behind it."""
+    assert policy.alignment_head is not None
+    first = policy.alignment_head.taps[0]
+    if beginning is None and first == 0:
+        raise ValueError(
+            "the first aligned layer are the embeddings, which no block makes: say on which weights the losses are to "
+            "be compared, for instance policy.vision_tower"
+        )
+    beginning, part = (beginning, None) if beginning is not None else (f"policy.layers.{first - 1}.", "language")
+    chosen = {
+        name: weight
+        for name, weight in trained(policy)
+        if name.startswith(beginning) and (part is None or part_of(name) == part)
+    }
+    if not chosen:
+        raise ValueError(
+            f"no trained weight has a name that begins with {beginning}: say on which weights the losses are to be "
+            f"compared, for instance {trained(policy)[0][0]}"
+        )
+    return chosen
+
+
+def check_agreement(recipe: Recipe, policy: RocketForActionPrediction) -> None:
+    """What cannot be measured is said before the run begins."""
+    if not recipe.analysis.gradient_agreement_every:
+        return
+    if sharded() or launched_with("ACCELERATE_USE_DEEPSPEED", "false"):
+        raise ValueError(
+            "analysis.gradient_agreement_every compares gradients of whole weights, which FSDP2 and DeepSpeed spread "
+            "over ranks: set it to 0, or launch with DDP"
+        )
+    shared_weights(policy, recipe.analysis.parameters)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices, device_type="cuda"):
+        yield
+
+
+def run_eagerly(recipe: Recipe) -> AbstractContextManager:
+    """Compiled layers give up what their backward pass reads, and here several read it."""
+    return torch.compiler.set_stance("force_eager") if recipe.run.compile else nullcontext()
