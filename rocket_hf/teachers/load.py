@@ -1,4 +1,4 @@
-"""A teacher by name: a folder, or an id on the Hub."""
+"""A teacher by name: a folder, an id on the Hub, or the one that is embedded in this package."""
 
 import contextlib
 import hashlib
@@ -32,6 +32,7 @@ SAFETENSORS = ("model.safetensors", "model-*.safetensors")
 PICKLE = "model.pt"  # of VGGT alone, and as tensors alone
 READ = ["config.json", "preprocessor_config.json", "processor_config.json", "README.md"]
 VGGT_KEYS = {"img_size", "patch_size", "embed_dim"}
+EMBEDDED = "embedded"  # the teacher inside this package, which needs no download
 
 
 def load_teacher(
@@ -95,10 +96,11 @@ def no_teacher(name: str) -> ValueError:
 
 def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Path:
     """Where its files lie; they are fetched first if it is on the Hub."""
-    if Path(name).is_dir():
+    here = Path(__file__).with_name(EMBEDDED) if name == EMBEDDED else Path(name)
+    if here.is_dir():
         if revision is not None:
             raise ValueError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
-        return Path(name)
+        return here
     try:
         index = "model.safetensors.index.json"
         wanted = [*READ, *SAFETENSORS, index] if weights else READ

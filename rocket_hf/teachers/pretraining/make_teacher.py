@@ -13,6 +13,7 @@ from .pretrain import SMALL, Pretrained, Settings, new_model, pretrain, small_vg
 from .scenes import Scenes
 
 PROBED = 400  # scenes that the linear maps of layers are fitted on
+SHOWN = 20  # steps at the beginning and at the end, whose mean losses are told
 
 
 def make_teacher(
@@ -48,8 +49,12 @@ def training_report(trained: Pretrained, settings: Settings, seconds: float) -> 
         "parameters": sum(weight.numel() for weight in trained.model.aggregator.parameters()),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "losses": {name: [round(values[0], 4), round(values[-1], 4)] for name, values in trained.losses.items()},
+        "losses": {name: [mean(values[:SHOWN]), mean(values[-SHOWN:])] for name, values in trained.losses.items()},
     }
+
+
+def mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4)
 
 
 def some(scenes: Scenes) -> Scenes:

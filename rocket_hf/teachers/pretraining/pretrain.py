@@ -25,9 +25,10 @@ SMALL: dict[str, Any] = {
     "patch_embed_heads": 4,
 }
 ALONE = 0.3  # part of the batches in which every scene has one frame only
-WARM_UP = 100
+WARM_UP = 0.03  # part of the steps
 CLIP = 1.0
-REPORT_EVERY = 50
+BETAS = (0.9, 0.95)
+SHOWN_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Settings:
 @dataclass
 class Pretrained:
     model: GeometryModel
-    losses: dict[str, list[float]] = field(default_factory=dict)  # by name, means of REPORT_EVERY steps
+    losses: dict[str, list[float]] = field(default_factory=dict)  # by name, of every step
 
 
 def small_vggt(image_size: int) -> VggtConfig:
@@ -62,10 +63,10 @@ def new_model(config: VggtConfig, seed: int) -> GeometryModel:
 
 def pretrain(scenes: Scenes, config: VggtConfig, settings: Settings) -> Pretrained:
     model = new_model(config, settings.seed).train()
-    optimizer = AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.95))
+    optimizer = AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, settings.steps))
     draw = Generator().manual_seed(settings.seed)
-    trained, sums = Pretrained(model), {}
+    trained = Pretrained(model)
     bar = tqdm(range(settings.steps), desc="teacher", unit="step", disable=None, leave=False)
     for step in bar:
         frames = 1 if torch.rand((), generator=draw) < ALONE else settings.frames
@@ -77,12 +78,9 @@ def pretrain(scenes: Scenes, config: VggtConfig, settings: Settings) -> Pretrain
         optimizer.step()
         schedule.step()
         for name, loss in losses.items():
-            sums[name] = sums.get(name, 0.0) + loss.item() / REPORT_EVERY
-        if (step + 1) % REPORT_EVERY == 0:
-            for name, mean in sums.items():
-                trained.losses.setdefault(name, []).append(mean)
-            bar.set_postfix({name: f"{mean:.3f}" for name, mean in sums.items()})
-            sums = {}
+            trained.losses.setdefault(name, []).append(loss.item())
+        if step % SHOWN_EVERY == 0:
+            bar.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()})
     model.eval()
     return trained
 
@@ -98,5 +96,5 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def warm_up_and_cosine(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / WARM_UP)
+    warm = min(1.0, (step + 1) / (1 + WARM_UP * steps))
     return warm * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -17,7 +17,7 @@ from .losses import Truth
 if TYPE_CHECKING:
     from ...sims.rgbd import RgbdFrames
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.25, 0.3, 0.4, 0.6  # the largest changes; the hue's in radians
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.15, 0.2, 0.3, 0.3  # the largest changes; the hue's in radians
 GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
