@@ -36,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET", help="a LeRobot dataset: a folder, or a Hub id[@revision]")
-    parser.add_argument("--teacher", required=True, help="a folder, or a Hub id[@revision]")
+    parser.add_argument("--teacher", required=True, help="a folder, a Hub id[@revision], or `embedded`: a small one")
     parser.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="a new folder, or one to go on with")
-    parser.add_argument("--layers", type=numbers, help="as in 3,5,-1 (default for VGGT: those of ROCKET)")
+    parser.add_argument(
+        "--layers", type=numbers, help="as in 3,5,-1 (default for VGGT: those of ROCKET, or all of a small one)"
+    )
     parser.add_argument(
         "--cameras", type=words, help="the dataset's keys, best in the policy's order (default: all of colour)"
     )
@@ -120,14 +122,16 @@ def build(arguments: argparse.Namespace) -> int:
 
 
 def chosen_layers(given: list[int] | None, teacher: "Teacher") -> list[int]:
-    """By default ROCKET's for VGGT, and all for another teacher: which are worth aligning is not known."""
+    """By default ROCKET's for VGGT, all of a VGGT that has no such layers; of another it is not known which are worth
+    aligning."""
     from rocket_hf.modeling.configuration_rocket import AlignmentConfig
     from rocket_hf.teachers.vggt import VggtTeacher
 
     if given:
         return given
     if isinstance(teacher, VggtTeacher):
-        return list(AlignmentConfig().teacher_layers)
+        published = list(AlignmentConfig().teacher_layers)
+        return published if max(published) <= teacher.card.depth else list(range(1, teacher.card.depth + 1))
     raise ValueError(f"name the layers of {teacher.card.name} to store, of 1..{teacher.card.depth}: --layers 4,8,-1")
 
 

@@ -63,7 +63,8 @@ def new_model(config: VggtConfig, seed: int) -> GeometryModel:
 
 def pretrain(scenes: Scenes, config: VggtConfig, settings: Settings) -> Pretrained:
     model = new_model(config, settings.seed).train()
-    optimizer = AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, fused=True)
+    groups = parameter_groups(model, settings.weight_decay)
+    optimizer = AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, settings.steps))
     draw = Generator().manual_seed(settings.seed)
     trained = Pretrained(model)
