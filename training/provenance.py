@@ -12,6 +12,7 @@ from rocket_hf.convert.write import REPORT
 from rocket_hf.hub_cards.facts import Source, Teacher, Training
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.licence import KNOWN, UNKNOWN, licence_note, read_licence
+from rocket_hf.teachers.load import here
 
 from .journal import read_journal
 from .recipe import Recipe
@@ -77,9 +78,9 @@ def teacher_of(recipe: Recipe) -> Teacher:
     if recipe.teacher.caches and Path(recipe.teacher.caches[0]).is_dir():
         manifest = Manifest.load(Path(recipe.teacher.caches[0]))
         name, licence = manifest.teacher, manifest.licence
-    elif Path(name).is_dir():
-        licence = read_licence(Path(name), Path(name).resolve().name)
-        name = Path(name).resolve().name
+    elif folder := here(name):
+        name = folder.resolve().name
+        licence = read_licence(folder, name)
     else:
         readme = try_to_load_from_cache(name, "README.md", revision=revision)
         licence = read_licence(Path(readme).parent, name) if isinstance(readme, str) else KNOWN.get(name, UNKNOWN)

@@ -50,7 +50,7 @@ def load_teacher(
     if dtype not in DTYPES:
         raise ValueError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
     folder = teacher_folder(name, revision, weights=torch.device(device).type != "meta")
-    known_as = folder.resolve().name if Path(name).is_dir() else name
+    known_as = folder.resolve().name if here(name) else name
     described = read_config(folder, known_as)
     place = DTYPES[dtype], torch.device(device)
     if torch.device(device).type == "meta":
@@ -94,13 +94,18 @@ def no_teacher(name: str) -> ValueError:
     )
 
 
+def here(name: str) -> Path | None:
+    """The folder of a teacher that need not be fetched."""
+    folder = Path(__file__).with_name(EMBEDDED) if name == EMBEDDED else Path(name)
+    return folder if folder.is_dir() else None
+
+
 def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Path:
     """Where its files lie; they are fetched first if it is on the Hub."""
-    here = Path(__file__).with_name(EMBEDDED) if name == EMBEDDED else Path(name)
-    if here.is_dir():
+    if folder := here(name):
         if revision is not None:
             raise ValueError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
-        return here
+        return folder
     try:
         index = "model.safetensors.index.json"
         wanted = [*READ, *SAFETENSORS, index] if weights else READ
