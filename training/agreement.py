@@ -18,9 +18,10 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from .data.batches import RobotBatch
 from .optimization import trained
 from .parts import part_of
-from .placement import launched_with, sharded
+from .placement import sharded
 from .recipe import Recipe
 from .targets import Targets
+from .zero import zero_stage
 
 if TYPE_CHECKING:
     from .run import Learner, Run
@@ -93,7 +94,7 @@ def check_agreement(recipe: Recipe, policy: RocketForActionPrediction) -> None:
     """What cannot be measured is said before the run begins."""
     if not recipe.analysis.gradient_agreement_every:
         return
-    if sharded() or launched_with("ACCELERATE_USE_DEEPSPEED", "false"):
+    if sharded() or zero_stage() is not None:
         raise ValueError(
             "analysis.gradient_agreement_every compares gradients of whole weights, which FSDP2 and DeepSpeed spread "
             "over ranks: set it to 0, or launch with DDP"

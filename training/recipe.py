@@ -115,6 +115,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float | None = None
+    conflicts: Literal["keep", "project"] = "keep"  # project: PCGrad, to compare with; see conflicts.py
 
 
 @dataclass

@@ -16,6 +16,7 @@ from rocket_hf.teachers.load import DTYPES
 
 from .agreement import check_agreement
 from .checkpoint import Checkpoints, Progress
+from .conflicts import Projection, check_conflicts
 from .data.batches import RobotBatch
 from .data.loader import RobotLoader, make_loader
 from .journal import Journal, Times
@@ -54,6 +55,7 @@ class Learner:
     average: MovingAverage | None
     preparation: Preparation
     times: Times
+    projection: Projection | None
 
 
 @dataclass
@@ -111,17 +113,20 @@ def make_learner(
     if recipe.run.quantize:
         quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
     check_agreement(recipe, policy)
+    check_conflicts(recipe)
     arrange(policy, recipe)
     model, optimizer = place(accelerator, policy.train(), recipe.optimizer)
+    projection = Projection(policy, accelerator) if recipe.optimizer.conflicts == "project" else None
     return Learner(
         recipe=recipe,
         accelerator=accelerator,
-        model=model,
+        model=model if projection is None else policy,  # which averages over ranks itself
         policy=policy,
         optimizer=optimizer,
         average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
         preparation=Preparation(policy.config, processor, targets, accelerator.device),
         times=Times(accelerator.device),
+        projection=projection,
     )
 
 

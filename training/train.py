@@ -83,6 +83,8 @@ def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Loss
         with gradients_averaged(run.model, last=number == len(batches)):
             losses.append(forward_backward(run, raw, weight, len(batches)))
     with run.times("optimizer"):
+        if run.projection is not None:
+            run.projection.settle()
         norm, skipped = update(run.optimizer, run.recipe.optimizer.clip_norm)
         if run.average is not None:
             run.average.update(run.policy)
@@ -100,7 +102,10 @@ def forward_backward(run: Learner, raw: Any, weight: float, passes: int) -> Loss
         with run.accelerator.autocast():
             losses = run.model(**batch, targets=targets)
         total = weighted_sum(losses, weight)
-        run.accelerator.backward(total / passes)
+        if run.projection is None:
+            run.accelerator.backward(total / passes)
+        else:
+            run.projection.add(losses, weight, passes)
     return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
 
 
