@@ -47,7 +47,7 @@ lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for ne
 
 clean: ## remove all that make has made: environments, builds, caches, the demo's output
 	@rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache
-	@find rocket_hf modeling training hub_cards tests -name __pycache__ -prune -exec rm -rf {} +
+	@find rocket_hf modeling training hub_cards lerobot_policy_rocket tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The parity oracle, lerobot's own policies, needs transformers < 5.6.
 LOCK_CONSTRAINT := transformers==5.5.4
@@ -57,11 +57,11 @@ $(VENV)/.ready: $(VENV)/.installed
 	@$(VENV)/bin/rocket-hf doctor
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+$(VENV)/.installed: pyproject.toml lerobot_policy_rocket/pyproject.toml requirements.lock
 	@$(call environment,$(VENV))
 	@echo "$(VENV): installing requirements.lock with $(if $(UV),uv,pip; minutes on the first run)"
 	@$(call pip_install,$(VENV)) --require-hashes -r requirements.lock \
-		&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --editable . || $(install_failed)
+		&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --editable . --editable ./lerobot_policy_rocket || $(install_failed)
 	@touch $@
 
 # $(call environment,FOLDER): keep the environment in FOLDER if it is whole and the installer can work on it, else make

@@ -94,6 +94,7 @@ class RocketConfig(StrictConfig):
     model_type = "rocket"
     sub_configs = {"policy_config": StrictConfig, "alignment": AlignmentConfig}
 
+    type: Literal["rocket"] = "rocket"  # what lerobot's tools know a policy by
     policy_config: Any = None
     alignment: Any = None
 

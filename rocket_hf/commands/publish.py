@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--success", action="append", default=[], metavar="SUITE=48/50", help="for the card; repeatable"
     )
+    parser.add_argument(
+        "--evaluation", action="append", default=[], metavar="FILE", type=Path,
+        help="a report of `rocket-hf eval` for the card; repeatable",
+    )  # fmt: skip
     parser.add_argument("--rate", type=float, metavar="HZ", help="of control (default: the dataset's)")
     parser.add_argument("--conventions", default="", help="rotation, gripper, frames of reference, in a sentence")
 
@@ -54,6 +58,7 @@ def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) 
     from rocket_hf.training.trained_policy import load_trained
 
     model, processor = load_trained(origin)
+    require_evaluated(model, arguments.evaluation)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     settings: dict[str, Any] = {"tag": arguments.tag, "dtype": dtype, "shard": arguments.shard}
     if arguments.to is not None:
@@ -66,13 +71,15 @@ def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any)
     from rocket_hf.publishing.adapter import publish_adapter as push_adapter
     from rocket_hf.publishing.adapter import publish_adapter_to_folder
     from rocket_hf.training.sources import policy_folder
-    from rocket_hf.training.trained_policy import load_adapted
+    from rocket_hf.training.trained_policy import load_adapted, load_trained
 
     recipe = origin.recipe
     if recipe is None or origin.checkpoint is None:
         raise ValueError("an adapter is made from a run or one of its checkpoints: give one of those")
     if recipe.lora.init in ("pissa", "olora"):
         raise ValueError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
+    if arguments.evaluation:
+        require_evaluated(load_trained(origin)[0], arguments.evaluation)
     model, processor = load_adapted(origin)
     settings: dict[str, Any] = {"tag": arguments.tag, "trained_from": policy_folder(recipe.policy)}
     if arguments.to is not None:
@@ -102,7 +109,7 @@ def tell_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
         base_model=base,
         datasets=told.datasets_of(recipe) if recipe else [],
         training=told.training_of(recipe, origin.run, origin.checkpoint) if recipe else None,
-        evaluations=[read_success(text) for text in arguments.success],
+        evaluations=[read_success(text) for text in arguments.success] + read_evaluations(arguments.evaluation),
         control_rate=arguments.rate or (told.control_rate(recipe) if recipe else None),
         conventions=arguments.conventions,
     )
@@ -117,6 +124,22 @@ def read_success(text: str) -> Any:
     if match is None:
         raise ValueError(f"--success takes SUITE=SUCCESSES/EPISODES, like libero_spatial=48/50, got {text!r}")
     return Evaluation(match[1], int(match[2]), int(match[3]))
+
+
+def read_evaluations(paths: list[Path]) -> list[Any]:
+    from rocket_hf.evaluation.report import read_evaluation
+
+    return [read_evaluation(path)[0] for path in paths]
+
+
+def require_evaluated(model: Any, paths: list[Path]) -> None:
+    """The reports are of these weights, not of another run's."""
+    from rocket_hf.evaluation.identity import weights_hash
+    from rocket_hf.evaluation.report import read_evaluation
+
+    for path in paths:
+        if read_evaluation(path)[1] != weights_hash(model):
+            raise ValueError(f"{path} is of other weights than those that would be published: evaluate these first")
 
 
 def tell_folder(folder: Path) -> int:

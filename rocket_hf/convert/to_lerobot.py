@@ -18,7 +18,8 @@ from ..modeling.configuration_smolvla import SmolVLAConfig
 from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
 from ..publish import staged
-from .lerobot_folder import IMAGES, MODES, NORMALIZER
+from ..publishing.lerobot_pipelines import features, normalization
+from .lerobot_folder import NORMALIZER
 from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, to_lerobots
 from .plan import Rename
 
@@ -77,20 +78,6 @@ def lerobot_name(name: str, rules: list[Rename]) -> str:
         if re.fullmatch(rule.source, name):
             return re.sub(rule.source, rule.target, name)
     raise ValueError(f"lerobot's policy has no place for {name}")
-
-
-def features(config: RocketConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """lerobot's input and output features."""
-    side = config.policy_config.image_size
-    inputs = {f"{IMAGES}{name}": {"type": "VISUAL", "shape": [3, side, side]} for name in config.cameras}
-    inputs["observation.state"] = {"type": "STATE", "shape": [config.state_dim]}
-    return inputs, {"action": {"type": "ACTION", "shape": [config.action_dim]}}
-
-
-def normalization(config: RocketConfig) -> dict[str, str]:
-    theirs = {ours: name for name, ours in MODES.items()}
-    modes = {"STATE": config.state_normalization, "ACTION": config.action_normalization}
-    return {"VISUAL": "IDENTITY"} | {part: theirs[mode] for part, mode in modes.items()}
 
 
 def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str, Any]:

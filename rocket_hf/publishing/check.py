@@ -21,6 +21,7 @@ from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.new_robot import FILE as ROBOT
 from ..modeling.self_test import FILE as SELF_TEST
 from ..modeling.self_test import read_self_test
+from .lerobot_pipelines import FILES as LEROBOT_FILES
 from .surroundings import shipped_files
 
 README = "README.md"
@@ -30,7 +31,7 @@ PROCESSOR_FILES = (
 )  # fmt: skip
 POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
-    *PROCESSOR_FILES, SELF_TEST, README,
+    *PROCESSOR_FILES, *LEROBOT_FILES, SELF_TEST, README,
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ROBOT, *PROCESSOR_FILES, README)
 NEEDED = (README, SELF_TEST, "config.json", "adapter_config.json", "adapter_model.safetensors", ROBOT)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..modeling.configuration_rocket import RocketConfig
 from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
+from .lerobot_pipelines import write_lerobot_pipelines
 
 # Where transformers finds the classes inside a published folder.
 MODEL_CLASSES = {
@@ -36,11 +37,12 @@ def staged(folder: str | Path) -> Iterator[Path]:
 
 
 def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
-    """Everything beside the weights: config.json, the processor, and the code that both name."""
+    """Everything beside the weights: config.json, the processor, the code that both name, and what lerobot reads."""
     config.auto_map = dict(MODEL_CLASSES)
     config.architectures = [RocketForActionPrediction.__name__]
     config.save_pretrained(folder)
     write_processor(folder, processor)
+    write_lerobot_pipelines(folder, config, processor)
 
 
 def write_processor(folder: Path, processor: RocketProcessor) -> None:

@@ -1,0 +1,99 @@
+"""The simulated tasks of rocket_hf in lerobot-eval, as its demonstrations were recorded: `--env.type=rocket_metaworld`.
+
+lerobot's own `--env.type=metaworld` starts equally and draws one camera with shadows, at 480 pixels, a hundred times as
+slowly.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs import EnvConfig
+from lerobot.envs.utils import freeze_after_episode_end
+
+from rocket_hf.evaluation.videos import side_by_side
+from rocket_hf.publishing.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.sims.contract import Environment
+from rocket_hf.sims.metaworld import CAMERAS, MetaWorldEnvironment
+from rocket_hf.sims.suites import make_environment
+
+SUITE = "metaworld"
+
+
+@EnvConfig.register_subclass("rocket_metaworld")
+@dataclass
+class RocketMetaWorldConfig(EnvConfig):
+    task: str = "reach-v3"  # or several, between commas
+    fps: int = MetaWorldEnvironment.fps
+    image_size: int = 128
+    episode_length: int | None = None
+    features: dict[str, PolicyFeature] = field(default_factory=dict)
+    features_map: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        actions, states = len(MetaWorldEnvironment.action_names), len(MetaWorldEnvironment.state_names)
+        picture = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
+        pictures = {f"pixels/{camera}": picture for camera in CAMERAS}
+        numbers = {
+            "action": PolicyFeature(FeatureType.ACTION, (actions,)),
+            "agent_pos": PolicyFeature(FeatureType.STATE, (states,)),
+        }
+        self.features = numbers | pictures
+        self.features_map = {"action": ACTION, "agent_pos": STATE}
+        self.features_map |= {f"pixels/{camera}": f"{IMAGES}{camera}" for camera in CAMERAS}
+
+    @property
+    def gym_kwargs(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "max_steps": self.episode_length}
+
+    def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, gym.vector.VectorEnv]]:
+        tasks = [task.strip() for task in self.task.split(",")]
+        return {SUITE: {number: self.batch_of(task, n_envs, use_async_envs) for number, task in enumerate(tasks)}}
+
+    def batch_of(self, task: str, count: int, in_processes: bool) -> gym.vector.VectorEnv:
+        make = freeze_after_episode_end(partial(SimulatedTask, task, self.image_size, self.episode_length))
+        if in_processes and count > 1:
+            return gym.vector.AsyncVectorEnv([make] * count, context="spawn")
+        return gym.vector.SyncVectorEnv([make] * count)
+
+
+class SimulatedTask(gym.Env):
+    """One of our environments, in gymnasium's words."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": MetaWorldEnvironment.fps}
+    render_mode = "rgb_array"
+
+    def __init__(self, task: str, image_size: int, max_steps: int | None):
+        self.inner: Environment = make_environment(SUITE, task, image_size, max_steps)
+        self.task, self.task_description = task, self.inner.instruction
+        self._max_episode_steps, self.steps = self.inner.max_steps, 0
+        picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        state = gym.spaces.Box(-np.inf, np.inf, (len(self.inner.state_names),), np.float32)
+        pictures = gym.spaces.Dict({camera: picture for camera in self.inner.cameras})
+        self.observation_space = gym.spaces.Dict({"pixels": pictures, "agent_pos": state})
+        self.action_space = gym.spaces.Box(-1, 1, (len(self.inner.action_names),), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.inner.reset(seed if seed is not None else int(self.np_random.integers(2**31)))
+        self.steps = 0
+        return self.observe(), {"is_success": False}
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict[str, Any]]:
+        success = self.inner.step(action)
+        self.steps += 1
+        ended = self.steps >= self.inner.max_steps
+        return self.observe(), float(success), success, ended and not success, {"is_success": success}
+
+    def observe(self) -> dict[str, Any]:
+        seen = self.inner.observe()
+        return {"pixels": dict(seen.images), "agent_pos": seen.state}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        return side_by_side(self.inner.observe())
+
+    def close(self) -> None:
+        self.inner.close()

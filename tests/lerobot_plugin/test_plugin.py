@@ -1,0 +1,164 @@
+"""Our published policies in lerobot's own tools."""
+
+import json
+import sys
+from importlib.metadata import distributions
+
+import pytest
+import torch
+
+from rocket_hf.evaluation.rollouts import rollout
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
+from ..evaluation.policies import export_pushing_policy
+
+pytestmark = pytest.mark.needs_lerobot
+TASKS, EPISODES, SEED, STEPS = ["button-press-v3"], 2, 100_000, 45
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugins():
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    register_third_party_plugins()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return export_pushing_policy(tmp_path_factory.mktemp("published") / "policy", spread=0.4)
+
+
+def load(folder, *overrides):
+    """As lerobot's tools load a policy and its pipelines."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs.factory import make_env_config
+    from lerobot.policies import make_policy, make_pre_post_processors
+
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu", *overrides])
+    config.pretrained_path = folder
+    policy = make_policy(config, env_cfg=make_env_config("rocket_metaworld"))
+    chosen = {"device_processor": {"device": "cpu"}, "rename_observations_processor": {"rename_map": {}}}
+    return policy, *make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=chosen)
+
+
+def observation(count=2):
+    draw = torch.Generator().manual_seed(0)
+    picture = torch.rand(count, 3, 48, 48, generator=draw)
+    return {
+        "observation.images.corner2": picture,
+        "observation.images.gripperPOV": picture.flip(-1),
+        "observation.state": torch.randn(count, 4, generator=draw),
+        "task": ["press the button", "open the drawer"][:count],
+    }
+
+
+def our_actions(folder, seen):
+    """By our own model and processor, in robot units."""
+    policy, processor = RocketForActionPrediction.from_pretrained(folder), RocketProcessor.from_pretrained(folder)
+    images = {camera: seen[f"observation.images.{camera}"] for camera in policy.config.cameras}
+    inputs = processor(images=images, task=seen["task"], state=seen["observation.state"])
+    return processor.unnormalize_actions(policy.predict_action_chunk(**inputs))
+
+
+def test_lerobot_finds_the_plugin_by_its_name():
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs import EnvConfig
+
+    assert "lerobot_policy_rocket" in {distribution.metadata["Name"] for distribution in distributions()}
+    assert PreTrainedConfig.get_choice_class("rocket").__module__ == "lerobot_policy_rocket.configuration_rocket"
+    assert "rocket_metaworld" in EnvConfig.get_known_choices()
+
+
+def test_a_published_folder_acts_in_lerobot_as_it_does_here(published):
+    policy, before, after = load(published)
+    wanted = our_actions(published, observation())
+    for step in range(policy.config.chunk_size + 1):
+        action = after(policy.select_action(before(observation())))
+        torch.testing.assert_close(action, wanted[:, step % policy.config.chunk_size], atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_actions_of_a_chunk_are_executed(published):
+    policy, before, after = load(published, "--n_action_steps=1")
+    actions = [after(policy.select_action(before(observation()))) for _ in range(2)]
+    torch.testing.assert_close(actions[0], actions[1])
+    with pytest.raises(ValueError, match=r"n_action_steps must lie in 1\.\.4"):
+        load(published, "--n_action_steps=5")
+
+
+def test_masked_dimensions_stay_as_they_are(tmp_path):
+    from ..evaluation.policies import pushing_policy
+
+    policy, processor = pushing_policy()
+    statistics = {part: dict(values) for part, values in processor.statistics.items()}
+    statistics["action"]["mask"] = [True, True, True, False]
+    masked = RocketProcessor.for_config(policy.config, processor.tokenizer, statistics, max_prompt_length=128)
+    from rocket_hf.publish import export_policy
+
+    folder = export_policy(policy, masked, tmp_path / "masked")
+    theirs, before, after = load(folder)
+    action = after(theirs.select_action(before(observation())))
+    torch.testing.assert_close(action, our_actions(folder, observation())[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_is_ours_and_a_saved_policy_is_published(published, tmp_path):
+    policy, before, _ = load(published)
+    chunk = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    is_pad = torch.tensor([[False] * 4, [False, False, True, True]])
+    batch = before(observation() | {"action": chunk, "action_is_pad": is_pad})
+    loss, parts = policy(batch)
+    loss.backward()
+    ours, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
+    seen = observation()
+    images = {camera: seen[f"observation.images.{camera}"] for camera in ours.config.cameras}
+    inputs = processor(images, seen["task"], seen["observation.state"], actions=chunk, action_is_pad=is_pad)
+    wanted = ours(**inputs)
+    assert parts == pytest.approx({name: value.item() for name, value in wanted.items()}, rel=1e-5)
+    assert loss.item() == pytest.approx(sum(parts.values()))
+    assert policy.get_optim_params()
+
+    policy.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(our_actions(tmp_path / "saved", seen), our_actions(published, seen))
+    torch.testing.assert_close(load(tmp_path / "saved")[0].state_dict(), policy.state_dict())
+
+
+def test_a_policy_of_another_robot_is_refused_or_adapted(published):
+    from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+
+    policy_class = type(load(published)[0])
+    config = PreTrainedConfig.from_pretrained(published, cli_overrides=["--device=cpu"])
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    with pytest.raises(ValueError, match="the policy has 4 action dimensions, the dataset or environment 7"):
+        policy_class.from_pretrained(published, config=config)
+
+    config = PreTrainedConfig.get_choice_class("rocket")(device="cpu", chunk_size=4)
+    config.input_features = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (3,)),
+    }
+    config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (2,))}
+    stats = {
+        name: {"mean": torch.zeros(size), "std": torch.ones(size)}
+        for name, size in (("observation.state", 3), ("action", 2))
+    }
+    policy = policy_class.from_pretrained(published, config=config, dataset_stats=stats)
+    assert (policy.model.config.cameras, policy.model.config.action_dim) == (["image"], 2)
+    seen = {"observation.image": torch.rand(1, 3, 32, 32), "observation.state": torch.zeros(1, 3), "task": ["go"]}
+    assert policy.select_action(seen).shape == (1, 2)
+
+
+def test_lerobots_own_evaluation_counts_as_ours(published, tmp_path, monkeypatch):
+    """The same starts, the same successes, of a policy that presses the button from some starts only."""
+    from lerobot.scripts import lerobot_eval
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", [
+        "lerobot-eval", f"--policy.path={published}", "--policy.device=cpu", "--env.type=rocket_metaworld",
+        f"--env.task={','.join(TASKS)}", f"--env.episode_length={STEPS}", f"--eval.n_episodes={EPISODES}",
+        "--eval.batch_size=2", "--eval.use_async_envs=false", f"--seed={SEED}", f"--output_dir={out}",
+    ])  # fmt: skip
+    lerobot_eval.main()
+    theirs = json.loads((out / "eval_info.json").read_text())["per_task"]
+    policy, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
+    ours = rollout(policy, processor, "metaworld", TASKS, EPISODES, first_seed=SEED, max_steps=STEPS, workers=0)
+    assert theirs[0]["metrics"]["successes"] == [episode.success for episode in ours] == [True, False]
