@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .phases import Commands, Phases, Result, as_settings, words_of
+from .phases import Commands, Phases, Result, words_of, write_recipe
 from .small_policy import DEPTH, EXECUTED, TRAINING, write_small_policy
 
 TASKS = ("button-press-topdown-v3", "drawer-open-v3", "window-open-v3", "door-close-v3")
 TEACHER = "embedded"
 STRATEGY, PAIRS = "early-to-middle+last", 3
 BATCH = 64
+MAX_STEPS = 200  # of a rollout; the experts need at most 170
 RECIPES = ("none", "rocket")
 BASE_LICENCE = ["--base", "rocket_hf/small-pi0", "--license", "apache-2.0"]
 
@@ -82,22 +83,27 @@ class Demo:
         self.run("rocket-hf", *build, "--batch-size", 32, "--out", self.path("features"))
         return {"bytes": folder_size(self.path("features"))}
 
-    def train(self, recipe: str) -> Result:
-        out, steps = self.path(recipe), self.sizes["steps"]
-        run = {"run.steps": steps, "run.batch_size": BATCH, "run.save_every": max(1, steps // 8)}
-        settings = TRAINING | run | {"run.log_every": max(1, min(10, steps)), "run.validate_every": max(1, steps // 2)}
+    def train(self, name: str) -> Result:
+        out, aligned = self.path(name), name != "none"
+        recipe = write_recipe(self.path(f"{name}.yaml"), name, self.training() | (self.alignment() if aligned else {}))
         words = ["--recipe", recipe, "--policy", self.path("base"), "--dataset", self.path("dataset"), "--out", out]
-        if recipe != "none":
-            pairs = self.phases.results["pairs"]
-            layers = {"alignment.student_layers": pairs["student"], "alignment.teacher_layers": pairs["teacher"]}
-            settings |= layers | {"analysis.gradient_agreement_every": max(1, steps // 10)}
-            words += ["--teacher", TEACHER, "--cache", self.path("features")]
+        words += ["--teacher", TEACHER, "--cache", self.path("features")] if aligned else []
         words += ["--resume"] if (out / "recipe.yaml").is_file() else []
-        self.run("accelerate launch training/train.py", *words, *as_settings(settings))
+        self.run("accelerate launch training/train.py", *words)
         return {"policy": str(out / "policy"), "bytes": (out / "policy" / "model.safetensors").stat().st_size}
 
+    def training(self) -> Result:
+        steps = self.sizes["steps"]
+        run = {"run.steps": steps, "run.batch_size": BATCH, "run.save_every": max(1, steps // 8)}
+        return TRAINING | run | {"run.log_every": min(10, steps), "run.validate_every": max(1, steps // 2)}
+
+    def alignment(self) -> Result:
+        pairs = self.phases.results["pairs"]
+        layers = {"alignment.student_layers": pairs["student"], "alignment.teacher_layers": pairs["teacher"]}
+        return layers | {"analysis.gradient_agreement_every": max(1, self.sizes["steps"] // 10)}
+
     def evaluate(self, policy: Path, out: Path, *more: Any, episodes: int | None = None, tasks: Any = TASKS) -> Result:
-        chosen = ["--tasks", *tasks, "--episodes", episodes or self.sizes["rollouts"], "--execute", EXECUTED]
+        chosen = ["--tasks", *tasks, "--episodes", episodes or self.sizes["rollouts"], "--execute", EXECUTED, "--max-steps", MAX_STEPS]
         words = ["eval", policy, "--env", "metaworld", *chosen, "--workers", self.workers, "--out", out, *more]
         self.run("rocket-hf", *words)
         return json.loads((out / "evaluation.json").read_text())

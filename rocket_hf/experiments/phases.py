@@ -4,12 +4,17 @@ So an experiment may be interrupted at any moment, and the same command goes on 
 """
 
 import contextlib
+import io
 import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from rocket_hf.training.recipe_files import read_yaml, set_value
 
 from ..atomic import write_atomically
 
@@ -69,39 +74,39 @@ class Commands:
         print(f"$ {typed}", flush=True)
         with Printed(self.log, typed) as printed, contextlib.redirect_stdout(printed):
             code = self.programs[program]([str(word) for word in words])
+            text = printed.getvalue()
         if code == 130:
             raise KeyboardInterrupt
         if code:
             raise ValueError(f"the command above failed: mend what it says, then run the same again ({self.log})")
-        return printed.text
+        return text
 
 
-class Printed:
-    """A file-like object that keeps what is printed, and writes it to a log as it comes."""
+class Printed(io.StringIO):
+    """Keeps what is printed, and writes it to a log as it comes."""
 
     def __init__(self, log: Path, typed: str):
-        self.text = ""
+        super().__init__()
         self.file = log.open("a")
         self.file.write(f"$ {typed}\n")
 
-    def __enter__(self) -> "Printed":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
-
     def write(self, text: str) -> int:
-        self.text += text
         self.file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
         self.file.flush()
+        return super().write(text)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
-def as_settings(values: dict[str, Any]) -> list[str]:
-    """`--set KEY=VALUE` for each."""
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+def write_recipe(path: Path, name: str, settings: dict[str, Any]) -> Path:
+    """A named recipe with other settings, by their dotted keys, as a file that `--recipe` takes."""
+    values = read_yaml(name)
+    for key, value in settings.items():
+        set_value(values, key, value)
+    write_atomically(path, lambda file: file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)))
+    return path
 
 
 def words_of(values: Sequence[Any]) -> str:
