@@ -99,12 +99,12 @@ def read_cameras(text: str) -> dict[str, str]:
 
 
 def evaluate(source: str, arguments: argparse.Namespace, tasks: list[str], settings: dict[str, Any], role: str) -> Any:
-    from rocket_hf.evaluation.identity import weights_hash
+    from rocket_hf.evaluation.identity import fingerprint
     from rocket_hf.evaluation.report import Identity, Result
     from rocket_hf.evaluation.rollouts import rollout
 
     policy, processor, revision = load(source)
-    identity = Identity(name_of(source), revision, weights_hash(policy))
+    identity = Identity(name_of(source), revision, fingerprint(policy, processor))
     videos = arguments.videos
     if videos is not None and arguments.against:
         videos = videos / role

@@ -58,7 +58,7 @@ def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) 
     from rocket_hf.training.trained_policy import load_trained
 
     model, processor = load_trained(origin)
-    require_evaluated(model, arguments.evaluation)
+    require_evaluated(model, processor, arguments.evaluation)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     settings: dict[str, Any] = {"tag": arguments.tag, "dtype": dtype, "shard": arguments.shard}
     if arguments.to is not None:
@@ -79,7 +79,7 @@ def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any)
     if recipe.lora.init in ("pissa", "olora"):
         raise ValueError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
     if arguments.evaluation:
-        require_evaluated(load_trained(origin)[0], arguments.evaluation)
+        require_evaluated(*load_trained(origin), arguments.evaluation)
     model, processor = load_adapted(origin)
     settings: dict[str, Any] = {"tag": arguments.tag, "trained_from": policy_folder(recipe.policy)}
     if arguments.to is not None:
@@ -132,14 +132,16 @@ def read_evaluations(paths: list[Path]) -> list[Any]:
     return [read_evaluation(path)[0] for path in paths]
 
 
-def require_evaluated(model: Any, paths: list[Path]) -> None:
-    """The reports are of these weights, not of another run's."""
-    from rocket_hf.evaluation.identity import weights_hash
+def require_evaluated(model: Any, processor: Any, paths: list[Path]) -> None:
+    """The reports are of this policy, not of another run's."""
+    from rocket_hf.evaluation.identity import fingerprint
     from rocket_hf.evaluation.report import read_evaluation
 
     for path in paths:
-        if read_evaluation(path)[1] != weights_hash(model):
-            raise ValueError(f"{path} is of other weights than those that would be published: evaluate these first")
+        if read_evaluation(path)[1] != fingerprint(model, processor):
+            raise ValueError(
+                f"{path} is of another policy than the one that would be published: evaluate this one first"
+            )
 
 
 def tell_folder(folder: Path) -> int:

@@ -16,11 +16,11 @@ REPORT, TEXT = "evaluation.json", "evaluation.md"
 
 @dataclass(frozen=True)
 class Identity:
-    """Which policy it was: by name, by the commit that it came from, and by its weights."""
+    """Which policy it was: by name, by the commit that it came from, and by what it is."""
 
     name: str
     revision: str | None
-    weights: str  # the SHA-256 of its tensors: see `weights_hash`
+    fingerprint: str  # of its weights and its processor: see identity.py
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def cell(episodes: Sequence[Episode]) -> str:
 
 def described(policy: Identity) -> str:
     revision = f" at {policy.revision}" if policy.revision else ""
-    return f"{policy.name}{revision}: weights {policy.weights[:12]}"
+    return f"{policy.name}{revision}: fingerprint {policy.fingerprint[:12]}"
 
 
 def settings_lines(settings: dict[str, Any]) -> list[str]:
@@ -135,11 +135,11 @@ def settings_lines(settings: dict[str, Any]) -> list[str]:
 
 
 def read_evaluation(path: Path) -> tuple[Evaluation, str]:
-    """What a card tells of a report, and the hash of the weights that it is of."""
+    """What a card tells of a report, and the fingerprint of the policy that it is of."""
     path = path / REPORT if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         overall = values["overall"]
-        return Evaluation(values["suite"], overall["successes"], overall["episodes"]), values["policy"]["weights"]
+        return Evaluation(values["suite"], overall["successes"], overall["episodes"]), values["policy"]["fingerprint"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no report of `rocket-hf eval`: {error!r}") from error
