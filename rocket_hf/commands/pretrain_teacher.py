@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         frames = RgbdFrames(arguments.dataset)
         settings = Settings(steps=arguments.steps, batch_size=arguments.batch_size, seed=arguments.seed)
         scenes = read_scenes(frames, arguments.every)
-        model, report = make_teacher(scenes, frames.cameras, arguments.held_out, settings)
+        model, report = make_teacher(scenes, list(frames.cameras), arguments.held_out, settings)
         report["command"] = command(arguments)
         write_folder(staging, model, report)
     for line in summary(report):

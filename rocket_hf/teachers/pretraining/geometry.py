@@ -41,9 +41,3 @@ def rotation_angles(first: Tensor, second: Tensor) -> Tensor:
 def angles_of_view(intrinsics: Tensor, height: int) -> Tensor:
     """Of cameras (..., 3, 3), from the upper edge of a picture to the lower, in radians."""
     return 2 * torch.atan(height / 2 / intrinsics[..., 1, 1])
-
-
-def mirrored(poses: Tensor) -> Tensor:
-    """Poses (..., 4, 4) in the world's mirror image, where every picture has left and right exchanged."""
-    flip = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=poses.dtype, device=poses.device))
-    return flip @ poses @ flip

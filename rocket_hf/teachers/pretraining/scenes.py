@@ -1,9 +1,9 @@
-"""Recorded scenes in memory, and the batches that are drawn from them: cameras, colours and mirror images by chance.
+"""Recorded scenes in memory, and the batches that are drawn from them: cameras and colours by chance.
 
 Shapes: N scenes recorded, V cameras of a recording; B scenes of a batch, S frames of a scene.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..frozen import IMAGENET_MEAN, IMAGENET_STD
-from .geometry import angles_of_view, mirrored, quaternions, relative_poses
+from .geometry import angles_of_view, quaternions, relative_poses
 from .losses import Truth
 
 if TYPE_CHECKING:
@@ -70,23 +70,11 @@ def read_scenes(frames: "RgbdFrames", every: int) -> Scenes:
 
 
 def draw_batch(scenes: Scenes, size: int, frames: int, generator: Generator) -> tuple[Tensor, Truth]:
-    """Normalised frames (B, S, 3, H, W) and their truth: random scenes, cameras in random order, some mirrored."""
+    """Normalised frames (B, S, 3, H, W) and their truth: random scenes, cameras in random order."""
     rows = torch.randint(len(scenes), (size,), generator=generator)
     order = torch.rand(size, scenes.images.shape[1], generator=generator).argsort(dim=1)
     batch = scenes.of(rows, order[:, :frames])
-    flipped = torch.rand(size, generator=generator) < 0.5
-    batch = mirrored_where(flipped, batch)
     return normalised(recoloured(batch.images.float() / 255, generator)), batch.truth()
-
-
-def mirrored_where(flipped: Tensor, scenes: Scenes) -> Scenes:
-    """Left and right exchanged in the scenes (B,) that are flipped: pictures, depth and the world that they show."""
-    return replace(
-        scenes,
-        images=torch.where(flipped[:, None, None, None, None], scenes.images.flip(-1), scenes.images),
-        depth=torch.where(flipped[:, None, None, None], scenes.depth.flip(-1), scenes.depth),
-        poses=torch.where(flipped[:, None, None, None], mirrored(scenes.poses), scenes.poses),
-    )
 
 
 def recoloured(pictures: Tensor, generator: Generator) -> Tensor:
