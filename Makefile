@@ -95,10 +95,10 @@ endef
 # mypy cannot resolve rooms that are mapped into the package (modeling/ is rocket_hf.modeling) in the checkout, so it
 # reads an installed copy; its messages are turned back to the checkout's paths.
 define check_types
-	root=$$PWD && copy=$$(mktemp -d) && trap 'rm -rf "$$copy" "$$root/build"' EXIT && rm -rf build \
-	&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --target "$$copy" . || $(install_failed); \
+	root=$$PWD && copy=$$(mktemp -d) && trap 'rm -rf "$$copy" "$$root/build" "$$root/lerobot_policy_rocket/build"' EXIT && rm -rf build \
+	&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --target "$$copy" . ./lerobot_policy_rocket || $(install_failed); \
 	cd "$$copy" && status=0 \
 	&& { "$$root/$(VENV)/bin/mypy" --config-file "$$root/pyproject.toml" --cache-dir "$$root/.mypy_cache" \
-		-p rocket_hf > messages || status=$$?; } \
+		-p rocket_hf -p lerobot_policy_rocket > messages || status=$$?; } \
 	&& sed -E 's,^rocket_hf/(modeling|training|hub_cards)/,\1/,' messages && exit $$status
 endef

@@ -58,7 +58,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         **given: Any,
     ) -> Self:
         """A published policy, adapted to the dataset's robot where the configuration is a new one."""
-        pinned = {"revision": revision} if revision else {}
+        pinned: dict[str, Any] = {"revision": revision} if revision else {}
         if config is None:
             config = LeRobotRocketConfig.from_pretrained(pretrained_name_or_path, **pinned)
         model = RocketForActionPrediction.from_pretrained(pretrained_name_or_path, alignment=None, **pinned)
@@ -73,7 +73,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         self.queue: deque[Tensor] = deque()
 
-    def get_optim_params(self) -> list[torch.nn.Parameter]:  # type: ignore[override]
+    def get_optim_params(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:

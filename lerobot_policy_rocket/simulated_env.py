@@ -92,7 +92,7 @@ class SimulatedTask(gym.Env):
         seen = self.inner.observe()
         return {"pixels": dict(seen.images), "agent_pos": seen.state}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         return side_by_side(self.inner.observe())
 
     def close(self) -> None:

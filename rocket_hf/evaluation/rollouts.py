@@ -52,7 +52,7 @@ def rollout(
 ) -> list[Episode]:
     """`episodes` of each task, task by task in the order of their seeds. `parallel` environments lie in `workers`
     processes; `videos` is a folder for one video an episode. See `Actor` for `execute` and `cameras`."""
-    actor = Actor(policy.to(device).eval(), processor, execute, cameras or {}, protocol)  # type: ignore[arg-type]
+    actor = Actor(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
     make = partial(evaluation_environment, suite, image_size=image_size, max_steps=max_steps)
     starts = [Start(task, first_seed + number) for number in range(episodes) for task in tasks]
     with Worlds(make, min(workers, len(starts)), videos) as worlds:
