@@ -12,7 +12,9 @@ from .contract import Environment
 from .expert import Demonstration
 
 DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # metres; what is farther, as the sky is, is recorded as DEPTH_MAX
-X265 = "lossless=1:bframes=0:pools=1:frame-threads=1:log-level=none"
+# Every frame by itself: of frames that build on others, x265 stores some wrongly at twelve bits, for all that it says
+# of itself that it is lossless.
+X265 = "lossless=1:pools=none:frame-threads=1:log-level=none"
 QUEUE = 100_000  # frames that wait for their encoder: lerobot drops those for which there is no room
 
 
@@ -51,13 +53,13 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
         "streaming_encoding": True,
         "encoder_queue_maxsize": QUEUE,
         "encoder_threads": 1,
-        "rgb_encoder": RGBEncoderConfig(vcodec="h264", crf=20, preset="veryfast"),
+        "rgb_encoder": RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=15, preset="veryfast"),
         "depth_encoder": DepthEncoderConfig(
             depth_min=DEPTH_MIN,
             depth_max=DEPTH_MAX,
             shift=0.0,
-            g=10,
-            preset="ultrafast",
+            g=1,
+            preset="superfast",
             extra_options={"x265-params": X265},
         ),
         "video_backend": "pyav",  # of a reader; nothing is read here

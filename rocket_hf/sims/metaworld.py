@@ -5,6 +5,7 @@ what a picture costs here.
 """
 
 import atexit
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ class MetaWorldEnvironment(Environment):
         }
 
     def expert_action(self) -> np.ndarray:
-        return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
+        with warnings.catch_warnings(action="ignore"):  # of actions that are too large, which are clipped here
+            return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def close(self) -> None:
         atexit.unregister(self._renderer.close)

@@ -1,7 +1,7 @@
 """The pictures, depths and camera poses of a dataset that was recorded with depth, frame by frame.
 
-It reads lerobot's files without lerobot, whose import takes longer than a thousand frames. Reading forwards, every
-frame or every tenth, is fastest; a jump costs a seek and the frames since the last key frame.
+It reads lerobot's files without lerobot, whose import takes longer than a thousand frames. Reading forwards is fastest:
+a jump costs a seek.
 """
 
 import json
