@@ -6,8 +6,10 @@ import json
 import sys
 
 BENCHMARKS = {
+    "agreement": "the agreement of gradients, measured while training, against a step",
     "alignment": "the alignment head against the plain way, and nested against full widths",
     "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
+    "layers": "memory of choosing layers from few and from many samples",
     "policies": "taps against no taps, and inference against lerobot's own classes",
     "step": "a training step without alignment, with ROCKET from the cache and live, and by layer pairs",
     "teacher": "a teacher at its own resolution, at the camera's, stopped half-way, and from the feature cache",
