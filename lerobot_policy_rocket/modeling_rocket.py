@@ -41,11 +41,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         config.validate_features()
         robot = config.rocket_config()
         self.model = base[0] if base else RocketForActionPrediction(robot)
-        if base and dataset_stats is None:
-            self.processor = base[1]
-        else:
-            tokenizer = base[1].tokenizer if base else AutoTokenizer.from_pretrained(config.tokenizer)
-            self.processor = RocketProcessor.for_config(robot, tokenizer, statistics_from(dataset_stats))
+        self.processor = processor_for(config, robot, base[1] if base else None, dataset_stats)
         self.reset()
 
     @classmethod
@@ -127,6 +123,19 @@ def for_robot(model: RocketForActionPrediction, config: LeRobotRocketConfig) -> 
     same = RocketConfig(policy_config=model.config.policy_config, **robot).to_dict()
     ours = model.config.to_dict()
     return model if all(same[name] == ours[name] for name in names) else model.for_robot(robot)
+
+
+def processor_for(
+    config: LeRobotRocketConfig, robot: RocketConfig, base: RocketProcessor | None, dataset_stats: dict[str, Any] | None
+) -> RocketProcessor:
+    """The base's own, with the dataset's statistics where it is trained on one."""
+    if base is None:
+        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        return RocketProcessor.for_config(robot, tokenizer, statistics_from(dataset_stats))
+    if dataset_stats is None:
+        return base
+    kept = {name: getattr(base, name) for name in ("image_size", "resize", "prompt_template", "max_prompt_length")}
+    return RocketProcessor.for_config(robot, base.tokenizer, statistics_from(dataset_stats), **kept)
 
 
 def statistics_from(dataset_stats: dict[str, Any] | None) -> dict[str, Statistics]:

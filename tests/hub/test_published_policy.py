@@ -94,8 +94,9 @@ def test_a_published_folder_holds_the_trained_weights_and_nothing_else(family, t
     weights = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
     processor = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     code = {path.name for path in shipped_files()}
+    lerobot = {"policy_preprocessor.json", "policy_postprocessor.json"}
     alone = {"config.json", "model.safetensors.index.json", "self_test.safetensors", "README.md"}
-    assert len(weights) > 1 and names == weights | processor | code | alone
+    assert len(weights) > 1 and names == weights | processor | code | lerobot | alone
     policy = {name: value for name, value in model.state_dict().items() if name.startswith("policy.")}
     published: dict[str, torch.Tensor] = {}
     for name in weights:

@@ -143,6 +143,7 @@ def test_a_policy_of_another_robot_is_refused_or_adapted(published):
     }
     policy = policy_class.from_pretrained(published, config=config, dataset_stats=stats)
     assert (policy.model.config.cameras, policy.model.config.action_dim) == (["image"], 2)
+    assert policy.processor.max_prompt_length == 128, "pictures and prompts are those of the policy that it started from"
     seen = {"observation.image": torch.rand(1, 3, 32, 32), "observation.state": torch.zeros(1, 3), "task": ["go"]}
     assert policy.select_action(seen).shape == (1, 2)
 
