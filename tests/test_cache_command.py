@@ -174,6 +174,13 @@ def test_another_teacher_than_vggt_needs_its_layers_named(tmp_path, dataset, cap
     assert main([*command, "--device", "cpu", "--workers", "0", "--layers", "1,2"]) == 0
 
 
+def test_the_embedded_teacher_is_cached_with_all_its_layers(tmp_path, dataset):
+    command = ["cache", "build", str(dataset), "--teacher", "embedded", "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu", "--workers", "0"]) == 0
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.teacher, manifest.licence, manifest.layers) == ("embedded", "apache-2.0", (1, 2, 3, 4))
+
+
 # Several processes
 
 

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--held-out", required=True, nargs="+", metavar="TASK", help="tasks to measure on, not to train on"
     )
-    parser.add_argument("--steps", type=positive, default=4000, help="of training (default: 4000)")
-    parser.add_argument("--batch-size", type=positive, default=16, help="scenes a step (default: 16)")
+    parser.add_argument("--steps", type=positive, default=3000, help="of training (default: 3000)")
+    parser.add_argument("--batch-size", type=positive, default=8, help="scenes a step (default: 8)")
     parser.add_argument("--every", type=positive, default=5, help="one frame of so many is read (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
 

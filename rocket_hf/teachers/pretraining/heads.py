@@ -58,20 +58,21 @@ class DepthHead(nn.Module):
 
 
 class CameraHead(nn.Module):
-    """A frame's patches, weighted by what they say of its camera, to that camera."""
+    """A frame's patches, weighted by what they say of its camera, to that camera as the scene's first sees it."""
 
     def __init__(self, config: VggtConfig):
         super().__init__()
         self.fuse = LayerFusion(config.depth, 2 * config.embed_dim, config.embed_dim)
         self.weigh = nn.Linear(config.embed_dim, 1)
-        self.hidden = nn.Linear(config.embed_dim, config.embed_dim)
+        self.hidden = nn.Linear(2 * config.embed_dim, config.embed_dim)
         self.camera = nn.Linear(config.embed_dim, CAMERA_NUMBERS)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Layers (B, S, P, C) to translations, quaternions and angles of view."""
         patches = self.fuse(maps)
         pooled = (self.weigh(patches).softmax(dim=-2) * patches).sum(dim=-2)  # (B, S, width)
-        numbers = self.camera(F.gelu(self.hidden(pooled)))
+        beside_first = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
+        numbers = self.camera(F.gelu(self.hidden(beside_first)))
         translation, quaternion, angle = numbers.split([3, 4, 1], dim=-1)
         still = quaternion.new_tensor([1.0, 0.0, 0.0, 0.0])  # near which it begins, as 0 has no direction
         return translation, F.normalize(quaternion + still, dim=-1), 1 + angle.squeeze(-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .heads import Geometry
 
 NEAREST, FARTHEST = 0.02, 5.0
-WEIGHTS = {"depth": 1.0, "gradient": 1.0, "translation": 1.0, "rotation": 1.0, "view": 0.2}
+WEIGHTS = {"depth": 1.0, "gradient": 1.0, "translation": 3.0, "rotation": 1.0, "view": 0.2}
 APART = (1, 2, 4, 8)
 
 

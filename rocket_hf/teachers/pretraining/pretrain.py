@@ -33,8 +33,8 @@ SHOWN_EVERY = 10
 
 @dataclass(frozen=True)
 class Settings:
-    steps: int = 6000
-    batch_size: int = 16
+    steps: int = 3000
+    batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     frames: int = 2  # of a scene, at most
