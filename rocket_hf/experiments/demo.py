@@ -103,7 +103,16 @@ class Demo:
         return layers | {"analysis.gradient_agreement_every": max(1, self.sizes["steps"] // 10)}
 
     def evaluate(self, policy: Path, out: Path, *more: Any, episodes: int | None = None, tasks: Any = TASKS) -> Result:
-        chosen = ["--tasks", *tasks, "--episodes", episodes or self.sizes["rollouts"], "--execute", EXECUTED, "--max-steps", MAX_STEPS]
+        chosen = [
+            "--tasks",
+            *tasks,
+            "--episodes",
+            episodes or self.sizes["rollouts"],
+            "--execute",
+            EXECUTED,
+            "--max-steps",
+            MAX_STEPS,
+        ]
         words = ["eval", policy, "--env", "metaworld", *chosen, "--workers", self.workers, "--out", out, *more]
         self.run("rocket-hf", *words)
         return json.loads((out / "evaluation.json").read_text())

@@ -21,17 +21,20 @@ def draw(path: Path, told: dict[str, Any], curves: dict[str, Curves], video: Pat
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 9.5), layout="constrained")
+    figure = Figure(figsize=(13, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, 6, height_ratios=(1, 1, 0.75))
-    draw_success(figure.add_subplot(grid[0, :2]), told)
-    draw_action_losses(figure.add_subplot(grid[0, 2:4]), curves)
-    draw_alignment(figure.add_subplot(grid[0, 4:]), curves["rocket"])
-    draw_tasks(figure.add_subplot(grid[1, :2]), told)
-    draw_agreement(figure.add_subplot(grid[1, 2:4]), curves["rocket"])
-    draw_times(figure.add_subplot(grid[1, 4:]), told["seconds"])
-    draw_strip(figure.add_subplot(grid[2, :]), video, told["film"])
-    figure.savefig(path, dpi=110)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(2.3, 1))
+    success, losses, alignment, tasks, agreement, times = upper.subplots(2, 3).flatten()
+    draw_success(success, told)
+    draw_action_losses(losses, curves)
+    draw_alignment(alignment, curves["rocket"])
+    draw_tasks(tasks, told)
+    draw_agreement(agreement, curves["rocket"])
+    draw_times(times, told["seconds"])
+    draw_strip(lower.subplots(), video, told["film"])
+    for axes in figure.get_axes():
+        axes.title.set_fontsize(10)
+    figure.savefig(path, dpi=100)
 
 
 def draw_success(axes: Any, told: dict[str, Any]) -> None:
@@ -42,7 +45,7 @@ def draw_success(axes: Any, told: dict[str, Any]) -> None:
         axes.bar(place, rate, color=COLOURS[name], hatch=HATCHES[name], edgecolor="white")
         axes.errorbar(place, rate, [[rate - low], [high - rate]], color="black", capsize=4)
         axes.text(place + 0.06, min(high + 0.02, 0.98), f"{won}/{episodes}", va="bottom")
-    axes.set(title="success on held-out starts, 95 % intervals", ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
+    axes.set(title="success on held-out starts, with 95 % intervals", ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
     axes.set_xticks(range(len(POLICIES)), POLICIES)
 
 
@@ -51,11 +54,10 @@ def draw_tasks(axes: Any, told: dict[str, Any]) -> None:
     for place, policy in enumerate(POLICIES):
         rates = [won / episodes for won, episodes in (told["tasks"][task][policy] for task in names)]
         heights = np.arange(len(names)) + (place - 1) * 0.27
-        axes.barh(heights, rates, 0.25, color=COLOURS[policy], hatch=HATCHES[policy], edgecolor="white", label=policy)
-    axes.set(title="success by task", xlim=(0, 1))
+        axes.barh(heights, rates, 0.25, color=COLOURS[policy], hatch=HATCHES[policy], edgecolor="white")
+    axes.set(title="success by task, in the same colours", xlim=(0, 1))
     axes.set_yticks(range(len(names)), [name.removesuffix("-v3") for name in names])
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=8)
 
 
 def draw_action_losses(axes: Any, curves: dict[str, Curves]) -> None:
@@ -68,8 +70,8 @@ def draw_action_losses(axes: Any, curves: dict[str, Curves]) -> None:
 def draw_alignment(axes: Any, curves: Curves) -> None:
     for number, (pair, curve) in enumerate(curves.pairs.items()):
         shade = 0.75 - 0.75 * number / max(1, len(curves.pairs) - 1)
-        axes.plot(*smooth(curve), DASHES[number % len(DASHES)], color=str(shade), label=f"policy {pair} teacher")
-    axes.set(title="alignment loss (1 - cosine), by layer pair", xlabel="step")
+        axes.plot(*smooth(curve), DASHES[number % len(DASHES)], color=str(shade), label=f"layers {pair}")
+    axes.set(title="alignment loss (1 - cosine) by layer pair", xlabel="step")
     axes.legend(fontsize=8)
 
 
@@ -79,7 +81,7 @@ def draw_agreement(axes: Any, curves: Curves) -> None:
         axes.plot(*zip(*curves.agreement, strict=True), "-o", color="black", label="between layer pairs")
     if curves.with_action:
         axes.plot(*zip(*curves.with_action, strict=True), "--s", color="#777", label="with the action loss")
-    axes.set(title="gradient agreement (mean cosine), rocket", xlabel="step", ylim=(-1, 1))
+    axes.set(title="rocket: mean cosine of gradients", xlabel="step", ylim=(-1, 1))
     axes.legend(fontsize=8)
 
 
@@ -93,9 +95,11 @@ def draw_times(axes: Any, seconds: dict[str, float]) -> None:
 
 
 def draw_strip(axes: Any, video: Path, film: dict[str, Any]) -> None:
+    """Moments from left to right; the cameras, side by side in the video, one above the other."""
     frames = read_frames(video)
     chosen = [frames[round(place)] for place in np.linspace(0, len(frames) - 1, min(STRIP, len(frames)))]
-    axes.imshow(np.concatenate(chosen, axis=1))
+    cameras = chosen[0].shape[1] // chosen[0].shape[0]
+    axes.imshow(np.concatenate([np.concatenate(np.split(frame, cameras, axis=1)) for frame in chosen], axis=1))
     ending = "solved" if film["success"] else "not solved"
     axes.set_title(f"one rollout of rocket: {film['task']}, {ending}")
     axes.set_axis_off()
