@@ -10,6 +10,7 @@ import torch
 from rocket_hf.evaluation.rollouts import rollout
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.tiny_dataset import write_tiny_dataset
 
 from ..evaluation.policies import export_pushing_policy
 
@@ -143,7 +144,9 @@ def test_a_policy_of_another_robot_is_refused_or_adapted(published):
     }
     policy = policy_class.from_pretrained(published, config=config, dataset_stats=stats)
     assert (policy.model.config.cameras, policy.model.config.action_dim) == (["image"], 2)
-    assert policy.processor.max_prompt_length == 128, "pictures and prompts are those of the policy that it started from"
+    assert policy.processor.max_prompt_length == 128, (
+        "pictures and prompts are those of the policy that it started from"
+    )
     seen = {"observation.image": torch.rand(1, 3, 32, 32), "observation.state": torch.zeros(1, 3), "task": ["go"]}
     assert policy.select_action(seen).shape == (1, 2)
 
@@ -163,3 +166,30 @@ def test_lerobots_own_evaluation_counts_as_ours(published, tmp_path, monkeypatch
     policy, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
     ours = rollout(policy, processor, "metaworld", TASKS, EPISODES, first_seed=SEED, max_steps=STEPS, workers=0)
     assert theirs[0]["metrics"]["successes"] == [episode.success for episode in ours] == [True, False]
+
+
+@pytest.mark.slow
+def test_lerobots_own_training_adapts_a_policy_and_saves_one(published, tmp_path, monkeypatch):
+    """To the cameras, state and actions of another robot's dataset; what is saved is trained on, and loads here."""
+    from lerobot.scripts import lerobot_train
+
+    write_tiny_dataset(tmp_path / "data")
+    common = [
+        "--policy.device=cpu", "--policy.push_to_hub=false", "--dataset.repo_id=tiny/data",
+        f"--dataset.root={tmp_path / 'data'}", "--steps=2", "--batch_size=2", "--num_workers=0",
+        "--save_freq=2", "--log_freq=1",
+    ]  # fmt: skip
+    starts = {
+        "first": ["--policy.type=rocket", f"--policy.pretrained_path={published}", "--policy.chunk_size=4"],
+        "second": [f"--policy.path={tmp_path / 'first/checkpoints/last/pretrained_model'}"],
+    }
+    for name, start in starts.items():
+        monkeypatch.setattr(sys, "argv", ["lerobot-train", *start, *common, f"--output_dir={tmp_path / name}"])
+        lerobot_train.main()
+    saved = tmp_path / "second/checkpoints/last/pretrained_model"
+    policy, processor = RocketForActionPrediction.from_pretrained(saved), RocketProcessor.from_pretrained(saved)
+    config = policy.config
+    assert (config.cameras, config.state_dim, config.action_dim) == (["front", "wrist"], 6, 5)
+    assert processor.max_prompt_length == 128
+    stats = json.loads((tmp_path / "data/meta/stats.json").read_text())
+    assert processor.statistics["action"]["mean"] == pytest.approx(stats["action"]["mean"])
