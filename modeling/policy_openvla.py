@@ -100,8 +100,7 @@ class OpenVLABackbone(Policy):
 
     def embed_state(self, batch: Batch) -> Tensor:
         """(B, state tokens, width): none, unless a variant reads the state."""
-        weight = self.embed_tokens.weight
-        return weight.new_zeros(len(batch["images"]), 0, weight.shape[1])
+        return self.embed_tokens.weight.new_zeros(len(batch["images"]), 0, self.config.width)
 
     # Running the layers
 

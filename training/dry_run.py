@@ -23,6 +23,7 @@ from .recipe_files import changed
 from .sources import Sources, open_sources
 from .targets import LiveTargets
 from .trainable import make_trainable, trainable_by_part
+from .zero import zero_stage
 
 META = torch.device("meta")
 GRADIENT, MOMENTS, AVERAGE = 4, 8, 4  # bytes per trained weight
@@ -119,12 +120,13 @@ def memory_lines(policy: nn.Module, recipe: Recipe, cost: Cost, accelerator: Acc
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in policy.parameters()) - trained
     base = 2 if recipe.run.base_dtype == "bfloat16" else 4
-    share = ranks if sharded() else 1
+    share = ranks if sharded() or zero_stage() is not None else 1
+    of_weights = 1 if zero_stage() == 2 else share
     activations = cost.activations * each / (2 if accelerator.mixed_precision == "bf16" else 1)
     parts = {
-        "weights": (frozen * base + trained * 4) / share,
+        "weights": (frozen * base + trained * 4) / of_weights,
         "gradients": trained * GRADIENT / share,
-        "moments": trained * (MOMENTS + (AVERAGE if recipe.run.ema else 0)) / share,
+        "moments": trained * (MOMENTS / share + (AVERAGE / of_weights if recipe.run.ema else 0)),
         "activations": activations,
     }
     listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())

@@ -23,7 +23,16 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from .optimization import make_optimizer
 from .recipe import OptimizerConfig, Recipe
-from .zero import EngineOptimizer, Place, check_zero, hidden_from_accelerate, place_of, start_engine, zero_stage
+from .zero import (
+    EngineOptimizer,
+    Place,
+    check_zero,
+    end_recording,
+    hidden_from_accelerate,
+    place_of,
+    start_engine,
+    zero_stage,
+)
 
 
 def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
@@ -90,8 +99,12 @@ def gradients_averaged(model: Any, last: bool) -> Iterator[None]:
         yield
 
 
-def settle(model: Any) -> None:
-    """Puts shards back where a forward pass without a backward one left whole weights."""
+@contextmanager
+def predicting(model: Any) -> Iterator[None]:
+    """Forward passes without a backward one, which leave whole weights where shards were: those are put back."""
+    if zero_stage() == 3:
+        end_recording(model)
+    yield
     if zero_stage() == 3:
         model.empty_partition_cache()
     for module in model.modules():

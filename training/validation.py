@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .data.batches import RobotBatch
 from .optimization import averaged
-from .placement import settle
+from .placement import predicting
 from .run import Run
 
 OBSERVED = ("images", "camera_mask", "input_ids", "attention_mask", "state", "noise")
@@ -19,9 +19,9 @@ def validate(run: Run) -> None:
     sums = torch.zeros(2, run.policy.config.action_dim, device=run.accelerator.device)  # distances, counts
     with averaged(run.average, run.policy):
         run.policy.eval()
-        for raw in run.validation:
-            sums += distances(run, raw)
-        settle(run.model)
+        with predicting(run.model):
+            for raw in run.validation:
+                sums += distances(run, raw)
         run.policy.train()
     distance, count = run.accelerator.reduce(sums, "sum")
     error = distance / count

@@ -20,6 +20,7 @@ from torch import distributed as ranks
 ASKED = "ACCELERATE_USE_DEEPSPEED"
 SETTING = "ACCELERATE_DEEPSPEED_{}"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT_WHOLE = 100_000  # ZeRO-3 leaves weights of at most so many numbers gathered
 
 
 def zero_stage() -> int | None:
@@ -42,11 +43,6 @@ def hidden_from_accelerate() -> Iterator[None]:
 def check_zero(quantize: bool) -> None:
     """What of a configuration, or beside it, this engine does not do."""
     stage = zero_stage()
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            "the configuration asks for DeepSpeed, which is not installed: `pip install deepspeed`, or take "
-            "training/accelerate_configs/fsdp2.yaml, which shards as ZeRO-3 does"
-        )
     if stage not in (2, 3):
         raise ValueError(f"deepspeed_config: zero_stage is 2 or 3, not {stage}: ddp.yaml shards nothing")
     if os.environ.get(SETTING.format("CONFIG_FILE"), "none") != "none":
@@ -58,6 +54,11 @@ def check_zero(quantize: bool) -> None:
             )
     if quantize and stage == 3:
         raise ValueError("run.quantize needs whole weights, which ZeRO-3 does not leave: take zero2.yaml")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            "the configuration asks for DeepSpeed, which is not installed: `pip install 'rocket-hf[deepspeed]'`, or take "
+            "training/accelerate_configs/fsdp2.yaml, which shards as ZeRO-3 does"
+        )
 
 
 def deepspeed(device: torch.device) -> ModuleType:
@@ -81,12 +82,18 @@ def start_engine(
         "train_micro_batch_size_per_gpu": 1,  # which DeepSpeed's own logs alone would tell
         "gradient_accumulation_steps": 1,  # the loop says which pass is the last of a step, and divides
         "gradient_clipping": clip_norm or 0.0,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": KEPT_WHOLE},
         "torch_autocast": {"enabled": low, "dtype": "bfloat16"}
         | ({} if stage == 3 else {"lower_precision_safe_modules": []}),
         "steps_per_print": 2**62,
     }
     return deepspeed(accelerator.device).initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def end_recording(engine: Any) -> None:
+    """ZeRO-3 notes which weight a step needs when, so as to gather it in time; other passes are no part of that, and
+    would make each later step search through them."""
+    engine.optimizer.parameter_offload.get_param_coordinator().reset_step()
 
 
 class EngineOptimizer:

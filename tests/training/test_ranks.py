@@ -90,6 +90,12 @@ def test_passes_of_two_ranks_add_up_to_one_step(alone, given, tmp_path, environm
         pytest.param(FSDP, {}, id="fsdp2-then-ddp", marks=pytest.mark.slow),
         pytest.param("alone", FSDP, id="one-then-fsdp2", marks=pytest.mark.slow),
         pytest.param({}, FSDP, id="ddp-then-fsdp2", marks=pytest.mark.slow),
+        pytest.param(ZERO_2, ZERO_3, id="zero2-then-zero3", marks=pytest.mark.needs_deepspeed),
+        pytest.param(ZERO_3, ZERO_2, id="zero3-then-zero2", marks=pytest.mark.needs_deepspeed),
+        pytest.param("alone", ZERO_2, id="one-then-zero2", marks=pytest.mark.needs_deepspeed),
+        pytest.param("alone", ZERO_3, id="one-then-zero3", marks=pytest.mark.needs_deepspeed),
+        pytest.param(ZERO_2, {}, id="zero2-then-ddp", marks=pytest.mark.needs_deepspeed),
+        pytest.param(ZERO_3, "alone", id="zero3-then-one", marks=pytest.mark.needs_deepspeed),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_run, given, tmp_path, first, then):
@@ -105,11 +111,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, tiny_run, given, tmp_
     require_equal(alone, out, [0])
 
 
-@pytest.mark.slow
-def test_the_samples_of_a_skipped_step_are_named_whichever_rank_had_them(given, tmp_path):
+@pytest.mark.parametrize("environment", [pytest.param({}, id="ddp", marks=pytest.mark.slow), *BY_DEEPSPEED])
+def test_the_samples_of_a_skipped_step_are_named_whichever_rank_had_them(given, tmp_path, environment):
     """A learning rate that makes every loss but the first infinite. The run ends on both ranks, each with its batch."""
     out = tmp_path / "two"
-    codes = run_ranks(2, out, *given, *settings(optimizer__lr=1e30, run__most_skipped=2, run__log_every=1))
+    changes = {"optimizer__lr": 1e30, "run__most_skipped": 2, "run__log_every": 1}
+    codes = run_ranks(2, out, *given, *settings(**changes), **environment)
     assert codes == [2, 2]
     assert len(list(out.glob("not-finite-*.safetensors"))) == 2
     named = [line["skipped_samples"] for line in journal(out) if "skipped_samples" in line]
