@@ -2,13 +2,14 @@
 # Needs Python 3.12; uses uv where it is on the PATH, which is faster, and pip where it is not.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest check lock clean
+.PHONY: help demo test test-newest test-deepspeed check lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 VENV := .venv
 NEWEST := .venv-newest
+DEEPSPEED := .venv-deepspeed
 UV := $(shell command -v uv 2>/dev/null)
 
 # $(call pip_install,FOLDER): the quiet installer into the environment FOLDER.
@@ -34,6 +35,12 @@ test-newest: ## what is published, tested on the newest transformers and torch, 
 		print("testing on", *(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "numpy")))'
 	@$(NEWEST)/bin/python -m pytest tests/modeling tests/hub -m "not needs_lerobot and not slow" $(ARGS)
 
+test-deepspeed: $(VENV)/.ready ## DeepSpeed's ZeRO-2 and ZeRO-3 against the other placements, on the CPU
+	@test -e $(DEEPSPEED)/.installed || { echo "$(DEEPSPEED): installing DeepSpeed beside $(VENV)"; rm -rf $(DEEPSPEED); \
+		$(call pip_install,$(VENV)) --no-deps --no-build-isolation --target $(DEEPSPEED) "deepspeed>=0.19.8,<0.20" \
+			einops hjson msgpack ninja py-cpuinfo && touch $(DEEPSPEED)/.installed || $(install_failed); }
+	@PYTHONPATH=$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
+
 check: $(VENV)/.ready ## lint, format and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -46,7 +53,7 @@ lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for ne
 		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
 
 clean: ## remove all that make has made: environments, builds, caches, the demo's output
-	@rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache
 	@find rocket_hf modeling training hub_cards lerobot_policy_rocket tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The parity oracle, lerobot's own policies, needs transformers < 5.6.

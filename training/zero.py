@@ -56,8 +56,8 @@ def check_zero(quantize: bool) -> None:
         raise ValueError("run.quantize needs whole weights, which ZeRO-3 does not leave: take zero2.yaml")
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
-            "the configuration asks for DeepSpeed, which is not installed: `pip install 'rocket-hf[deepspeed]'`, or take "
-            "training/accelerate_configs/fsdp2.yaml, which shards as ZeRO-3 does"
+            "the configuration asks for DeepSpeed, which is not installed: `pip install 'rocket-hf[deepspeed]'`, "
+            "or take training/accelerate_configs/fsdp2.yaml, which shards as ZeRO-3 does"
         )
 
 
