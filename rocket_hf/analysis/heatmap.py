@@ -1,4 +1,4 @@
-"""Tables as pictures that are readable in greyscale too, and the numbers beside them as CSV."""
+"""Tables as pictures in greys, which print and copy as they are, and their numbers as CSV."""
 
 import csv
 from collections.abc import Sequence
@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..atomic import write_atomically
 
 MOST_NUMBERS = 150  # cells, up to which each of them shows its number
-SIGNED = LinearSegmentedColormap.from_list("signed", ["#000000", "#777777", "#ffffff"])  # darkest below zero
 
 
 def write_table(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], corner: str) -> None:
@@ -38,13 +36,12 @@ def write_heatmap(
     marked: Sequence[tuple[int, int]] = (),
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A PNG: bright is high. `marked` cells (row, column) have a dot; `labels` are of the rows and of the columns."""
+    """A PNG in greys: bright is high. `marked` cells (row, column) have a dot; `labels` are of rows and columns."""
     height, width = values.shape
     figure = Figure(figsize=(2.4 + 0.34 * max(width, 6), 1.8 + 0.3 * max(height, 4)), layout="constrained", dpi=150)
     axes = figure.add_subplot()
-    colours: str | Colormap = SIGNED if limits is not None and limits[0] < 0 else "gray"
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
-    image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(values, cmap="gray", vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(width), columns, rotation=90 if max(map(len, columns)) > 3 else 0, fontsize=7)
     axes.set_yticks(range(height), rows, fontsize=7)
     axes.set_ylabel(labels[0])

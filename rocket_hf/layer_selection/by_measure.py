@@ -108,7 +108,7 @@ class Changes:
         ends = ranked_layers(similarity, count, self.ranked)
         blocks = "its block leaves" if window == 1 else f"its last {window} blocks leave"
         return [
-            Pair(end, teacher, f"{blocks} a similarity of {similarity[end - 1]:.3f}, one of the {self.ranked} changes")
+            Pair(end, teacher, f"{blocks} a similarity of {similarity[end - 1]:.4f}, one of the {self.ranked} changes")
             for end, teacher in zip(ends, uniform(self.teacher_depth, count)[0], strict=True)
         ]
 
