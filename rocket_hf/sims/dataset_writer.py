@@ -53,7 +53,13 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
         "streaming_encoding": True,
         "encoder_queue_maxsize": QUEUE,
         "encoder_threads": 1,
-        "rgb_encoder": RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=15, preset="veryfast"),
+        "rgb_encoder": RGBEncoderConfig(
+            vcodec="h264",
+            pix_fmt="yuv444p",  # at such sizes halved colours blur a whole object
+            crf=15,
+            preset="veryfast",
+            extra_options={"x264-params": "sync-lookahead=0"},  # the same pictures give the same video, always
+        ),
         "depth_encoder": DepthEncoderConfig(
             depth_min=DEPTH_MIN,
             depth_max=DEPTH_MAX,

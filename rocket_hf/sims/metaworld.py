@@ -144,4 +144,5 @@ def make_renderer(model: Any, image_size: int) -> Any:
 def make_expert(task: str) -> Any:
     from metaworld.policies import ENV_POLICY_MAP
 
-    return ENV_POLICY_MAP[task]()
+    policy: Any = ENV_POLICY_MAP[task]
+    return policy()

@@ -3,8 +3,11 @@
 python -m pytest tests/sims/test_demonstrations.py
 """
 
+import contextlib
 import itertools
+import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +20,7 @@ import torch
 from rocket_hf.commands import main
 from rocket_hf.sims.demonstrations import record
 from rocket_hf.sims.expert import NEXT_SEED, demonstrate, replay, solve
+from rocket_hf.sims.interruption import SIGNALS, Interruption
 from rocket_hf.sims.rgbd import RgbdFrames
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.data.lerobot_data import RobotDataset
@@ -144,21 +148,36 @@ def test_a_task_that_the_expert_never_solves_is_told(make):
 # Interruptions
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_recording_is_readable_and_goes_on(number, tmp_path, recorded):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_wait_until_what_is_written_is_written(number):
+    interruption, written = Interruption(), []
+
+    def write(how):
+        with interruption.listen(), how:
+            signal.raise_signal(number)
+            written.append("to the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        write(interruption.shield())
+    with pytest.raises(KeyboardInterrupt):
+        write(contextlib.nullcontext())
+    assert written == ["to the end"]
+
+
+def test_an_interrupted_recording_is_readable_and_goes_on(tmp_path, recorded):
     folder = tmp_path / "demonstrations"
 
     def interrupt_after_an_episode():
         while not list(folder.glob("videos/*/*/*.mp4")):
             time.sleep(0.01)
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = (folder, "metaworld", TASKS, 2, 32, True, 1)
-    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(each) for each in SIGNALS]
     threading.Thread(target=interrupt_after_an_episode).start()
     with pytest.raises(KeyboardInterrupt):
         record(*arguments)
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(each) for each in SIGNALS] == before
     finished = RgbdFrames(folder)
     assert 0 < len(set(finished.episodes.tolist())) < 4
     assert finished[len(finished) - 1].images.any()
@@ -174,9 +193,6 @@ def test_a_finished_recording_is_left_alone(recorded):
 
 
 def test_a_recording_that_was_cut_off_while_it_was_written_is_refused(recorded, tmp_path):
-    import json
-    import shutil
-
     folder = shutil.copytree(recorded[0], tmp_path / "killed")
     said = json.loads((folder / "meta" / "simulation.json").read_text())
     said["progress"]["episodes"] = 1  # as the file was written last
