@@ -19,7 +19,7 @@ help: ## print this list
 	@echo "usage: make TARGET [ARGS='more arguments']"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.ready ## the main job on tiny models, on this machine: train, publish, use
+demo: $(VENV)/.ready ## the main job on this machine, in ten minutes: simulate, train, evaluate, publish
 	@$(VENV)/bin/rocket-hf demo $(ARGS)
 
 test: $(VENV)/.ready ## the whole test suite, on the locked versions
@@ -53,7 +53,7 @@ lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for ne
 		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
 
 clean: ## remove all that make has made: environments, builds, caches, the demo's output
-	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) build dist *.egg-info demo-output .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) build dist *.egg-info runs/demo .pytest_cache .mypy_cache .ruff_cache
 	@find rocket_hf modeling training hub_cards lerobot_policy_rocket tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The parity oracle, lerobot's own policies, needs transformers < 5.6.
