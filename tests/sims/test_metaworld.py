@@ -48,9 +48,9 @@ def test_every_task_has_a_sentence_of_its_own():
 
 
 def test_tasks_are_chosen_by_name_and_by_group():
-    assert chosen_tasks("metaworld", "push-v3, reach-v3,push-v3") == ["push-v3", "reach-v3"]
-    assert chosen_tasks("metaworld", "hard") == list(GROUPS["hard"])
-    assert chosen_tasks("metaworld", "all") == task_names("metaworld")
+    assert chosen_tasks("metaworld", ["push-v3", "reach-v3,push-v3"]) == ["push-v3", "reach-v3"]
+    assert chosen_tasks("metaworld", ["hard"]) == list(GROUPS["hard"])
+    assert chosen_tasks("metaworld", ["all"]) == task_names("metaworld")
 
 
 @pytest.mark.parametrize(
