@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env", default="metaworld", metavar="SUITE", help="metaworld or libero (default: %(default)s)"
     )
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="by name; `all` for the whole suite")
+    parser.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help="names or groups: easy, medium, hard, very_hard, all"
+    )
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="of each task (default: %(default)s)")
     parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")
     parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk between two looks (default: all)")
@@ -37,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from rocket_hf.evaluation.report import Report
+    from rocket_hf.sims.suites import chosen_tasks
 
     require_positive(arguments)
     tasks = chosen_tasks(arguments.env, arguments.tasks)
@@ -60,19 +63,6 @@ def require_positive(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if arguments.workers < 0 or arguments.seed < 0:
         raise ValueError("--workers and --seed must not be negative")
-
-
-def chosen_tasks(suite: str, names: list[str]) -> list[str]:
-    from rocket_hf.modeling.strict_config import nearest
-    from rocket_hf.sims.suites import task_names
-
-    known = task_names(suite)
-    if names == ["all"]:
-        return known
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{suite} has no task {name!r}: {nearest(name, known)}")
-    return list(dict.fromkeys(names))
 
 
 def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:

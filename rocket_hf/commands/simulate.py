@@ -1,6 +1,6 @@
 """Records demonstrations of a simulator's scripted experts as a LeRobot dataset.
 
-    rocket-hf simulate metaworld --tasks drawer-open-v3,window-open-v3 --episodes 20 --out demonstrations
+    rocket-hf simulate metaworld --tasks drawer-open-v3 window-open-v3 --episodes 20 --out demonstrations
 
 Run it again after an interruption, with the same arguments: it goes on.
 """
@@ -20,7 +20,7 @@ HELP = "record demonstrations in a simulated world as a LeRobot dataset"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", metavar="SUITE", help="metaworld")
     parser.add_argument(
-        "--tasks", required=True, help="names or groups (easy, medium, hard, very_hard, all), by commas"
+        "--tasks", required=True, nargs="+", metavar="TASK", help="names or groups: easy, medium, hard, very_hard, all"
     )
     parser.add_argument("--episodes", type=int, required=True, metavar="N", help="of each task")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the dataset to write")

@@ -65,7 +65,7 @@ class Demo:
         return self.folder / name
 
     def simulate(self) -> Result:
-        settings = ["--tasks", words_of(TASKS), "--episodes", self.sizes["episodes"], "--workers", self.workers]
+        settings = ["--tasks", *TASKS, "--episodes", self.sizes["episodes"], "--workers", self.workers]
         self.run("rocket-hf", "simulate", "metaworld", *settings, "--out", self.path("dataset"))
         info = json.loads((self.path("dataset") / "meta" / "info.json").read_text())
         return {"episodes": info["total_episodes"], "frames": info["total_frames"]}
@@ -80,7 +80,7 @@ class Demo:
     def cache(self) -> Result:
         layers = words_of(self.phases.results["pairs"]["teacher"])
         build = ["cache", "build", self.path("dataset"), "--teacher", TEACHER, "--layers", layers]
-        self.run("rocket-hf", *build, "--batch-size", 32, "--out", self.path("features"))
+        self.run("rocket-hf", *build, "--storage", "int8", "--batch-size", 32, "--out", self.path("features"))
         return {"bytes": folder_size(self.path("features"))}
 
     def train(self, name: str) -> Result:

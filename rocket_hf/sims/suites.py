@@ -1,5 +1,7 @@
 """Environments by the names of their suite and task."""
 
+from collections.abc import Sequence
+
 from .contract import Environment
 from .names import require_known
 
@@ -26,11 +28,11 @@ def task_groups(suite: str) -> dict[str, list[str]]:
     return {name: list(tasks) for name, tasks in GROUPS.items()}
 
 
-def chosen_tasks(suite: str, names: str) -> list[str]:
-    """From names of tasks and of groups with commas between them; `all` is the whole suite."""
+def chosen_tasks(suite: str, words: Sequence[str]) -> list[str]:
+    """From names of tasks and of groups, with blanks or commas between them; `all` is the whole suite."""
     groups = task_groups(suite) | {"all": task_names(suite)}
     tasks: list[str] = []
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    for name in filter(None, (part.strip() for word in words for part in word.split(","))):
         if name not in groups:
             require_known(suite, "task", name, task_names(suite))
         tasks += groups.get(name, [name])
