@@ -59,9 +59,15 @@ def reopen_aligned(path: Path, device: torch.device) -> Reopened:
     if recipe.alignment is None:
         raise ValueError(f"the run in {origin.run} aligned nothing, so it has no layer pairs to look at")
     sources = open_sources(recipe, device)
+    policy = starting_policy(sources, recipe)
+    put(dict(trained(policy)), read(checkpoint, "model"), checkpoint)
+    return Reopened(recipe, sources, policy.to(device).eval(), read_progress(checkpoint).step, device)
+
+
+def starting_policy(sources: Sources, recipe: Recipe) -> RocketForActionPrediction:
+    """As it was before the first step, alignment head and all."""
     policy = load_policy(sources.folder, sources.config.alignment, recipe)
     make_trainable(policy, recipe)
     if recipe.run.quantize:
         quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
-    put(dict(trained(policy)), read(checkpoint, "model"), checkpoint)
-    return Reopened(recipe, sources, policy.to(device).eval(), read_progress(checkpoint).step, device)
+    return policy

@@ -50,6 +50,8 @@ class RgbdFrames:
         tasks = pq.read_table(self.folder / "meta" / "tasks.parquet").to_pydict()
         by_number = dict(zip(tasks["task_index"], tasks["task"], strict=True))
         self.tasks = [by_number[number] for number in table["task_index"].to_pylist()]
+        states = np.stack(table["observation.state"].to_numpy())
+        self.states = torch.from_numpy(states.astype(np.float32))  # (frames, numbers of the robot's state)
         self.intrinsics = stacked(table, self.cameras, "intrinsics", (3, 3))  # (frames, V, 3, 3)
         self.poses = stacked(table, self.cameras, "pose", (4, 4))  # (frames, V, 4, 4)
         self.places = read_tables(self.folder, "meta/episodes/*/*.parquet").to_pydict()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ...analysis.ridge import LinearSums, with_constant
 from .geometry import rotation_angles
 from .heads import Geometry, GeometryModel
 from .losses import FARTHEST, NEAREST, seen
@@ -132,11 +133,6 @@ def probe_error(features: Tensor, wanted: Tensor, tested: Tensor, test: Tensor) 
 
 def ridge(features: Tensor, wanted: Tensor) -> Tensor:
     """The weights, and the constant last, which is not held small."""
-    inputs = with_constant(features)
-    penalty = RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-    penalty[-1, -1] = 0
-    return torch.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ wanted.double())
-
-
-def with_constant(features: Tensor) -> Tensor:
-    return torch.cat([features.double(), features.new_ones(len(features), 1).double()], dim=1)
+    sums = LinearSums(features.shape[1])
+    sums.add(features, wanted)
+    return sums.weights(torch.full((features.shape[1],), RIDGE * len(features)))
