@@ -11,6 +11,7 @@ from .. import __version__
 from ..sentences import MENDABLE, sentence
 
 COMMANDS = (
+    "ablate",
     "adapt",
     "analyze",
     "cache",
