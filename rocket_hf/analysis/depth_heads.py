@@ -125,6 +125,9 @@ class MlpHeads:
 
 
 class DepthNetwork(nn.Module):
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, features: Tensor, cells: int, start: float):
         """Of features (n, C), from which their scales are taken."""
         super().__init__()

@@ -72,7 +72,8 @@ class Difference:
     def of(cls, first: Measured, second: Measured) -> "Difference":
         assert first.errors.episodes == second.errors.episodes, "episodes are the same for all"
         differences = first.by_episode - second.by_episode
-        return cls(first.name, second.name, *map(float, bootstrapped(differences)), len(differences))
+        mean, low, high = map(float, bootstrapped(differences))
+        return cls(first.name, second.name, mean, low, high, len(differences))
 
     def sentence(self) -> str:
         low, high = 100 * self.low, 100 * self.high
@@ -86,18 +87,19 @@ class Difference:
 
 
 def differences(measured: Sequence[Measured]) -> list[Difference]:
-    """Each run against its starting policy and against the constant of each place; then each run against the first."""
+    """Each later run against the first; then each run against the policies they started from and the constants."""
     runs = [each for each in measured if each.kind == RUN]
     others = [each for each in measured if each.kind in (UNTRAINED, CONSTANT)]
-    found = [Difference.of(run, other) for run in runs for other in others]
-    return found + [Difference.of(run, runs[0]) for run in runs[1:]]
+    found = [Difference.of(run, runs[0]) for run in runs[1:]]
+    return found + [Difference.of(run, other) for run in runs for other in others]
 
 
 def answer(measured: Sequence[Measured]) -> str:
-    """To: has the policy learned 3D?"""
-    said = "relative error of depth read off held-out episodes, at each one's chosen layer: "
-    said += ", ".join(each.phrase() for each in measured)
-    return "; ".join([said, *(each.sentence() for each in differences(measured))]) + "."
+    """To: has the policy learned 3D? More than the first of the runs, or than what it started from."""
+    told = ", ".join(each.phrase() for each in measured)
+    asked = max(1, sum(each.kind == RUN for each in measured) - 1)
+    decided = "; ".join(each.sentence() for each in differences(measured)[:asked])
+    return f"depth is read off held-out episodes with a relative error of {told}: {decided}."
 
 
 def write_errors(folder: Path, measured: Sequence[Measured], about: Mapping[str, Any]) -> None:
@@ -111,8 +113,12 @@ def write_errors(folder: Path, measured: Sequence[Measured], about: Mapping[str,
             table.writerows(rows)
 
     write_atomically(folder / "depth.csv", write)
-    found = {"answer": answer(measured), "differences": [vars(each) for each in differences(measured)], "layers": rows}
-    by_episode = {each.name: each.errors.relative.round(6).tolist() for each in measured}
-    found |= {"episodes": measured[0].errors.episodes, "errors_by_episode": by_episode}
-    text = json.dumps(dict(about) | found, indent=1)
+    found = dict(about) | {
+        "answer": answer(measured),
+        "differences": [vars(each) for each in differences(measured)],
+        "layers": rows,
+        "episodes": measured[0].errors.episodes,
+        "errors_by_episode": {each.name: each.errors.relative.round(6).tolist() for each in measured},
+    }
+    text = json.dumps(found, indent=1)
     write_atomically(folder / "depth.json", lambda place: place.write_text(text, encoding="utf-8"))

@@ -99,7 +99,8 @@ def output_cosines(head: AlignmentHead, inputs: Sequence[Tensor]) -> Tensor:
 
 def weight_cosines(head: AlignmentHead) -> Tensor:
     """Of each two projectors: between all numbers of their two matrices. Two that were drawn apart are near 0."""
-    rows = [torch.cat([each.fc1.weight.flatten(), each.fc2.weight.flatten()]) for each in head.projectors]
+    matrices = ("fc1.weight", "fc2.weight")
+    rows = [torch.cat([each.get_parameter(name).flatten() for name in matrices]) for each in head.projectors]
     unit = F.normalize(torch.stack(rows).detach().double(), dim=1)
     return unit @ unit.T
 

@@ -86,7 +86,7 @@ def gradients(arguments: argparse.Namespace, device: "torch.device") -> int:
 
 
 def depth(arguments: argparse.Namespace, device: "torch.device") -> int:
-    from rocket_hf.analysis.depth_report import answer
+    from rocket_hf.analysis.depth_report import answer, differences
     from rocket_hf.analysis.depth_samples import read_samples
     from rocket_hf.sims.rgbd import RgbdFrames
     from rocket_hf.training.depth_analysis import Probing, probe_runs, write_depth
@@ -96,7 +96,8 @@ def depth(arguments: argparse.Namespace, device: "torch.device") -> int:
     probing = Probing(samples, device, arguments.head, arguments.batch_size)
     views = probe_runs(probing, arguments.runs, arguments.teacher)
     measured = write_depth(arguments.out, probing, views, arguments.dataset.resolve().name)
-    print(answer(measured))
+    print("\n".join(f"compared   {each.sentence()}" for each in differences(measured)))
+    print(f"answer     {answer(measured)}")
     print(f"written    {arguments.out}/depth.json, depth.csv, depth.png, predicted-depth.png")
     return 0
 
