@@ -8,6 +8,7 @@ The same command and seed give the same weights on the same machine. `--teacher 
 """
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
@@ -46,12 +47,22 @@ def run(arguments: argparse.Namespace) -> int:
         settings = Settings(steps=arguments.steps, batch_size=arguments.batch_size, seed=arguments.seed)
         scenes = read_scenes(frames, arguments.every)
         model, report = make_teacher(scenes, list(frames.cameras), arguments.held_out, settings)
-        report["command"] = command(arguments)
+        report["commands"] = [recording(arguments.dataset), command(arguments)]
         write_folder(staging, model, report)
     for line in summary(report):
         print(line)
     print(f"teacher     {arguments.out}, whose README.md tells the rest")
     return 0
+
+
+def recording(dataset: Path) -> str:
+    """The command that makes the dataset again."""
+    from rocket_hf.sims.recording import FILE
+
+    plan = json.loads((dataset / FILE).read_text(encoding="utf-8"))["plan"]
+    words = ["rocket-hf", "simulate", plan["suite"], "--tasks", *plan["tasks"], "--episodes", plan["episodes"]]
+    words += ["--image-size", plan["image_size"], "--seed", plan["first_seed"], "--depth", "--out", dataset.name]
+    return shlex.join(map(str, words))
 
 
 def command(arguments: argparse.Namespace) -> str:

@@ -39,8 +39,10 @@ def test_it_leaves_a_teacher_and_its_report(made):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["teacher"]  # no temporary folder
 
 
-def test_its_card_tells_the_command_that_makes_it_again(made, recorded):
+def test_its_card_tells_the_commands_that_make_it_again(made, recorded):
     folder, _ = made
+    simulate = "rocket-hf simulate metaworld --tasks handle-press-v3 reach-v3 --episodes 2 --image-size 32 --seed 0"
+    assert f"    {simulate} --depth --out {recorded[0].name}\n" in (folder / "README.md").read_text()
     words = f"rocket-hf pretrain-teacher {recorded[0].name} --held-out '{UNSEEN}' --steps 2 --batch-size 2 --every 20"
     assert f"    {words} --seed 0 --out teacher\n" in (folder / "README.md").read_text()
 

@@ -35,14 +35,15 @@ The weights are ours, under Apache-2.0, trained from nothing on rendered picture
 
 def made(report: dict) -> str:
     data, training = report["data"], report["training"]
+    commands = "\n".join(f"    {command}" for command in report["commands"])
     return f"""## How it was made
 
-    {report["command"]}
+{commands}
 
-- Data: {data["frames"]:,} scenes of {len(data["tasks"])} tasks, seen by {listed(data["cameras"])}. Unseen in training:
+- Data: {data["frames"]:,} scenes of {len(data["tasks"])} tasks, seen by {listed(data["cameras"])}. Held out:
   {data["held_out_frames"]:,} scenes of {len(data["held_out_tasks"])} other tasks.
 - Training: {training["steps"]:,} steps of {training["batch_size"]} scenes, seed {training["seed"]}, \
-{training["seconds"] / 60:.0f} minutes on {training["threads"]} CPU thread(s).
+{training["seconds"] / 60:.0f} minutes on a CPU (threads: {training["threads"]}).
 - Losses: log-depth and its gradients, translation, rotation and angle of view.
 
 Trained on: {"; ".join(data["tasks"])}.

@@ -62,8 +62,7 @@ def read_scenes(frames: "RgbdFrames", every: int) -> Scenes:
     """One frame of so many: neighbours in an episode are alike."""
     found = [frames[index] for index in tqdm(range(0, len(frames), every), desc="frames", disable=None, leave=False)]
     images, depth, intrinsics, poses = (
-        torch.stack([getattr(each, name) for each in found])
-        for name in ("images", "depth", "intrinsics", "poses")
+        torch.stack([getattr(each, name) for each in found]) for name in ("images", "depth", "intrinsics", "poses")
     )
     angles = angles_of_view(intrinsics.float(), images.shape[-2])
     return Scenes(images, depth.half(), angles, poses.float(), [each.task for each in found])
