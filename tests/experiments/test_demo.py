@@ -1,0 +1,46 @@
+"""The demo is interrupted at some moment, goes on, and tells what it found; the short one that the README's tests run
+shows the rest."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "rocket_hf.commands", "demo", "--episodes", "2", "--steps", "6", "--rollouts", "1"]
+PHASES = ["simulate", "pairs", "cache", "train none", "train rocket", "rollouts untrained", "rollouts", "film", "publish",
+          "load"]  # fmt: skip
+
+
+def wait_for(condition, process, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_demo_goes_on_after_an_interruption_and_keeps_what_it_has(tmp_path):
+    progress = tmp_path / "runs" / "demo" / "progress.json"
+    begun = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: progress.is_file() and "cache" in json.loads(progress.read_text())["results"], begun)
+    begun.send_signal(signal.SIGINT)
+    assert begun.wait(120) == 130
+    recorded = (tmp_path / "runs" / "demo" / "dataset" / "meta" / "info.json").stat().st_mtime_ns
+
+    done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "demo" / "dataset" / "meta" / "info.json").stat().st_mtime_ns == recorded
+    report = json.loads((tmp_path / "runs" / "demo" / "report.json").read_text())
+    assert list(report["seconds"]) == PHASES and all(seconds > 0 for seconds in report["seconds"].values())
+    assert {name: episodes for name, (_, episodes) in report["success"].items()} == dict.fromkeys(report["success"], 4)
+    assert report["loaded"]["distance"] <= report["loaded"]["tolerance"]
+    picture = (tmp_path / "runs" / "demo" / "report.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 50_000
+
+    longer = subprocess.run([*COMMAND, "--steps", "7"], cwd=tmp_path, capture_output=True, text=True)
+    assert longer.returncode == 2
+    assert "was begun with steps 6, not 7" in longer.stderr
