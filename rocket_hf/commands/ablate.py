@@ -14,6 +14,7 @@ from typing import Any
 HELP = "the variants of alignment side by side"
 VARIANTS = "none,spatial-forcing,naive,shared,rocket"
 EPISODES = 20
+SIZES = ("steps", "rollouts", "depth_episodes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
     parser.add_argument("--rollouts", type=int, default=25, help="of each task and policy (default: %(default)s)")
+    parser.add_argument(
+        "--depth-episodes",
+        type=int,
+        default=12,
+        metavar="N",
+        help="of each task to probe depth on (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
 
@@ -49,10 +57,10 @@ def read_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     episodes = (
         None if arguments.data is not None else arguments.episodes if arguments.episodes is not None else EPISODES
     )
-    sizes = {"episodes": episodes, "steps": arguments.steps, "rollouts": arguments.rollouts}
+    sizes = {"episodes": episodes, **{name: getattr(arguments, name) for name in SIZES}}
     for name, value in (sizes | {"seeds": arguments.seeds, "workers": arguments.workers}).items():
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if not arguments.recipes.strip(","):
         raise ValueError(f"--recipes names no recipe: give some by commas, for instance {VARIANTS}")
     return sizes

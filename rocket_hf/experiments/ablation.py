@@ -7,19 +7,21 @@ command; more seeds or recipes may be added to one that is done.
 
 import json
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from rocket_hf.training.recipe_files import read_yaml
 
 from .demo import BATCH, MAX_STEPS, TEACHER, Demo
-from .phases import PROGRESS, Commands, Phases, Result, write_recipe
+from .phases import PROGRESS, Commands, Phases, Result, words_of, write_recipe
 from .small_policy import EXECUTED, TRAINING, write_small_policy
 
 Programs = dict[str, Callable[[list[str]], int]]
 DATA_PHASES = ("simulate", "pairs", "cache")  # of the demo, whose data these are
 AGREEMENTS = 20  # how often it is measured in a run
+DEPTH_SEED = 200_000  # of the first start that depth is probed on: neither trained on nor evaluated on
+DEPTH_FRAMES = 600
 
 
 class Work(NamedTuple):
@@ -55,8 +57,8 @@ class Ablation:
         programs: Programs,
         workers: int,
     ):
-        """`sizes`: training steps, rollouts of each task, and demonstrations of each task where `data`, the folder of a
-        demo, is not given. Recipes are names or YAML files."""
+        """`sizes`: training steps; of each task rollouts, episodes to probe depth on, and demonstrations where `data`,
+        the folder of a demo, is not given. Recipes are names or YAML files."""
         self.folder, self.recipes, self.seeds = folder, named(recipes), range(seeds)
         self.sizes, self.given, self.programs, self.workers = sizes, data, programs, workers
         if data is not None:
@@ -92,6 +94,7 @@ class Ablation:
         if self.given is None:
             for name in DATA_PHASES:
                 yield Work(name, name, lambda name=name: self.prepare(name))
+        yield Work("depth data", "depth data", self.record_depth)
 
     def seed_work(self, seed: int) -> Iterator[Work]:
         """Trainings one after the other, so that a slow hour of the machine falls on all variants."""
@@ -100,6 +103,7 @@ class Ablation:
             yield Work(phase("train", name, seed), "train", lambda name=name: self.train(name, seed))
         for name in self.recipes:
             yield Work(phase("rollouts", name, seed), "rollouts", lambda name=name: self.roll_out(name, seed))
+        yield Work(depth_phase(self.recipes, seed), "depth", lambda: self.probe_depth(seed))
 
     def time_left(self) -> str:
         """By the mean time of the phases of each kind that are done."""
@@ -157,6 +161,25 @@ class Ablation:
         words = [*chosen, "--execute", EXECUTED, "--workers", self.workers, "--out", out]
         self.run("rocket-hf", "eval", self.run_folder(name, seed) / "policy", "--env", "metaworld", *words)
         return json.loads((out / "evaluation.json").read_text())
+
+    def record_depth(self) -> Result:
+        out, starts = self.folder / "depth-data", ["--episodes", self.sizes["depth_episodes"], "--seed", DEPTH_SEED]
+        words = ["--tasks", words_of(self.data.tasks), *starts, "--depth", "--workers", self.workers, "--out", out]
+        self.run("rocket-hf", "simulate", "metaworld", *words)
+        return {}
+
+    def probe_depth(self, seed: int) -> Result:
+        """Of all variants, and of the untrained policy; of the teacher once, since it is the same for all seeds."""
+        runs = [self.run_folder(name, seed) for name in self.recipes]
+        out = self.folder / "depth" / f"seed-{seed}"
+        words = ["--dataset", self.folder / "depth-data", "--samples", DEPTH_FRAMES, "--out", out]
+        words += ["--teacher", TEACHER] if seed == self.seeds[0] else []
+        self.run("rocket-hf", "analyze", "depth", *runs, *words)
+        return json.loads((out / "depth.json").read_text())
+
+
+def depth_phase(recipes: Iterable[str], seed: int) -> str:
+    return phase("depth", words_of(list(recipes)), seed)
 
 
 def phase(kind: str, name: str, seed: int) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.depth_report import CONSTANT, RUN
 from ..atomic import write_atomically
+from .ablation_depth import Depths, Probed, mean_errors
 from .ablation_figures import Curve, Variant
 from .demo_picture import smooth
 
@@ -41,7 +43,7 @@ class Style:
         return {"marker": marker, "markersize": 5, "markerfacecolor": "white", "markeredgecolor": colour}
 
 
-def draw_all(folder: Path, variants: dict[str, Variant], told: dict[str, Any]) -> list[str]:
+def draw_all(folder: Path, variants: dict[str, Variant], told: dict[str, Any], depths: Depths) -> list[str]:
     """The names of the pictures, in the order of telling."""
     style = Style(list(variants))
     aligned = {name: variant for name, variant in variants.items() if any(run.alignment for run in variant.trainings)}
@@ -49,7 +51,9 @@ def draw_all(folder: Path, variants: dict[str, Variant], told: dict[str, Any]) -
     draw_losses(folder, variants, aligned, style)
     if aligned:
         draw_agreement(folder, aligned, style)
-    return ["success", "losses", *(["agreement"] if aligned else [])]
+    if depths:
+        draw_depth(folder, depths, style)
+    return ["success", "losses", *(["agreement"] if aligned else []), *(["depth"] if depths else [])]
 
 
 def picture(path: Path, draw: Callable[[Any], None], panels: int = 1) -> None:
@@ -135,6 +139,48 @@ def draw_agreement(folder: Path, aligned: dict[str, Variant], style: Style) -> N
 
     picture(folder / "agreement.png", draw, panels=2)
     write_csv(folder / "agreement.csv", *curve_rows(aligned, ("between_pairs", "conflicting", "with_action")))
+
+
+def draw_depth(folder: Path, depths: Depths, style: Style) -> None:
+    runs = {name: models for name, models in depths.items() if models[0].kind == RUN}
+    others = {name: models for name, models in depths.items() if name not in runs}
+
+    def draw(panels: Any) -> None:
+        for name, models in runs.items():
+            panels[0].plot(places(models[0]), 100 * mean_errors(models), **style.line(name), **style.points(name))
+        for place, (name, models) in enumerate(runs.items()):
+            panels[1].bar(place, 100 * np.mean([model.error for model in models]), 0.7, **style.bar(name))
+            for model in models:
+                panels[1].plot(place, 100 * model.error, linestyle="", **style.points(name), zorder=3)
+        for mark, (name, models) in zip(cycle("x*+1"), others.items(), strict=False):
+            draw_held_against(panels, name, models, mark)
+        panels[0].set(xlabel="depth of the layer (0 embeddings, 1 last block)", ylabel="relative error, %")
+        panels[0].set_title("depth read off each layer's image tokens", fontsize=10)
+        panels[1].set_xticks(range(len(runs)), list(runs), fontsize=8)
+        panels[1].set_title("at the layer that other episodes speak for, and each seed", fontsize=10)
+        with_legends(panels)
+
+    rows = [
+        [name, models[0].kind, model.seed, layer, number(error), place == model.chosen]
+        for name, models in depths.items()
+        for model in models
+        for place, (layer, error) in enumerate(zip(model.layers, model.errors, strict=True))
+    ]
+    picture(folder / "depth.png", draw, panels=2)
+    write_csv(folder / "depth.csv", ["name", "kind", "seed", "layer", "relative_error", "chosen"], rows)
+
+
+def draw_held_against(panels: Any, name: str, models: list[Probed], mark: str) -> None:
+    """As marks by layer, and as a line behind the bars."""
+    if models[0].kind != CONSTANT:
+        panels[0].plot(places(models[0]), 100 * mean_errors(models), mark, color="0.2", markersize=7, label=name)
+    dashes = {"x": "--", "*": "-", "+": ":", "1": "-."}[mark]
+    error = 100 * float(np.mean([model.error for model in models]))
+    panels[1].axhline(error, color="0.2", linestyle=dashes, linewidth=1, label=name)
+
+
+def places(model: Probed) -> list[float]:
+    return [layer / max(1, *model.layers) for layer in model.layers]
 
 
 def with_legends(panels: Any) -> None:

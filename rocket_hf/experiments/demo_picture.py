@@ -115,5 +115,5 @@ def read_frames(video: Path) -> list[np.ndarray]:
 def smooth(curve: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the mean of each step's loss with those of the few before it."""
     steps, values = (np.array(column) for column in zip(*curve, strict=True))
-    width = min(SMOOTHED, len(values))
+    width = min(SMOOTHED, max(1, len(values) // 10))
     return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
