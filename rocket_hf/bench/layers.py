@@ -1,15 +1,17 @@
 """What choosing layers needs: memory with few and with many samples, and seconds of one batch.
 
-Generated features of a student of 32 layers and a teacher of 24, narrow ones so that a CPU can make them. Each peak is
-that of a process of its own.
+Generated features of a student of 32 layers and a teacher of 24, narrow ones so that a CPU can make them. Each strategy
+runs in a process of its own.
 """
 
+import multiprocessing
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rocket_hf.bench.measure import Job, peak_memory
+from rocket_hf.bench.measure import resident
 from rocket_hf.layer_selection.by_measure import Changes, LayerBatch, Similarities, make_measure
 
 DEPTHS, WIDTHS, CAMERAS, TOKENS, BATCH = (32, 24), (128, 64), 2, 64, 32
@@ -32,17 +34,22 @@ def measure_of(strategy: str) -> Similarities | Changes:
     return make_measure(strategy, DEPTHS, torch.device("cpu"), True, [1, 2, 4], "largest")
 
 
-def job_of(strategy: str, samples: int) -> Job:
-    """One batch stands for all: where its features come from is not measured here."""
-    batch, measure = make_batch(), measure_of(strategy)
-    measure.add(batch)  # what is loaded with the first batch counts for neither number of samples
+def peaks_of(strategy: str) -> list[int]:
+    """Bytes above those of the first batch's features, at the peak up to each number of samples. One batch stands for
+    all: where its features come from is not measured here."""
+    batch, measure, peaks = make_batch(), measure_of(strategy), []
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    before = resident("VmRSS")
+    for number in range(1, SAMPLES[-1] // BATCH + 1):
+        measure.add(batch)
+        if number * BATCH in SAMPLES:
+            peaks.append(resident("VmHWM") - before)
+    return peaks
 
-    def job() -> None:
-        for _ in range(samples // BATCH):
-            measure.add(batch)
-        measure.pairs(8)
 
-    return job
+def in_a_process_of_its_own(strategy: str) -> list[int]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peaks_of, (strategy,))
 
 
 def seconds_of(strategy: str) -> float:
@@ -55,15 +62,15 @@ def seconds_of(strategy: str) -> float:
 
 def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
-    few, many = SAMPLES
-    return {
-        strategy: {
-            "mib_few": round(peak_memory(job_of, strategy, few) / 2**20, 1),
-            "mib_many": round(peak_memory(job_of, strategy, many) / 2**20, 1),
+    figures = {}
+    for strategy in STRATEGIES:
+        few, many = in_a_process_of_its_own(strategy)
+        figures[strategy] = {
+            "mib_few": round(few / 2**20, 1),
+            "mib_many": round(many / 2**20, 1),
             "seconds_per_batch": round(seconds_of(strategy), 3),
         }
-        for strategy in STRATEGIES
-    }
+    return figures
 
 
 def report(figures: dict[str, Any]) -> str:
