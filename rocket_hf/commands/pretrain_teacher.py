@@ -1,7 +1,7 @@
 """Trains a small 3D teacher on simulated pictures with depth and camera poses, and measures it on tasks held out.
 
     rocket-hf simulate metaworld --tasks easy --episodes 5 --depth --out rgbd
-    rocket-hf pretrain-teacher rgbd --held-out "open a drawer" "close a door" --out my-teacher
+    rocket-hf pretrain-teacher rgbd --held-out "open the drawer" "close the door" --out my-teacher
     rocket-hf cache build you/robot-data --teacher my-teacher --out features
 
 The same command and seed give the same weights on the same machine. `--teacher embedded` is one that was made so.
