@@ -10,8 +10,8 @@ import time
 import pytest
 
 COMMAND = [sys.executable, "-m", "rocket_hf.commands", "demo", "--episodes", "2", "--steps", "6", "--rollouts", "1"]
-PHASES = ["simulate", "pairs", "cache", "train none", "train rocket", "rollouts untrained", "rollouts", "film", "publish",
-          "load"]  # fmt: skip
+PHASES = ["simulate", "pairs", "cache", "train none", "train rocket", "rollouts untrained", "rollouts", "film",
+          "publish", "load"]  # fmt: skip
 
 
 def wait_for(condition, process, seconds=300):
