@@ -8,6 +8,7 @@ command; more seeds or recipes may be added to one that is done.
 import json
 import resource
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,17 +94,17 @@ class Ablation:
     def data_work(self) -> Iterator[Work]:
         if self.given is None:
             for name in DATA_PHASES:
-                yield Work(name, name, lambda name=name: self.prepare(name))
+                yield Work(name, name, partial(self.prepare, name))
         yield Work("depth data", "depth data", self.record_depth)
 
     def seed_work(self, seed: int) -> Iterator[Work]:
         """Trainings one after the other, so that a slow hour of the machine falls on all variants."""
-        yield Work(f"untrained seed {seed}", "untrained", lambda: self.write_untrained(seed))
+        yield Work(f"untrained seed {seed}", "untrained", partial(self.write_untrained, seed))
         for name in self.recipes:
-            yield Work(phase("train", name, seed), "train", lambda name=name: self.train(name, seed))
+            yield Work(phase("train", name, seed), "train", partial(self.train, name, seed))
         for name in self.recipes:
-            yield Work(phase("rollouts", name, seed), "rollouts", lambda name=name: self.roll_out(name, seed))
-        yield Work(depth_phase(self.recipes, seed), "depth", lambda: self.probe_depth(seed))
+            yield Work(phase("rollouts", name, seed), "rollouts", partial(self.roll_out, name, seed))
+        yield Work(depth_phase(self.recipes, seed), "depth", partial(self.probe_depth, seed))
 
     def time_left(self) -> str:
         """By the mean time of the phases of each kind that are done."""
