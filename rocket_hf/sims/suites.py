@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from .contract import Environment
 from .names import require_known
 
-SUITES = ("metaworld",)
+SUITES = ("metaworld", "libero")
 
 
 def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
     """`max_steps` None: as many as the suite's experts need with room to spare."""
     require_known("rocket_hf", "suite", suite, SUITES)
-    from .metaworld import MAX_STEPS, MetaWorldEnvironment
+    if suite == "libero":
+        from . import libero
 
-    return MetaWorldEnvironment(task, image_size, max_steps=max_steps or MAX_STEPS)
+        return libero.LiberoEnvironment(task, image_size, max_steps or libero.MAX_STEPS)
+    from . import metaworld
+
+    return metaworld.MetaWorldEnvironment(task, image_size, max_steps=max_steps or metaworld.MAX_STEPS)
 
 
 def task_names(suite: str) -> list[str]:
@@ -23,9 +27,13 @@ def task_names(suite: str) -> list[str]:
 def task_groups(suite: str) -> dict[str, list[str]]:
     """What a suite calls its easy tasks, its hard ones, and so on."""
     require_known("rocket_hf", "suite", suite, SUITES)
-    from .metaworld_tasks import GROUPS
+    if suite == "libero":
+        from .libero_files import GROUPS as LIBERO
 
-    return {name: list(tasks) for name, tasks in GROUPS.items()}
+        return LIBERO
+    from .metaworld_tasks import GROUPS as METAWORLD
+
+    return {name: list(tasks) for name, tasks in METAWORLD.items()}
 
 
 def chosen_tasks(suite: str, words: Sequence[str]) -> list[str]:

