@@ -26,10 +26,15 @@ class Probing:
     device: torch.device
     head: str
     batch_size: int
+    given_place: bool = False  # to the heads
+
+    @property
+    def how(self) -> tuple[DepthSamples, str, int, bool]:
+        return self.samples, self.head, self.batch_size, self.given_place
 
     def policy(self, name: str, kind: str, policy: RocketForActionPrediction, processor: RocketProcessor) -> View:
         policy = policy.to(self.device)
-        errors = depth_errors(policy, processor, self.samples, self.head, self.batch_size)
+        errors = depth_errors(policy, processor, *self.how)
         return View(Measured(name, kind, errors), policy.config.policy_config.image_grid, processor)
 
     def teacher(self, name: str, like: View) -> View:
@@ -38,8 +43,7 @@ class Probing:
         teacher = load_teacher(known_as, revision or None, device=self.device)
         height, width = self.samples.images.shape[-2:]
         windows = picture_windows(like.processor, [(height, width)] * len(like.processor.cameras))
-        how = self.samples, self.head, self.batch_size
-        errors = teacher_errors(teacher, windows, like.grid, like.processor, *how)
+        errors = teacher_errors(teacher, windows, like.grid, like.processor, *self.how)
         return View(Measured(f"teacher {teacher.card.name}", TEACHER, errors), like.grid, like.processor)
 
 
@@ -88,6 +92,7 @@ def write_depth(folder: Path, probing: Probing, views: Sequence[View], dataset: 
     about = {
         "dataset": dataset,
         "head": probing.head,
+        "given_place": probing.given_place,
         "frames": len(samples),
         "held_out_frames": len(samples.rows(TEST)),
         "held_out_tasks": sorted(held_out),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -38,7 +40,7 @@ def draw_errors(path: Path, measured: Sequence[Measured]) -> None:
     for each in measured:
         if each.kind == CONSTANT:
             axes.axhline(each.best_error, color="0.6", linewidth=0.8, linestyle=":")
-            axes.annotate(each.name, (1, each.best_error), ha="right", va="bottom", fontsize=7, color="0.3")
+            axes.annotate(each.name, (0.5, each.best_error), ha="center", va="bottom", fontsize=7, color="0.3")
         elif each.kind != RUN:
             mark = "x" if each.kind == UNTRAINED else "*"
             axes.plot(places(each), each.errors.relative.mean(axis=0), mark, color="0.25", label=each.name)
@@ -84,7 +86,8 @@ def draw_predictions(path: Path, views: Sequence[View], samples: DepthSamples) -
     for axes, title in zip(table[0], ["picture", "true depth", *names], strict=True):
         axes.set_title(title, fontsize=8)
     for axes in table.flat:
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.patch.set(facecolor="white", hatch="////", edgecolor="0.7")  # where no depth is known
     save(figure, path)
 
 
@@ -98,14 +101,16 @@ def draw_frame(
     images = {other: samples.images[row, samples.of(other)] for other in processor.cameras}
     picture, _ = processor.prepare_images(images, {})
     log_depth, weight = resized_log_depth(samples.depth[row : row + 1, number : number + 1], processor)
-    true = np.where(weight[0, 0] > 0.5, log_depth[0, 0].exp(), np.nan)
+    depth = torch.where(weight > 0.5, log_depth.exp(), torch.nan)
+    true = depth[0, 0].numpy()
     low, high = np.nanquantile(true, [0.02, 0.98]) if np.isfinite(true).any() else (0, 1)
     line[0].imshow(picture[0, camera].permute(1, 2, 0).numpy())
     line[1].imshow(true, cmap="gray_r", vmin=low, vmax=high)
     for axes, view in zip(line[2:], views, strict=True):
         found = view.measured.errors.found[view.measured.errors.best, place]
         told = as_maps(found[view.processor.cameras.index(name)], view.grid).exp()
-        image = axes.imshow(told.numpy(), cmap="gray_r", vmin=low, vmax=high)
+        known = F.adaptive_avg_pool2d(weight, told.shape)[0, 0] >= 0.5
+        image = axes.imshow(torch.where(known, told, torch.nan).numpy(), cmap="gray_r", vmin=low, vmax=high)
     bar = line[0].figure.colorbar(image, ax=list(line), fraction=0.02)
     bar.set_label(f"{name}, metres", fontsize=7)
     bar.ax.tick_params(labelsize=6)

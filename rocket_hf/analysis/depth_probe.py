@@ -25,6 +25,7 @@ from .depth_heads import MlpHeads, RidgeHeads
 from .depth_samples import CHOOSE, LEARN, TEST, DepthSamples, patch_log_depth
 
 BATCH = 16
+ONE, PLACE = "one constant", "constant of each place"
 CLOSE = 1.25  # delta: the share of patches whose depth is wrong by less than this factor
 HEADS: dict[str, Callable[[], RidgeHeads | MlpHeads]] = {"ridge": RidgeHeads, "mlp": MlpHeads}
 
@@ -54,10 +55,12 @@ def depth_errors(
     samples: DepthSamples,
     head: str = "ridge",
     batch_size: int = BATCH,
+    given_place: bool = False,
 ) -> DepthErrors:
     """Of the layers 0..depth of a policy."""
     grid = policy.config.policy_config.image_grid
-    return probe(policy_layers(policy.eval(), processor, samples), samples, processor, grid, head, batch_size)
+    layers = policy_layers(policy.eval(), processor, samples)
+    return probe(layers, samples, processor, grid, head, batch_size, given_place)
 
 
 def teacher_errors(
@@ -68,9 +71,11 @@ def teacher_errors(
     samples: DepthSamples,
     head: str = "ridge",
     batch_size: int = BATCH,
+    given_place: bool = False,
 ) -> DepthErrors:
     """Of the teacher's layers 1..depth at the patches of a policy, whose cameras show these windows of the pictures."""
-    return probe(teacher_layers(teacher, windows, grid, processor, samples), samples, processor, grid, head, batch_size)
+    layers = teacher_layers(teacher, windows, grid, processor, samples)
+    return probe(layers, samples, processor, grid, head, batch_size, given_place)
 
 
 def policy_layers(policy: RocketForActionPrediction, processor: RocketProcessor, samples: DepthSamples) -> Layers:
@@ -113,20 +118,27 @@ def teacher_layers(
 
 @torch.no_grad()
 def probe(
-    layers: Layers, samples: DepthSamples, processor: RocketProcessor, grid: Grid, head: str, batch_size: int
+    layers: Layers,
+    samples: DepthSamples,
+    processor: RocketProcessor,
+    grid: Grid,
+    head: str,
+    batch_size: int,
+    given_place: bool = False,
 ) -> DepthErrors:
+    """`given_place`: the head is told where a patch is, so that only what is not usual there is left to a layer."""
     heads = HEADS[head]()
     wanted = wanted_depth(samples, processor, grid, heads.detail)
 
     def batches(part: str, what: str, seed: int | None = None):
-        """The features (n, C) by layer of all patches with a depth, and the depths (n, K)."""
         rows = samples.rows(part)
         if seed is not None:
             rows = np.random.default_rng(seed).permutation(rows).tolist()
         starts = range(0, len(rows), batch_size)
         for start in tqdm(starts, desc=what, unit="batch", disable=None, leave=False):
             chosen = rows[start : start + batch_size]
-            yield layers(chosen), wanted[chosen]
+            features = layers(chosen)
+            yield with_place(features) if given_place else features, wanted[chosen]
 
     choice_errors = heads.fit(lambda seed=None: batches(LEARN, "learning", seed), lambda: batches(CHOOSE, "choosing"))
     parts = [heads.predict(features) for features, _ in batches(TEST, "testing")]
@@ -134,6 +146,13 @@ def probe(
     rows = samples.rows(TEST)
     episodes, relative, close = errors_by_episode(found, wanted[rows], [samples.episodes[row] for row in rows])
     return DepthErrors(list(choice_errors), list(choice_errors.values()), episodes, relative, close, found)
+
+
+def with_place(features: dict[int, Tensor]) -> dict[int, Tensor]:
+    """(N, V, T, C + V x T), with a one where the patch is."""
+    count, cameras, tokens, _ = next(iter(features.values())).shape
+    places = torch.eye(cameras * tokens).view(cameras, tokens, -1).expand(count, -1, -1, -1)
+    return {layer: torch.cat([maps, places.to(maps)], dim=-1) for layer, maps in features.items()}
 
 
 def wanted_depth(samples: DepthSamples, processor: RocketProcessor, grid: Grid, detail: int) -> Tensor:
@@ -166,7 +185,7 @@ def constant_errors(samples: DepthSamples, processor: RocketProcessor, grid: Gri
     known = wanted[[row for row, part in enumerate(samples.parts) if part != TEST]]
     rows, one = samples.rows(TEST), known.nanmean()
     each = known.nanmean(dim=0)
-    constants = {"one constant": one.expand_as(each), "constant of each place": each.nan_to_num(nan=one.item())}
+    constants = {ONE: one.expand_as(each), PLACE: each.nan_to_num(nan=one.item())}
     errors = {}
     for name, constant in constants.items():
         found = constant.expand(1, len(rows), *each.shape)

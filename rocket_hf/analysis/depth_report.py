@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_atomically
-from .depth_probe import DepthErrors
+from .depth_probe import PLACE, DepthErrors
 from .gradients import bootstrapped
 
 RUN, UNTRAINED, TEACHER, CONSTANT = "run", "untrained", "teacher", "constant"
@@ -95,10 +95,13 @@ def differences(measured: Sequence[Measured]) -> list[Difference]:
 
 
 def answer(measured: Sequence[Measured]) -> str:
-    """To: has the policy learned 3D? More than the first of the runs, or than what it started from."""
+    """To: has the policy learned 3D? More than the first of the runs, or than what it started from; and more than is
+    known of depth by the place in the picture alone."""
     told = ", ".join(each.phrase() for each in measured)
-    asked = max(1, sum(each.kind == RUN for each in measured) - 1)
-    decided = "; ".join(each.sentence() for each in differences(measured)[:asked])
+    found, runs = differences(measured), [each for each in measured if each.kind == RUN]
+    asked = found[: max(1, len(runs) - 1)]
+    asked += [each for each in found if (each.first, each.second) == (runs[-1].name, PLACE) and each not in asked]
+    decided = "; ".join(each.sentence() for each in asked)
     return f"depth is read off held-out episodes with a relative error of {told}: {decided}."
 
 

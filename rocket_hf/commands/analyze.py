@@ -47,6 +47,8 @@ def add_depth_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="frames at a time (default: %(default)s)")
     parser.add_argument("--head", choices=("ridge", "mlp"), default="ridge",
                         help="linear, one depth a patch (default), or a small network, 4 x 4 depths")  # fmt: skip
+    parser.add_argument("--given-place", action="store_true",
+                        help="tell the head where each patch is: then only what is not usual there counts")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for tables and pictures")
 
 
@@ -93,7 +95,7 @@ def depth(arguments: argparse.Namespace, device: "torch.device") -> int:
 
     frames = RgbdFrames(arguments.dataset)
     samples = read_samples(frames, arguments.samples, arguments.held_out_tasks, arguments.held_out_share)
-    probing = Probing(samples, device, arguments.head, arguments.batch_size)
+    probing = Probing(samples, device, arguments.head, arguments.batch_size, arguments.given_place)
     views = probe_runs(probing, arguments.runs, arguments.teacher)
     measured = write_depth(arguments.out, probing, views, arguments.dataset.resolve().name)
     print("\n".join(f"compared   {each.sentence()}" for each in differences(measured)))

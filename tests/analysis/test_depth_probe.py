@@ -207,6 +207,14 @@ def test_the_constant_of_each_place_is_best_where_nothing_moves(samples, process
     assert errors["one constant"].relative.min() > 0.05
 
 
+def test_a_head_that_is_given_the_place_tells_what_is_usual_there(planted, samples, processor):
+    errors = probe(planted, samples, processor, GRID, "ridge", batch_size=8, given_place=True)
+    usual = constant_errors(samples, processor, GRID)["constant of each place"].relative.mean()
+    noise, depth = errors.relative.mean(axis=0)
+    assert noise == pytest.approx(usual, rel=0.1)
+    assert depth < 0.1 * usual
+
+
 def test_a_difference_between_runs_has_an_interval():
     random = np.random.default_rng(0)
     hard = random.normal(0.2, 0.05, size=(30, 1))
