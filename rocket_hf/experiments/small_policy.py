@@ -77,7 +77,8 @@ def write_small_policy(folder: Path, dataset: Path, seed: int = 0) -> RocketConf
     config = RocketConfig.from_dict(config.to_dict(), policy_config=small_pi0(len(tokenizer)))
     torch.manual_seed(seed)
     model = RocketForActionPrediction(config)
-    processor = RocketProcessor.for_config(config, tokenizer, dataset_statistics([data]))
+    longest = max(len(tokenizer(task)["input_ids"]) for task in data.tasks)  # padding costs as much as words do
+    processor = RocketProcessor.for_config(config, tokenizer, dataset_statistics([data]), max_prompt_length=longest)
     export_policy(model, processor, folder)
     return config
 
