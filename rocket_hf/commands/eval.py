@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--env", default="metaworld", metavar="SUITE", help="metaworld or libero (default: %(default)s)"
     )
     parser.add_argument(
-        "--tasks", nargs="+", required=True, metavar="TASK", help="names or groups: easy, medium, hard, very_hard, all"
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="names or groups: easy, hard, libero_spatial, all, ...",
     )
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="of each task (default: %(default)s)")
     parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")

@@ -18,9 +18,13 @@ HELP = "record demonstrations in a simulated world as a LeRobot dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", metavar="SUITE", help="metaworld")
+    parser.add_argument("suite", metavar="SUITE", help="metaworld or libero")
     parser.add_argument(
-        "--tasks", required=True, nargs="+", metavar="TASK", help="names or groups: easy, medium, hard, very_hard, all"
+        "--tasks",
+        required=True,
+        nargs="+",
+        metavar="TASK",
+        help="names or groups: easy, hard, libero_spatial, all, ...",
     )
     parser.add_argument("--episodes", type=int, required=True, metavar="N", help="of each task")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the dataset to write")

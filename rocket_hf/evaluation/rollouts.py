@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
+from ..sims.suites import make_environment
 from .actor import Actor, View
-from .environments import evaluation_environment
 from .protocol import PLAIN, Protocol
 from .worlds import Act, Moment, Order, Start, Worlds
 
@@ -53,7 +53,7 @@ def rollout(
     """`episodes` of each task, task by task in the order of their seeds. `parallel` environments lie in `workers`
     processes; `videos` is a folder for one video an episode. See `Actor` for `execute` and `cameras`."""
     actor = Actor(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
-    make = partial(evaluation_environment, suite, image_size=image_size, max_steps=max_steps)
+    make = partial(make_environment, suite, image_size=image_size, max_steps=max_steps)
     starts = [Start(task, first_seed + number) for number in range(episodes) for task in tasks]
     with Worlds(make, min(workers, len(starts)), videos) as worlds:
         finished = run_episodes(actor, worlds, starts, parallel)

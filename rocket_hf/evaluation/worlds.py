@@ -107,7 +107,7 @@ class World:
         )
         if ended and self.videos is not None:
             outcome = "success" if success else "failure"
-            path = self.videos / f"{environment.task}-{self.seed}-{outcome}.mp4"
+            path = self.videos / f"{environment.task.replace('/', '-')}-{self.seed}-{outcome}.mp4"
             write_video(path, self.frames, environment.fps)
         return Moment(robot, self.steps, success, None if ended else environment.observe())
 

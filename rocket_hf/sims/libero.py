@@ -13,11 +13,11 @@ import numpy as np
 from .contract import DepthView, Environment, Observation
 from .headless import use_offscreen_rendering
 from .libero_expert import PickAndPlace
-from .libero_files import GROUPS, import_libero, stored_starts
+from .libero_files import benchmark_file, import_libero, stored_starts
+from .libero_tasks import GROUPS, STEP_LIMITS, WAITING_ACTION, WAITING_STEPS
 from .names import require_known
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}  # lerobot's names, robosuite's names
-MAX_STEPS = 300
 SERIES = 1_000_000  # seeds apart: where an expert fails, the next start is tried, not the same again
 COLLISION_SHAPES = 0  # a group of geoms that robosuite hides
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
@@ -33,15 +33,18 @@ class LiberoEnvironment(Environment):
     action_names = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper")
     fps = 20
 
-    def __init__(self, task: str, image_size: int = 128, max_steps: int = MAX_STEPS) -> None:
+    def __init__(self, task: str, image_size: int = 128, max_steps: int | None = None) -> None:
+        """`max_steps` None: as the benchmark has it."""
         self.benchmark, number = task_number(task)
-        self.task, self.image_size, self.max_steps = task, image_size, max_steps
+        self.task, self.image_size = task, image_size
+        self.max_steps = max_steps or STEP_LIMITS[self.benchmark]
+        use_offscreen_rendering()
         libero = import_libero()
         described = list(libero.benchmark.task_maps[self.benchmark].values())[number]
         self.instruction = described.language
-        starts = Path(libero.get_libero_path("init_states")) / self.benchmark / described.init_states_file
+        starts = benchmark_file(libero, "init_states", self.benchmark, described.init_states_file)
         self._starts = stored_starts(starts)
-        self._world = make_world(Path(libero.get_libero_path("bddl_files")) / self.benchmark / described.bddl_file)
+        self._world = make_world(benchmark_file(libero, "bddl_files", self.benchmark, described.bddl_file))
         self._moment = Moment(self._world)
         self._observed: dict[str, np.ndarray] = {}
         self._renderer: Any = None
@@ -50,7 +53,9 @@ class LiberoEnvironment(Environment):
     def reset(self, seed: int) -> None:
         self._world.seed(seed % 2**32)
         self._world.reset()
-        self._observed = self._world.set_init_state(self._starts[(seed + seed // SERIES) % len(self._starts)])
+        self._world.set_init_state(self._starts[(seed + seed // SERIES) % len(self._starts)])
+        for _ in range(WAITING_STEPS):
+            self.step(np.array(WAITING_ACTION))
         self._expert = None
 
     def step(self, action: np.ndarray) -> bool:
@@ -158,7 +163,6 @@ def task_number(task: str) -> tuple[str, int]:
 
 def make_world(description: Path) -> Any:
     """LIBERO's own environment, which draws nothing by itself."""
-    use_offscreen_rendering()
     from libero.libero.envs.env_wrapper import ControlEnv
 
     return ControlEnv(

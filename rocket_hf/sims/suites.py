@@ -9,15 +9,15 @@ SUITES = ("metaworld", "libero")
 
 
 def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
-    """`max_steps` None: as many as the suite's experts need with room to spare."""
+    """`max_steps` None: as the benchmark has it, or as MetaWorld's experts need with room to spare."""
     require_known("rocket_hf", "suite", suite, SUITES)
     if suite == "libero":
-        from . import libero
+        from .libero import LiberoEnvironment
 
-        return libero.LiberoEnvironment(task, image_size, max_steps or libero.MAX_STEPS)
-    from . import metaworld
+        return LiberoEnvironment(task, image_size, max_steps)
+    from .metaworld import MAX_STEPS, MetaWorldEnvironment
 
-    return metaworld.MetaWorldEnvironment(task, image_size, max_steps=max_steps or metaworld.MAX_STEPS)
+    return MetaWorldEnvironment(task, image_size, max_steps=max_steps or MAX_STEPS)
 
 
 def task_names(suite: str) -> list[str]:
@@ -28,7 +28,7 @@ def task_groups(suite: str) -> dict[str, list[str]]:
     """What a suite calls its easy tasks, its hard ones, and so on."""
     require_known("rocket_hf", "suite", suite, SUITES)
     if suite == "libero":
-        from .libero_files import GROUPS as LIBERO
+        from .libero_tasks import GROUPS as LIBERO
 
         return LIBERO
     from .metaworld_tasks import GROUPS as METAWORLD

@@ -1,50 +1,12 @@
-"""How benchmarks are run and OpenVLA's policies fed."""
+"""How OpenVLA's policies are fed."""
 
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from rocket_hf.evaluation.libero_protocol import LiberoProtocol, libero_suite
 from rocket_hf.evaluation.protocol import OPENVLA, PLAIN, centre_crop, openvla_picture
-
-from .point_world import PointWorld
-
-
-class Recorded(PointWorld):
-    def __init__(self, task):
-        super().__init__(task)
-        self.actions = []
-
-    def step(self, action):
-        self.actions.append(action)
-        return super().step(action)
-
-
-def test_libero_waits_ten_steps_and_has_its_own_limits():
-    inner = Recorded("libero_spatial/3")
-    environment = LiberoProtocol(inner, "libero_spatial")
-    environment.reset(0)
-    assert environment.max_steps == 220
-    assert np.array_equal(np.stack(inner.actions), np.tile([0, 0, 0, 0, 0, 0, -1], (10, 1)))
-    assert environment.cameras == inner.cameras and environment.observe().state.shape == (6,)
-    assert LiberoProtocol(inner, "libero_10", 30).max_steps == 30
-    environment.close()
-    assert inner.closed
-
-
-@pytest.mark.parametrize(
-    ("suite", "task", "wanted"),
-    [
-        ("libero", "libero_10/2", "libero_10"),
-        ("libero_goal", "open the drawer", "libero_goal"),
-        ("metaworld", "reach-v3", None),
-    ],
-)
-def test_the_suite_is_in_the_name(suite, task, wanted):
-    assert libero_suite(suite, task) == wanted
 
 
 def test_pixels_are_unchanged_by_default():
