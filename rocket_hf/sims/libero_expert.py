@@ -14,7 +14,7 @@ GAIN, TURNING_GAIN = 12.0, 2.0  # of the action, for each metre and radian that 
 NEAR, ABOUT = 0.012, 0.025  # metres from where the hand is to be, when it counts as there
 GRASP_STEPS = 12
 PATIENCE = 35  # steps, after which a phase is over wherever the hand is
-RIM_RADIUS, RIM_HEIGHT = 0.047, 0.042  # metres from the bowl's origin to where the fingers take it
+RIM_RADIUS, RIM_HEIGHT = 0.047, np.array([0.0, 0.0, 0.042])  # metres from the bowl's origin to where it is taken
 FINGER = [(radius, across) for radius in (0.07, 0.085, 0.1) for across in (-0.015, 0.015)]  # the outer one's footprint
 CLEARANCE = np.array([0.0, 0.0, 0.10])  # metres above the rim, on the way there
 LIFT = 0.12  # metres that the bowl is carried above what it stood on, and above the plate
@@ -73,7 +73,7 @@ class PickAndPlace:
         return self.hand(), OPEN, False
 
     def rim(self) -> np.ndarray:
-        return self.beside_bowl(self.side, RIM_RADIUS, 0) + [0, 0, RIM_HEIGHT]
+        return self.beside_bowl(self.side, RIM_RADIUS, 0) + RIM_HEIGHT
 
     def beside_bowl(self, side: float, radius: float, across: float) -> np.ndarray:
         outwards, sideways = np.array([np.cos(side), np.sin(side), 0]), np.array([-np.sin(side), np.cos(side), 0])

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,9 @@ def stored_starts(path: Path) -> np.ndarray:
     import torch
     from numpy._core.multiarray import _reconstruct
 
-    array = [(_reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
-    with torch.serialization.safe_globals(array):
-        return np.asarray(torch.load(path, weights_only=True))
+    array = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
+    with torch.serialization.safe_globals([*array, (_reconstruct, "numpy.core.multiarray._reconstruct")]):
+        try:
+            return np.asarray(torch.load(path, weights_only=True))
+        except UnpicklingError as error:
+            raise ValueError(f"{path} holds other things than an array: it is none of LIBERO's") from error
