@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
@@ -15,9 +14,6 @@ from .strict_config import StrictConfig, nearest
 
 POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig, OpenVLAPolicyConfig)}
 Normalization = Literal["identity", "mean_std", "min_max", "quantile"]
-
-# What transformers needs in config.json to find the classes and the dtype again.
-WRITTEN_FOR_LOADING = {"architectures", "auto_map", "dtype"}
 
 # ROCKET, eq. 13 and its code: the first of N pairs uses a fifth of the hidden units, the last all of them.
 NARROWEST = 0.2
@@ -145,8 +141,7 @@ class RocketConfig(StrictConfig):
     def to_dict(self) -> dict[str, Any]:
         """A policy without a head has no trace of one in its file."""
         own = {key: value for key, value in super().to_dict().items() if key != "alignment" or value is not None}
-        loading = {key: value for key, value in PreTrainedConfig.to_dict(self).items() if key in WRITTEN_FOR_LOADING}
-        return own | loading
+        return own | self.written_for_loading()
 
     def fake_batch(self, batch_size: int = 2, prompt_length: int = 6, seed: int = 0) -> Batch:
         """A batch as the processor would make it, drawn from `seed`: all cameras present, the prompts of different

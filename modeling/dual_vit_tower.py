@@ -7,14 +7,12 @@ normalises its own pixels. The attention is torch's own, whichever the language 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_openvla import OpenVLAPolicyConfig
 from .contract import unit_range
+from .vit_block import VitBlock
 
-NORM_EPS = 1e-6
 # Mean and standard deviation of the pixels, as the published preprocessor has them: ImageNet's rounded to bfloat16.
 DINO_PIXELS = ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -29,44 +27,6 @@ class TowerSizes(NamedTuple):
     scaled: bool  # whether LayerScale follows each branch
     pixel_mean: tuple[float, ...]
     pixel_deviation: tuple[float, ...]
-
-
-class LayerScale(nn.Module):
-    """A learned factor for each channel. It starts near zero, so that an untrained block is nearly the identity."""
-
-    INITIAL = 1e-5
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((width,), self.INITIAL))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden * self.weight
-
-
-class VitBlock(GradientCheckpointingLayer):
-    """A pre-norm block with exact GELU; only DINOv2 scales its branches."""
-
-    def __init__(self, width: int, heads: int, mlp_width: int, scaled: bool):
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.attention_scale = LayerScale(width) if scaled else nn.Identity()
-        self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp_in = nn.Linear(width, mlp_width)
-        self.mlp_out = nn.Linear(mlp_width, width)
-        self.mlp_scale = LayerScale(width) if scaled else nn.Identity()
-
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.attention_scale(self.attend(self.attention_norm(stream)))
-        return stream + self.mlp_scale(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(stream)))))
-
-    def attend(self, hidden: Tensor) -> Tensor:
-        """(N, tokens, width) to the same, every token seeing every other."""
-        query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.attention_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class VitTower(nn.Module):

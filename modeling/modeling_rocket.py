@@ -7,11 +7,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
@@ -22,7 +21,7 @@ from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
 from .contract import Batch, Policy, check_batch
-from .dual_vit_tower import LayerScale
+from .dual_vit_tower import DualVitTower  # noqa: F401
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import Modulation
@@ -36,6 +35,8 @@ from .policy_smolvla import SmolVLAPolicy
 from .self_test import SelfTestReport, find_self_test, read_self_test, run_self_test
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
+from .strict_model import StrictModel
+from .vit_block import LayerScale
 
 # Makes the policy of a whole RocketConfig, by the model_type of its policy_config.
 POLICIES: dict[str, Callable[[RocketConfig], Policy]] = {
@@ -46,7 +47,7 @@ POLICIES: dict[str, Callable[[RocketConfig], Policy]] = {
 HEAD = "alignment_head."
 
 
-class RocketForActionPrediction(PreTrainedModel):
+class RocketForActionPrediction(StrictModel):
     config_class = RocketConfig
     main_input_name = "images"
     supports_gradient_checkpointing = True
@@ -61,7 +62,6 @@ class RocketForActionPrediction(PreTrainedModel):
         config._attn_implementation = config._attn_implementation  # the setter hands it on to the inner configurations
         policy = config.policy_config
         self.policy: Policy = POLICIES[policy.model_type](config)
-        self.revision: str | None = None  # that it was loaded from, if that was said
         self.new_layers: list[str] = []  # that have never been trained: see `for_robot`
         self.alignment_head: AlignmentHead | None = None
         if config.alignment is not None:
@@ -170,27 +170,10 @@ class RocketForActionPrediction(PreTrainedModel):
         self.config._attn_implementation = attn_implementation
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
-        """Like transformers', but weights that are missing or left over are an error instead of a warning.
-
-        A policy may be loaded into a model with a fresh head (`alignment=AlignmentConfig(...)`), and a training
-        checkpoint into a policy without its head (`alignment=None`).
-        """
-        kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model.revision = kwargs.get("revision")
-        head = {name for name, _ in model.named_parameters() if name.startswith(HEAD)}
-        missing = set(info["missing_keys"])
-        problems = {
-            "missing": missing if not head <= missing else missing - head,
-            "unexpected": set(info["unexpected_keys"]),
-            "of another shape": {entry[0] for entry in info["mismatched_keys"]},
-        }
-        for problem, names in problems.items():
-            if names:
-                listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-                raise ValueError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
-        return (model, info) if output_loading_info else model  # type: ignore[return-value]
+    def training_heads(cls) -> tuple[str, ...]:
+        """A policy may be loaded into a model with a fresh head (`alignment=AlignmentConfig(...)`), and a training
+        checkpoint into a policy without its head (`alignment=None`)."""
+        return (HEAD,)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -18,6 +18,9 @@ PASSED_BY_TRANSFORMERS = frozenset({
     "_experts_implementation_internal",
 })  # fmt: skip
 
+# What transformers needs in config.json to find the classes and the dtype again.
+WRITTEN_FOR_LOADING = frozenset({"architectures", "auto_map", "dtype"})
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest right name, or all of them when none is near."""
@@ -56,6 +59,11 @@ class StrictConfig(PreTrainedConfig):
         """What this class declares, and nothing of the classification heads and generators that transformers knows."""
         kept = self.declared() | {"model_type", "transformers_version"}
         return {key: value for key, value in super().to_dict().items() if key in kept}
+
+    def written_for_loading(self) -> dict[str, Any]:
+        """What the configuration of a whole model writes beside what it declares."""
+        written = super().to_dict().items()
+        return {key: value for key, value in written if key in WRITTEN_FOR_LOADING}
 
     def require_positive(self, *names: str) -> None:
         for name in names:
