@@ -51,7 +51,7 @@ def probe_runs(probing: Probing, paths: Sequence[Path], teacher: str | None) -> 
     """The runs in their order, then the policies that they started from, then the teacher."""
     origins = [find_origin(path) for path in paths]
     recipes = {start_of(origin.recipe): origin.recipe for origin in origins if origin.recipe is not None}
-    folders = {start: policy_folder(recipe.policy) for start, recipe in recipes.items()}  # before hours are spent
+    folders = {start: starting_folder(recipe) for start, recipe in recipes.items()}
     views = [
         probing.policy(name, RUN, *load_trained(origin)) for name, origin in zip(run_names(paths), origins, strict=True)
     ]
@@ -60,6 +60,14 @@ def probe_runs(probing: Probing, paths: Sequence[Path], teacher: str | None) -> 
         like = next(view for view, origin in zip(views, origins, strict=False) if is_from(origin, start))
         views.append(probing.policy(name, UNTRAINED, load_policy(folders[start], None, recipe), like.processor))
     return views + ([probing.teacher(teacher, views[0])] if teacher is not None else [])
+
+
+def starting_folder(recipe: Recipe) -> Path:
+    try:
+        return policy_folder(recipe.policy)
+    except ValueError as error:
+        raise ValueError(f"the untrained policy that {recipe.name} started from is compared with it, but {error}; go "
+                         "to where the run was started, or give a copy of its policy/ alone") from error  # fmt: skip
 
 
 def start_of(recipe: Recipe) -> str:
@@ -85,7 +93,7 @@ def write_depth(folder: Path, probing: Probing, views: Sequence[View], dataset: 
     """depth.csv, depth.json, depth.png and predicted-depth.png. What was measured, the constants last."""
     samples = probing.samples
     first = views[0]
-    constants = constant_errors(samples, first.processor, first.grid)
+    constants = constant_errors(samples, first.processor, first.grid, probing.head)
     measured = [view.measured for view in views]
     measured += [Measured(name, CONSTANT, errors) for name, errors in constants.items()]
     held_out = {samples.tasks[row] for row in samples.rows(TEST)}

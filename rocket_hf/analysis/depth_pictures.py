@@ -109,7 +109,7 @@ def draw_frame(
     for axes, view in zip(line[2:], views, strict=True):
         found = view.measured.errors.found[view.measured.errors.best, place]
         told = as_maps(found[view.processor.cameras.index(name)], view.grid).exp()
-        known = F.adaptive_avg_pool2d(weight, told.shape)[0, 0] >= 0.5
+        known = F.adaptive_avg_pool2d(weight, (told.shape[0], told.shape[1]))[0, 0] >= 0.5
         image = axes.imshow(torch.where(known, told, torch.nan).numpy(), cmap="gray_r", vmin=low, vmax=high)
     bar = line[0].figure.colorbar(image, ax=list(line), fraction=0.02)
     bar.set_label(f"{name}, metres", fontsize=7)

@@ -27,7 +27,7 @@ from .depth_samples import CHOOSE, LEARN, TEST, DepthSamples, patch_log_depth
 BATCH = 16
 ONE, PLACE = "one constant", "constant of each place"
 CLOSE = 1.25  # delta: the share of patches whose depth is wrong by less than this factor
-HEADS: dict[str, Callable[[], RidgeHeads | MlpHeads]] = {"ridge": RidgeHeads, "mlp": MlpHeads}
+HEADS: dict[str, type[RidgeHeads] | type[MlpHeads]] = {"ridge": RidgeHeads, "mlp": MlpHeads}
 
 Layers = Callable[[Sequence[int]], dict[int, Tensor]]  # of these rows of the samples: (N, V, T, C) by layer
 
@@ -178,10 +178,12 @@ def errors_by_episode(
     return names, torch.stack(relative).numpy(), torch.stack(close).numpy()
 
 
-def constant_errors(samples: DepthSamples, processor: RocketProcessor, grid: Grid) -> dict[str, DepthErrors]:
+def constant_errors(
+    samples: DepthSamples, processor: RocketProcessor, grid: Grid, head: str = "ridge"
+) -> dict[str, DepthErrors]:
     """What the same heads would tell from features that say nothing, and from the place in each camera's picture: the
     mean logarithm of all depths, and of those at each place, where a probe may learn."""
-    wanted = wanted_depth(samples, processor, grid, detail=1)
+    wanted = wanted_depth(samples, processor, grid, HEADS[head].detail)
     known = wanted[[row for row, part in enumerate(samples.parts) if part != TEST]]
     rows, one = samples.rows(TEST), known.nanmean()
     each = known.nanmean(dim=0)

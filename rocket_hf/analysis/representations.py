@@ -5,7 +5,7 @@ L student layers (0 the embeddings), M teacher layers, P pairs.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Resemblances:
         pairs = len(head.pairs)
         self.projected = torch.zeros(pairs, dtype=torch.float64, device=device)
         self.outputs = torch.zeros(pairs, pairs, dtype=torch.float64, device=device)
-        self.tokens = 0
+        self.tokens = self.batches = 0
 
     @torch.no_grad()
     def add(self, batch: LayerBatch) -> None:
@@ -55,11 +55,10 @@ class Resemblances:
         chosen = sample_tokens(there, TOKENS, self.generator)
         maps = [batch.student[layer] for layer in self.student] + [batch.teacher[layer] for layer in self.teacher]
         self.cka.add([each.flatten(0, 2)[chosen] for each in maps])
-        student = {layer: batch.student[layer][there] for layer in self.head.taps}  # (n, D)
-        teacher = {layer: batch.teacher[layer][there].float() for layer in self.teacher}  # (n, C)
-        self.projected += projected_cosines(self.head, student, teacher)
+        self.projected += projected_cosines(self.head, batch)
         if len(self.head.projectors) > 1:
-            self.outputs += output_cosines(self.head, list(student.values()))
+            self.outputs += output_cosines(self.head, [batch.student[layer][there] for layer in self.head.taps])
+        self.batches += 1
         self.tokens += int(there.sum())
 
     def at(self, step: int) -> Representations:
@@ -69,20 +68,16 @@ class Resemblances:
             step,
             table[:split, split:].tolist(),
             table[:split, :split].tolist(),
-            (self.projected / self.tokens).tolist(),
+            (self.projected / self.batches).tolist(),
             weight_cosines(self.head).tolist() if independent else None,
             (self.outputs / self.tokens).tolist() if independent else None,
         )
 
 
-def projected_cosines(head: AlignmentHead, student: Mapping[int, Tensor], teacher: Mapping[int, Tensor]) -> Tensor:
-    """The sum over tokens, for each pair in the order of the head: (P,)."""
-    found = {
-        pair: F.cosine_similarity(projector(student[pair[0]], width).float(), teacher[pair[1]], dim=-1).double().sum()
-        for projector, width, pairs in head.groups()
-        for pair in pairs
-    }
-    return torch.stack([found[pair] for pair in head.pairs])
+def projected_cosines(head: AlignmentHead, batch: LayerBatch) -> Tensor:
+    """(P,): what the losses of training leave of 1, and so averaged as they are."""
+    losses = head({layer: batch.student[layer] for layer in head.taps}, batch.teacher, batch.camera_mask)
+    return 1 - torch.stack([losses[f"alignment/{student}-{teacher}"] for student, teacher in head.pairs])
 
 
 def output_cosines(head: AlignmentHead, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,13 +1,12 @@
-"""Two short tasks recorded with depth, and a tiny policy trained on them for two steps; made once."""
+"""Two short tasks recorded with depth, and runs of two steps; made once."""
 
 import pytest
 
 from rocket_hf.experiments.small_policy import write_small_policy
 from rocket_hf.sims.demonstrations import record
 from rocket_hf.sims.rgbd import RgbdFrames
-from rocket_hf.tiny import write_tiny_vggt
 
-from ..training.conftest import run_training, settings
+from ..training.conftest import no_network, policies, run_training, settings, stored, teacher, tiny_run  # noqa: F401
 
 TASKS = ("handle-press-v3", "reach-v3")
 
@@ -26,11 +25,6 @@ def frames(rgbd):
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory):
-    return write_tiny_vggt(tmp_path_factory.mktemp("teachers") / "vggt")
-
-
-@pytest.fixture(scope="session")
 def base(rgbd, tmp_path_factory):
     """An untrained policy for the robot of the recordings."""
     folder = tmp_path_factory.mktemp("policies") / "base"
@@ -39,15 +33,15 @@ def base(rgbd, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def train(rgbd, base, teacher, tmp_path_factory):
-    """Two steps of a recipe, each saved; aligned by projectors of its own or by the shared one."""
+def train(rgbd, base, teacher, tmp_path_factory):  # noqa: F811
+    """Two steps of the tiny recipe."""
     runs = tmp_path_factory.mktemp("runs")
 
     def run(name, **changes):
         if not (runs / name).exists():
             outcome = run_training(
                 "--recipe", "tiny", "--policy", base, "--dataset", rgbd, "--teacher", teacher, "--out", runs / name,
-                *settings(run__steps=2, run__save_every=1, run__keep=2, data__validation=0, **changes),
+                *settings(run__steps=2, data__validation=0, **changes),
             )  # fmt: skip
             assert outcome.code == 0, outcome.stderr
         return runs / name
@@ -61,5 +55,10 @@ def shared(train):
 
 
 @pytest.fixture(scope="session")
-def naive(train):
-    return train("naive", alignment__projector="independent", alignment__nesting="none", alignment__nested_widths=None)
+def naive(tiny_run, tmp_path_factory):  # noqa: F811
+    """Two steps on a generated dataset, which needs no simulator, with a projector for each pair."""
+    out = tmp_path_factory.mktemp("runs") / "naive"
+    independent = {"projector": "independent", "nesting": "none", "nested_widths": None}
+    changes = {f"alignment__{name}": value for name, value in independent.items()}
+    tiny_run(out, run__steps=2, run__save_every=1, run__keep=2, **changes)
+    return out

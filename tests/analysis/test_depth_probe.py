@@ -3,11 +3,13 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from rocket_hf.analysis.depth_heads import MlpHeads, RidgeHeads, solved
@@ -202,9 +204,11 @@ def test_batches_do_not_matter_to_ridge(planted, samples, processor):
 
 def test_the_constant_of_each_place_is_best_where_nothing_moves(samples, processor):
     still = replace(samples, depth=samples.depth[:1].expand_as(samples.depth))
-    errors = constant_errors(still, processor, GRID)
-    assert errors["constant of each place"].relative.max() < 1e-5
-    assert errors["one constant"].relative.min() > 0.05
+    for head, cells in (("ridge", 1), ("mlp", 16)):
+        errors = constant_errors(still, processor, GRID, head)
+        assert errors["constant of each place"].relative.max() < 1e-5
+        assert errors["constant of each place"].found.shape[-1] == cells
+        assert errors["one constant"].relative.min() > 0.05
 
 
 def test_a_head_that_is_given_the_place_tells_what_is_usual_there(planted, samples, processor):
@@ -234,12 +238,23 @@ def test_a_difference_between_runs_has_an_interval():
 # The command
 
 
-def test_the_command_probes_runs_their_start_and_a_teacher(shared, naive, rgbd, teacher, tmp_path, capsys):
+def test_the_command_probes_runs_their_start_and_a_teacher(shared, train, rgbd, teacher, tmp_path, capsys):
     out = tmp_path / "out"
-    words = [shared, naive, "--dataset", rgbd, "--teacher", teacher, "--samples", 24, "--out", out]
+    words = [
+        shared,
+        train("other", run__seed=1),
+        "--dataset",
+        rgbd,
+        "--teacher",
+        teacher,
+        "--samples",
+        24,
+        "--out",
+        out,
+    ]
     assert rocket_hf(["analyze", "depth", *map(str, words)]) == 0
     said = capsys.readouterr().out
-    for part in ("shared ", "naive ", "untrained ", "teacher vggt ", "constant of each place", "naive against shared"):
+    for part in ("shared ", "other ", "untrained ", "teacher vggt ", "constant of each place", "other against shared"):
         assert part in said
     rows = list(csv.DictReader((out / "depth.csv").open()))
     layers = {name: [int(row["layer"]) for row in rows if row["name"] == name] for name in ("shared", "untrained")}
@@ -250,6 +265,19 @@ def test_the_command_probes_runs_their_start_and_a_teacher(shared, naive, rgbd, 
     assert {len(each) for each in read["errors_by_episode"].values()} == {len(read["episodes"])}
     for name in ("depth.png", "predicted-depth.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_start_that_has_gone_is_said_before_anything_is_probed(shared, rgbd, tmp_path, capsys):
+    run = shutil.copytree(shared, tmp_path / "moved")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | {"policy": str(tmp_path / "gone")}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["--dataset", str(rgbd), "--samples", "24", "--out", str(tmp_path / "out")]
+    assert rocket_hf(["analyze", "depth", str(run), *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and "give a copy of its policy/ alone" in said
+    copy = shutil.copytree(shared / "policy", tmp_path / "alone")
+    assert rocket_hf(["analyze", "depth", str(copy), *words]) == 0
+    assert "untrained" not in capsys.readouterr().out
 
 
 def test_the_errors_of_a_policy_are_those_of_its_taps(base, samples, processor):

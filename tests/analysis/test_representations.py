@@ -71,14 +71,16 @@ def test_a_layer_is_recognised_in_a_turned_copy():
     assert abs(found.student[0][1]) < 0.2 and abs(found.student_teacher[1][0]) < 0.2
 
 
-def test_projected_cosines_are_one_minus_the_losses_of_training():
+def test_projected_cosines_are_those_of_torch():
     head, batch = head_of("independent"), drawn_batch()
-    batch.camera_mask[:] = True  # the loss weighs samples the same, and so tokens where all cameras are there
+    batch.camera_mask[:] = True
     sums = Resemblances(head, 2, [1, 2], CPU)
     sums.add(batch)
-    losses = head({layer: batch.student[layer] for layer in head.taps}, batch.teacher, batch.camera_mask)
-    found = sums.at(0).projected
-    assert found == pytest.approx([1 - losses["alignment/1-1"].item(), 1 - losses["alignment/2-2"].item()], abs=1e-5)
+    there, wanted = batch.there(), []
+    for layer, projector in zip((1, 2), head.projectors, strict=True):
+        made = projector(batch.student[layer][there], 6)
+        wanted.append(F.cosine_similarity(made, batch.teacher[layer][there], dim=-1).mean().item())
+    assert sums.at(0).projected == pytest.approx(wanted, abs=1e-5)
 
 
 def test_projectors_are_compared_by_weights_and_by_what_they_make_of_the_same_tokens():
@@ -119,7 +121,7 @@ def test_all_checkpoints_of_a_run_and_its_start(naive, tmp_path, capsys):
     assert rows[0] == ["step", *read["pairs"]] and [row[0] for row in rows[1:]] == ["0", "1", "2"]
     for name in ("student-teacher", "student", "projector-weights", "projector-outputs"):
         table = list(csv.reader((tmp_path / f"{name}-00000002.csv").open()))
-        assert len(table) == (5 if name.startswith("student") else 3) + 1
+        assert len(table) == (4 if name.startswith("student") else 3) + 1
         assert (tmp_path / f"{name}-00000002.png").read_bytes().startswith(b"\x89PNG")
 
 
