@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from .contract import DepthView, Environment, Observation
-from .headless import use_offscreen_rendering
 from .libero_expert import PickAndPlace
 from .libero_files import benchmark_file, import_libero, stored_starts
 from .libero_tasks import GROUPS, STEP_LIMITS, WAITING_ACTION, WAITING_STEPS
@@ -38,7 +37,6 @@ class LiberoEnvironment(Environment):
         self.benchmark, number = task_number(task)
         self.task, self.image_size = task, image_size
         self.max_steps = max_steps or STEP_LIMITS[self.benchmark]
-        use_offscreen_rendering()
         libero = import_libero()
         described = list(libero.benchmark.task_maps[self.benchmark].values())[number]
         self.instruction = described.language

