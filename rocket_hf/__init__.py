@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .modeling.configuration_openvla import OpenVLAPolicyConfig
     from .modeling.configuration_pi0 import Pi0Config
     from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
+    from .modeling.configuration_rocket2 import Rocket2Config
     from .modeling.configuration_smolvla import SmolVLAConfig
     from .modeling.modeling_rocket import RocketForActionPrediction
+    from .modeling.modeling_rocket2 import Rocket2ForActionPrediction
     from .modeling.processing_rocket import RocketProcessor
     from .publish import export_policy
     from .teachers.load import load_teacher
@@ -24,6 +26,8 @@ HOMES = {
     "SmolVLAConfig": ".modeling.configuration_smolvla",
     "AlignmentConfig": ".modeling.configuration_rocket",
     "RocketConfig": ".modeling.configuration_rocket",
+    "Rocket2Config": ".modeling.configuration_rocket2",
+    "Rocket2ForActionPrediction": ".modeling.modeling_rocket2",
     "RocketForActionPrediction": ".modeling.modeling_rocket",
     "RocketProcessor": ".modeling.processing_rocket",
     "export_policy": ".publish",
@@ -33,6 +37,8 @@ __all__ = [
     "AlignmentConfig",
     "OpenVLAPolicyConfig",
     "Pi0Config",
+    "Rocket2Config",
+    "Rocket2ForActionPrediction",
     "RocketConfig",
     "RocketForActionPrediction",
     "RocketProcessor",

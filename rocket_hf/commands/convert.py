@@ -12,6 +12,7 @@ FAMILIES = {
     "openvla": "openvla/openvla-7b and its fine-tunings",
     "openvla-oft": "OpenVLA-OFT with its action head and state projector",
     "rocket-openvla": "the public ROCKET code's OpenVLA-OFT, with its alignment projector",
+    "rocket2": "ROCKET-2, whose goals are masks in any view",
     "to-lerobot": "a pi0, pi0.5 or SmolVLA of ours, for lerobot's own class",
 }
 DTYPES = ("float32", "bfloat16")
@@ -43,10 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
 def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
-    from rocket_hf.convert import lerobot, openvla
-    from rocket_hf.convert.write import REPORT, source_folder, write_conversion
+    from rocket_hf.convert import lerobot, openvla, rocket2
+    from rocket_hf.convert.write import REPORT, Found, source_folder, write_conversion
 
-    if "openvla" in arguments.family:
+    if arguments.family == "rocket2":
+        if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
+            raise ValueError(f"ROCKET-2 has no use for --{unused[0]}: leave it out")
+        found: Found = rocket2.read(folder)
+    elif "openvla" in arguments.family:
         base = source_folder(arguments.base)[0] if arguments.base else None
         found = openvla.read(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
     else:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class Entry:
     file: Path
     key: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None  # from the first to before the last, where it is a part of a tensor
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class Checkpoint:
             elif ".lora_B.weight" not in name:
                 raise ValueError(f"the adapter has {name}, which is no low-rank update of a weight")
 
+    def split(self, name: str, *ends: int) -> None:
+        """A tensor becomes several, of the rows up to each of the ends: NAME[0:1], NAME[1:3] and so on."""
+        whole = self.entries[name]
+        if not whole.shape or whole.shape[0] != ends[-1]:
+            raise ValueError(f"{name} has the shape {whole.shape}, it should have {ends[-1]} rows")
+        del self.entries[name]
+        for begin, end in zip((0, *ends), ends, strict=False):
+            part = replace(whole, shape=(end - begin, *whole.shape[1:]), rows=(begin, end))
+            self._add(f"{name}[{begin}:{end}]", part)
+
     def _add(self, name: str, entry: Entry) -> None:
         if name in self.entries:
             raise ValueError(f"{name} stands in {self.entries[name].file.name} and in {entry.file.name}")
@@ -109,9 +120,11 @@ class Checkpoint:
 
 def read_entry(entry: Entry) -> Tensor:
     if entry.file.suffix != ".safetensors":
-        return load_pickle(entry.file)[entry.key]
-    with safe_open(entry.file, "pt") as file:
-        return file.get_tensor(entry.key)
+        tensor = load_pickle(entry.file)[entry.key]
+    else:
+        with safe_open(entry.file, "pt") as file:
+            tensor = file.get_tensor(entry.key)
+    return tensor if entry.rows is None else tensor[slice(*entry.rows)]
 
 
 def load_pickle(path: Path) -> dict[str, Tensor]:

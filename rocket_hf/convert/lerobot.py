@@ -12,7 +12,7 @@ from ..modeling.processing_rocket import RocketProcessor
 from .checkpoint import Checkpoint
 from .lerobot_folder import LeRobotFolder
 from .lerobot_names import EMBEDDING, EXPERT, SMOL, SMOL_EXPERT, TIED_HEAD, VLM, to_ours
-from .write import Found
+from .write import FoundRocket
 
 # The widths of one attention head that no tensor's shape tells.
 SIGLIP_SO400M_HEAD, SMOL_HEAD, SMOL_VISION_HEAD = 72, 64, 64
@@ -34,7 +34,7 @@ ONLY: dict[str, dict[str, Any]] = {
 }
 
 
-def read(folder: Path, kind: str, tokenizer: str | None = None) -> Found:
+def read(folder: Path, kind: str, tokenizer: str | None = None) -> FoundRocket:
     """A folder of a lerobot policy of type `kind`."""
     described = LeRobotFolder.read(folder, kind)
     for key, only in ONLY[kind].items():
@@ -50,7 +50,8 @@ def read(folder: Path, kind: str, tokenizer: str | None = None) -> Found:
     processor = RocketProcessor.for_config(
         config, described.tokenizer(tokenizer), described.statistics, max_prompt_length=length
     )
-    return Found(checkpoint, config, processor, to_ours(kind, EMBEDDING not in names and TIED_HEAD in names))
+    rules = to_ours(kind, EMBEDDING not in names and TIED_HEAD in names)
+    return FoundRocket(checkpoint, config, rules, processor)
 
 
 class Shapes:

@@ -17,7 +17,7 @@ from ..modeling.normalization import Statistics
 from ..modeling.processing_rocket import RocketProcessor
 from .checkpoint import Checkpoint, read_json
 from .plan import Drop, Rename
-from .write import Found
+from .write import FoundRocket
 
 # Widths of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which no tensor's shape tells.
 LLAMA_HEAD, DINO_HEAD, SIGLIP_HEAD = 128, 64, 72
@@ -166,7 +166,7 @@ def read(
     tokenizer: str | None = None,
     statistics: str | None = None,
     base: Path | None = None,
-) -> Found:
+) -> FoundRocket:
     """A folder of `openvla`, `openvla-oft` or `rocket-openvla`. With `base`, the weights are those of that folder with
     the folder's own lora_adapter/ merged into them; else the folder's own, into which it has been merged already."""
     checkpoint, variant = Checkpoint(base or folder), "openvla" if family == "openvla" else "oft"
@@ -194,7 +194,7 @@ def read(
         alignment, more = read_projectors(folder, checkpoint, policy.depth)
         rules += more
     config = RocketConfig(policy_config=policy, alignment=alignment, **robot(checkpoint, variant, chosen))
-    return Found(checkpoint, config, RocketProcessor.for_config(config, loaded, chosen), rules)
+    return FoundRocket(checkpoint, config, rules, RocketProcessor.for_config(config, loaded, chosen))
 
 
 def robot(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics]) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
 from .checkpoint import Checkpoint
 
 
@@ -42,9 +40,10 @@ class Plan:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of our weights, in the model's order
 
 
-def make_plan(checkpoint: Checkpoint, config: RocketConfig, rules: Iterable[Rename | Drop]) -> Plan:
-    """The first rule whose pattern fits a name decides. Raises with the name of what does not fit."""
-    rules, plan = list(rules), Plan(shapes=expected_shapes(config))
+def make_plan(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], rules: Iterable[Rename | Drop]) -> Plan:
+    """For a model of these weights. The first rule whose pattern fits a name decides. Raises with the name of what does
+    not fit."""
+    rules, plan = list(rules), Plan(shapes=shapes)
     order = {name: deciding_rule(name, rules) for name in checkpoint.entries}
     for name, number in sorted(order.items(), key=lambda item: (item[1], item[0])):
         rule = rules[number]
@@ -66,12 +65,6 @@ def deciding_rule(name: str, rules: list[Rename | Drop]) -> int:
         if re.fullmatch(rule.source, name):
             return number
     raise ValueError(f"the checkpoint has the tensor {name}, which this family does not know")
-
-
-def expected_shapes(config: RocketConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = RocketForActionPrediction(config)
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """Runs a plan: our folder, whole or not at all, and a report of what became of every tensor beside the weights."""
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from functools import reduce
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from ..modeling.configuration_rocket import RocketConfig
+from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
+from ..modeling.strict_config import StrictConfig
 from ..publish import staged, write_surroundings
 from .checkpoint import Checkpoint
 from .plan import Drop, Plan, Rename, make_plan, read_target
@@ -25,13 +29,37 @@ REPORT = "conversion.json"
 
 
 @dataclass
-class Found:
+class Found(ABC):
     """What a family found in a folder."""
 
     checkpoint: Checkpoint
+    config: StrictConfig
+    rules: list[Rename | Drop]
+
+    @abstractmethod
+    def make_model(self) -> nn.Module: ...
+
+    @abstractmethod
+    def write_surroundings(self, folder: Path) -> None:
+        """What lies beside the weights."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights that the model has, in its order."""
+        with torch.device("meta"):
+            model = self.make_model()
+        return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+@dataclass
+class FoundRocket(Found):
     config: RocketConfig
     processor: RocketProcessor
-    rules: list[Rename | Drop]
+
+    def make_model(self) -> nn.Module:
+        return RocketForActionPrediction(self.config)
+
+    def write_surroundings(self, folder: Path) -> None:
+        write_surroundings(folder, self.config, self.processor)
 
 
 def source_folder(source: str) -> tuple[Path, str]:
@@ -51,11 +79,11 @@ def write_conversion(
     found: Found, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """Plans, then writes the folder and returns the report. Memory holds one shard at a time."""
-    plan = make_plan(found.checkpoint, found.config, found.rules)
+    plan = make_plan(found.checkpoint, found.shapes(), found.rules)
     with staged(destination) as staging:
         dtypes, parameters = write_weights(found, plan, staging, dtype)
         found.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # a mixed checkpoint loads as its widest
-        write_surroundings(staging, found.config, found.processor)
+        found.write_surroundings(staging)
         report = origin | {
             "tensors": len(plan.moves),
             "parameters": parameters,

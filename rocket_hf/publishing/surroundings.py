@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from transformers.dynamic_module_utils import get_relative_import_files
+
 from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
+from ..modeling.configuration_rocket2 import Rocket2Config
 from ..modeling.processing_rocket import RocketProcessor
+from ..modeling.strict_config import StrictConfig
 from .lerobot_pipelines import write_lerobot_pipelines
 
 # Where transformers finds the classes inside a published folder.
+ROCKET2_CLASSES = {
+    "AutoConfig": "configuration_rocket2.Rocket2Config",
+    "AutoModel": "modeling_rocket2.Rocket2ForActionPrediction",
+}
 MODEL_CLASSES = {
     "AutoConfig": "configuration_rocket.RocketConfig",
     "AutoModel": "modeling_rocket.RocketForActionPrediction",
@@ -38,11 +45,21 @@ def staged(folder: str | Path) -> Iterator[Path]:
 
 def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
     """Everything beside the weights: config.json, the processor, the code that both name, and what lerobot reads."""
-    config.auto_map = dict(MODEL_CLASSES)
-    config.architectures = [RocketForActionPrediction.__name__]
-    config.save_pretrained(folder)
+    write_config(folder, config, MODEL_CLASSES)
     write_processor(folder, processor)
     write_lerobot_pipelines(folder, config, processor)
+
+
+def write_rocket2_surroundings(folder: Path, config: Rocket2Config) -> None:
+    """The same for ROCKET-2, which has no processor: it reads pictures as they are."""
+    write_config(folder, config, ROCKET2_CLASSES)
+    copy_code(folder, ROCKET2_CLASSES)
+
+
+def write_config(folder: Path, config: StrictConfig, classes: dict[str, str]) -> None:
+    config.auto_map = dict(classes)
+    config.architectures = [classes["AutoModel"].partition(".")[2]]
+    config.save_pretrained(folder)
 
 
 def write_processor(folder: Path, processor: RocketProcessor) -> None:
@@ -51,11 +68,18 @@ def write_processor(folder: Path, processor: RocketProcessor) -> None:
         processor.save_pretrained(folder)
     finally:
         del processor.auto_map
-    for path in shipped_files():
+    copy_code(folder, MODEL_CLASSES | PROCESSOR_CLASSES)
+
+
+def copy_code(folder: Path, classes: dict[str, str]) -> None:
+    for path in shipped_files(classes):
         shutil.copy(path, folder / path.name)
 
 
-def shipped_files() -> list[Path]:
-    """The code that travels with the weights: every file of `modeling` but the one that makes it a package."""
-    folder = Path(inspect.getfile(RocketForActionPrediction)).parent
-    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+def shipped_files(classes: dict[str, str] | None = None) -> list[Path]:
+    """The code that travels with the weights: the files of `modeling` that hold these classes, by default those of the
+    vision-language-action policies, and all that they need."""
+    folder = Path(inspect.getfile(StrictConfig)).parent
+    places = classes or MODEL_CLASSES | PROCESSOR_CLASSES
+    entries = {folder / f"{place.partition('.')[0]}.py" for place in places.values()}
+    return sorted(entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)})
