@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def mark_as_demo(folder: Path) -> Path:
     (folder / "progress.json").write_text(json.dumps({"settings": {}, "results": {}, "seconds": {}}))
     phases = Phases(folder, {})
     for name, found in {"simulate": {}, "pairs": PAIRS, "cache": {}}.items():
-        phases(name, lambda found=found: found)
+        phases(name, partial(dict, found))
     return folder
 
 
@@ -63,7 +64,7 @@ def written(tmp_path):
                 for number, digit in enumerate(starts)
             ]
             found = {"episodes": episodes, "cpu_seconds": 1800.0}
-            ablation.phases(phase("rollouts", name, seed), lambda found=found: found)
+            ablation.phases(phase("rollouts", name, seed), partial(dict, found))
     write_report(ablation)
     return ablation
 
