@@ -88,7 +88,7 @@ def import_libero() -> Any:
     use_offscreen_rendering()
     with quietly():
         try:
-            libero = importlib.import_module("libero.libero")
+            libero: Any = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs.env_wrapper")
         except ModuleNotFoundError as error:
@@ -120,7 +120,7 @@ def stored_starts(path: Path) -> np.ndarray:
     import torch
     from numpy._core.multiarray import _reconstruct
 
-    array = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
+    array: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
     with torch.serialization.safe_globals([*array, (_reconstruct, "numpy.core.multiarray._reconstruct")]):
         try:
             return np.asarray(torch.load(path, weights_only=True))
