@@ -147,7 +147,9 @@ def difference(found: dict[str, Any] | None) -> str:
 
 
 def sentences(told: dict[str, Any]) -> list[str]:
-    return [f"- {found['sentence']}" for values in told.values() for found in values["against"].values()]
+    """Of two baselines one is told."""
+    tested = [found for name, values in told.items() if name != BASELINES[0] for found in values["against"].values()]
+    return [f"- {found['sentence']}" for found in tested]
 
 
 def training_lines(told: dict[str, Any]) -> list[str]:
@@ -176,7 +178,7 @@ def shown(value: dict[str, Any] | None, percent: bool = False) -> str:
 
 
 def depth_lines(depth: dict[str, Any]) -> list[str]:
-    held_against = list(dict.fromkeys(other for values in depth.values() for other in values["against"]))
+    held_against = list(dict.fromkeys(other for values in reversed(depth.values()) for other in values["against"]))
     titles = ["model", "relative error", "of each seed", "layer", *(f"against {other}" for other in held_against)]
     lines = ["## Depth read off image tokens", "", row(titles), row(["---"] * len(titles))]
     for name, values in depth.items():
