@@ -19,7 +19,7 @@ from .expert import Demonstration, ExpertWorker, Job
 from .interruption import Interruption, ignore_in_worker
 from .names import require_known
 from .recording import Plan, Progress, open_recording, save
-from .suites import make_environment, task_names
+from .suites import make_environment, require_expert, task_names
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def check(plan: Plan, workers: int) -> None:
     known = task_names(plan.suite)
     for task in plan.tasks:
         require_known(plan.suite, "task", task, known)
+        require_expert(plan.suite, task)
     if len(set(plan.tasks)) < len(plan.tasks):
         raise ValueError(f"a task is named twice: {', '.join(plan.tasks)}")
     for name, value in (("tasks", len(plan.tasks)), ("episodes", plan.episodes), ("workers", workers)):

@@ -24,12 +24,16 @@ COST_OF_TURNING = 0.01  # a radian is as bad as so many metres of what stands in
 SHAPES = np.array([1, 0, 0, 0, 0, 0], np.uint8)  # the group of geoms that things touch with
 
 
+def require_expert(benchmark: str) -> None:
+    if benchmark not in SUITES:
+        raise ValueError(f"{benchmark} has no scripted expert: name tasks of {', '.join(SUITES)}, which has one")
+
+
 class PickAndPlace:
     """One action at a time; which phase it is in, and what it chose at the start, is all that it remembers."""
 
     def __init__(self, benchmark: str, simulation: Any) -> None:
-        if benchmark not in SUITES:
-            raise ValueError(f"{benchmark} has no scripted expert: name tasks of {', '.join(SUITES)}, which has one")
+        require_expert(benchmark)
         self.simulation = simulation
         self.bowl, self.plate = simulation.obj_of_interest
         self.phases = [self.above, self.down, self.grasp, self.lift, self.carry, self.lower, self.release]

@@ -36,6 +36,14 @@ def task_groups(suite: str) -> dict[str, list[str]]:
     return {name: list(tasks) for name, tasks in METAWORLD.items()}
 
 
+def require_expert(suite: str, task: str) -> None:
+    """All of MetaWorld's tasks have one."""
+    if suite == "libero":
+        from . import libero_expert
+
+        libero_expert.require_expert(task.partition("/")[0])
+
+
 def chosen_tasks(suite: str, words: Sequence[str]) -> list[str]:
     """From names of tasks and of groups, with blanks or commas between them; `all` is the whole suite."""
     groups = task_groups(suite) | {"all": task_names(suite)}

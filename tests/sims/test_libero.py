@@ -15,7 +15,6 @@ from scipy.spatial.transform import Rotation
 from rocket_hf.commands import main
 from rocket_hf.sims import libero_files
 from rocket_hf.sims.libero import axis_angle
-from rocket_hf.sims.libero_expert import PickAndPlace
 from rocket_hf.sims.libero_files import ASSETS, find_assets, package_folder, stored_starts, write_config
 from rocket_hf.sims.libero_tasks import STEP_LIMITS, TASKS, WAITING_ACTION, WAITING_STEPS
 from rocket_hf.sims.suites import chosen_tasks, make_environment
@@ -63,9 +62,11 @@ def test_the_benchmarks_limits_and_waiting():
     assert WAITING_STEPS == 10 and WAITING_ACTION == (0, 0, 0, 0, 0, 0, -1)
 
 
-def test_suites_without_an_expert_are_told():
-    with pytest.raises(ValueError, match="libero_goal has no scripted expert: name tasks of libero_spatial"):
-        PickAndPlace("libero_goal", None)
+def test_suites_without_an_expert_are_told_before_anything_is_made(tmp_path, capsys):
+    command = ["simulate", "libero", "--tasks", "libero_spatial/0", "libero_goal/0", "--episodes", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert "libero_goal has no scripted expert: name tasks of libero_spatial" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # Files
