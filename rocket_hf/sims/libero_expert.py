@@ -16,6 +16,9 @@ GRASP_STEPS = 12
 PATIENCE = 35  # steps, after which a phase is over wherever the hand is
 RIM_RADIUS, RIM_HEIGHT = 0.047, np.array([0.0, 0.0, 0.042])  # metres from the bowl's origin to where it is taken
 FINGER = [(radius, across) for radius in (0.07, 0.085, 0.1) for across in (-0.015, 0.015)]  # the outer one's footprint
+HAND = [(radius, across) for radius in (-0.07, 0.16) for across in (-0.03, 0.03)]  # the ends of what is above them
+HAND_HEIGHT = 0.1  # metres above the bowl's foot, when the fingers are down
+RAY_HEIGHT = np.array([0.0, 0.0, 0.3])  # metres: above all furniture
 CLEARANCE = np.array([0.0, 0.0, 0.10])  # metres above the rim, on the way there
 LIFT = 0.12  # metres that the bowl is carried above what it stood on, and above the plate
 DROP = np.array([0.0, 0.0, 0.012])  # metres above the plate, where the bowl is let go
@@ -84,15 +87,16 @@ class PickAndPlace:
         return self.position(self.bowl) + radius * outwards + across * sideways
 
     def crowdedness(self, side: float) -> float:
-        """How high above the bowl's foot things stand where the outer finger goes down, and how far the hand turns."""
-        heights = [self.height_at(self.beside_bowl(side, *place)) for place in FINGER]
-        return max(0.0, *heights) + COST_OF_TURNING * abs(self.turn_to(side))
+        """How high things stand in the way of the outer finger and of the hand, and how far the hand turns."""
+        finger = max(self.height_at(self.beside_bowl(side, *place)) for place in FINGER)
+        hand = max(self.height_at(self.beside_bowl(side, *place)) for place in HAND) - HAND_HEIGHT
+        return max(0.0, finger) + max(0.0, hand) + COST_OF_TURNING * abs(self.turn_to(side))
 
     def height_at(self, place: np.ndarray) -> float:
         """Of the first thing that a ray from above meets, over that place."""
         import mujoco
 
-        above, met = place + 2 * CLEARANCE, np.zeros(1, np.int32)
+        above, met = place + RAY_HEIGHT, np.zeros(1, np.int32)
         sim = self.simulation.sim
         distance = mujoco.mj_ray(
             sim.model._model, sim.data._data, above, np.array([0.0, 0.0, -1.0]), SHAPES, 1, -1, met
