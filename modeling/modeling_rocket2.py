@@ -7,7 +7,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
@@ -216,6 +216,13 @@ class Rocket2ForActionPrediction(StrictModel):
         kept = {name: value for name, value in weights.items() if name in wanted or not name.startswith(AUXILIARY)}
         model.load_state_dict(kept, strict=True, assign=True)
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.views.freeze()  # transformers loads weights as if all were to be trained
+        return loaded
 
     @classmethod
     def training_heads(cls) -> tuple[str, ...]:

@@ -45,7 +45,6 @@ class ViewReader(nn.Module):
         self.rgb_frozen = config.rgb_frozen
         width, c = config.width, config
         self.rgb = PatchEncoder(3, config, c.rgb_depth, c.rgb_width, c.rgb_heads, c.rgb_mlp_width)
-        self.rgb.requires_grad_(not config.rgb_frozen)
         self.mask = PatchEncoder(1, config, c.mask_depth, c.mask_width, c.mask_heads, c.mask_mlp_width)
         self.agent_projection = nn.Conv2d(c.rgb_width, width, kernel_size=1, bias=False)
         self.goal_projection = nn.Conv2d(c.rgb_width + c.mask_width, width, kernel_size=1, bias=False)
@@ -54,6 +53,12 @@ class ViewReader(nn.Module):
             SpatialLayer(width, config.heads, 2 * width, config.spatial_dropout, batch_first=True)
             for _ in range(config.spatial_layers)
         )
+
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Pictures are encoded as they were before training, if the configuration says so."""
+        self.rgb.requires_grad_(not self.rgb_frozen)
 
     def agent_tokens(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) to (N, P, D)."""

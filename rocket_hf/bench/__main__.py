@@ -11,6 +11,7 @@ BENCHMARKS = {
     "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
     "layers": "memory of choosing layers from few and from many samples",
     "policies": "taps against no taps, and inference against lerobot's own classes",
+    "rocket2": "ROCKET-2's memory against the whole window read again, and the first of its steps against the last",
     "step": "a training step without alignment, with ROCKET from the cache and live, and by layer pairs",
     "teacher": "a teacher at its own resolution, at the camera's, stopped half-way, and from the feature cache",
 }

@@ -7,9 +7,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.vit_block import LayerScale
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.vit_block import LayerScale
 from rocket_hf.tiny import OPENVLA_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
 from .conftest import randomised

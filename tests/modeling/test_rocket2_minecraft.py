@@ -1,0 +1,83 @@
+"""Minecraft's buttons and camera as two choices, against values worked out by hand."""
+
+import pytest
+import torch
+
+from rocket_hf.modeling.configuration_rocket2 import MINECRAFT_FACTORS, MINECRAFT_REST, Rocket2Config
+from rocket_hf.modeling.rocket2_actions import ActionHeads, PreviousMinecraftAction
+from rocket_hf.modeling.rocket2_minecraft import (
+    BUTTONS,
+    INVENTORY,
+    close_camera,
+    read_action,
+    read_buttons,
+    write_action,
+)
+
+
+def press(*buttons: str, camera=(0.0, 0.0)) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(name in buttons) for name in BUTTONS} | {"camera": torch.tensor(camera)}
+
+
+@pytest.mark.parametrize(
+    ("action", "choices"),
+    [
+        (press(), MINECRAFT_REST),
+        (press("jump"), (2, 60)),
+        (press("attack"), (4, 60)),
+        (press("use", "attack", "jump"), (16 + 4 + 2, 60)),
+        (press("sneak"), (2 * 32, 60)),
+        (press("forward"), (1 * 32 * 3 * 3, 60)),
+        (press("hotbar_9"), (9 * 32 * 3 * 3 * 3, 60)),
+        (press("inventory", "jump", camera=(10.0, 0.0)), (8640, 60)),
+        (press("forward", "back"), MINECRAFT_REST),
+        (press(camera=(10.0, -10.0)), (1, 10 * 11 + 0)),
+        (press(camera=(-90.0, 0.0)), (1, 0 * 11 + 5)),
+        (press(camera=(0.0, 0.1)), MINECRAFT_REST),
+    ],
+)
+def test_actions_are_counted_as_published(action, choices):
+    """Groups of 10, 3, 3, 3, 2, 2, 2, 2 and the camera's 2, the last one fastest; the inventory by itself."""
+    assert write_action(action).tolist() == list(choices)
+
+
+def test_every_combination_comes_back():
+    assert MINECRAFT_FACTORS["buttons"] == INVENTORY + 1
+    index = torch.arange(MINECRAFT_FACTORS["buttons"])
+    moved = torch.where(read_buttons(index)["camera"], 71, 60)
+    actions = torch.stack([index, moved], dim=-1)
+    assert torch.equal(write_action(read_action(actions)), actions)
+    cameras = torch.stack([torch.ones(121, dtype=torch.long), torch.arange(121)], dim=-1)
+    back = write_action(read_action(cameras))
+    assert torch.equal(back[:, 1], cameras[:, 1])
+
+
+def test_the_camera_moves_by_the_mu_law():
+    """The step after the middle is 2 of 10 degrees before the law: (11 ** 0.2 - 1) / 10 of 10 degrees after it."""
+    camera = read_action(torch.tensor([1, 6 * 11 + 10]))["camera"]
+    torch.testing.assert_close(camera, torch.tensor([11**0.2 - 1, 10.0]))
+
+
+def test_a_closed_camera_does_not_move():
+    actions = torch.tensor([[2, 10], [3, 10]])
+    assert read_action(actions)["camera"].abs().sum(-1).gt(0).tolist() == [False, True]
+    assert close_camera(actions).tolist() == [[2, 60], [3, 10]]
+
+
+def test_a_policy_remembers_all_buttons_but_drop():
+    remember = PreviousMinecraftAction(width=4)
+    torch.manual_seed(0)
+    shown = remember(write_action({name: value[None] for name, value in press("attack", "drop").items()}))
+    tables = {name: remember.buttons[f"act_{name}"].weight for name in BUTTONS if name != "drop"}
+    wanted = remember.camera.bias + sum(table[int(name == "attack")] for name, table in tables.items())
+    torch.testing.assert_close(shown[0], wanted)
+
+
+def test_a_camera_at_rest_costs_nothing():
+    heads = ActionHeads(Rocket2Config(width=8, heads=1))
+    logits = heads(torch.randn(1, 3, 8))
+    actions = torch.tensor([[[1, 60], [1, 5], [0, 60]]])
+    losses = heads.losses(logits, actions, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(losses["action/camera"], -logits["camera"][0, 1].log_softmax(-1)[5])
+    chances = -logits["buttons"][0].log_softmax(-1)
+    torch.testing.assert_close(losses["action/buttons"], chances[0, 1] + chances[1, 1] + chances[2, 0])
