@@ -5,11 +5,13 @@ Both have seen 128 steps, give the scores of the same step and agree. The policy
 """
 
 import statistics
+import time
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from rocket_hf.bench.measure import cpu_seconds, interleaved, median_ratio
+from rocket_hf.bench.measure import interleaved, median_ratio
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.rocket2_contract import Goal, PolicyState
@@ -31,7 +33,7 @@ class Episode:
         torch.manual_seed(0)
         self.policy = Rocket2ForActionPrediction(config).eval()
         self.batch = config.fake_batch(batch_size=1, steps=config.window_steps, goals=1)
-        first = {name: self.batch[name][:, 0] for name in ("goal_images", "goal_masks", "goal_interactions")}  # type: ignore[literal-required]
+        first = {name: self.batch[name][:, 0] for name in ("goal_images", "goal_masks", "goal_interactions")}
         self.goal = Goal(*first.values())
 
     def step(self, state: PolicyState, number: int) -> PolicyState:
@@ -50,7 +52,7 @@ class Episode:
     def recompute(self) -> torch.Tensor:
         """The most likely action at the end of the window."""
         with torch.no_grad():
-            read = {key: self.batch[key] for key in self.batch if key not in ("actions", "visibility")}  # type: ignore[literal-required]
+            read = {key: value for key, value in self.batch.items() if key not in ("actions", "visibility")}
             logits = self.policy(**read).logits
         return torch.stack([scores[:, -1].argmax(dim=-1) for scores in logits.values()], dim=-1)
 
@@ -76,14 +78,10 @@ def speedup(episode: Episode) -> dict[str, Any]:
 def growth(episode: Episode) -> dict[str, Any]:
     """The time of a step around the tenth and at the end of a thousand, and the bytes that are carried on."""
     state, seconds, sizes = episode.start(), [], []
-    for number in range(LATE):
-        taken = []
-
-        def one(number: int = number, state: PolicyState = state, taken: list[PolicyState] = taken) -> None:
-            taken.append(episode.step(state, number))
-
-        seconds.append(cpu_seconds(one))
-        state = taken[0]
+    for number in tqdm(range(LATE), desc="steps", leave=False, disable=None):
+        begin = time.process_time()
+        state = episode.step(state, number)
+        seconds.append(time.process_time() - begin)
         sizes.append(sum(tensor.nbytes for tensor in (*state.memory, state.goals, state.previous_actions)))
     early, late = (
         statistics.median(seconds[end - AROUND : end]) for end in (EARLY + AROUND // 2, LATE)

@@ -1,33 +1,14 @@
-"""What holds for ROCKET-2 at any size: who sees what, memory against recomputation, losses, heads that drop out."""
+"""What holds for ROCKET-2 at any size: who sees what, memory against recomputation, goals, actions."""
 
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
-from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_auxiliary import describe_masks
-from rocket_hf.modeling.rocket2_contract import Goal
 
-TINY = dict(
-    image_size=(32, 48), rgb_depth=3, rgb_width=32, rgb_heads=2, rgb_mlp_width=64, mask_depth=3, mask_width=16,
-    mask_heads=2, mask_mlp_width=32, width=32, heads=2, view_tokens=2, spatial_layers=2, temporal_layers=2,
-    window_steps=3,
-)  # fmt: skip
-FACTORED = {"action_space": "factored", "action_factors": {"forward": 3, "turn": 5}, "rest_action": [0, 2]}
-STEPS = 8
-
-
-def random_model(**changes) -> Rocket2ForActionPrediction:
-    torch.manual_seed(0)
-    model = Rocket2ForActionPrediction(Rocket2Config(**(TINY | FACTORED | changes)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.4 if parameter.dim() > 1 else 0.2)
-    return model.eval()
+from .rocket2_tiny import STEPS, goal_at, random_model
 
 
 @pytest.fixture
@@ -48,11 +29,6 @@ def part(batch, begin, end):
 def scores(output) -> torch.Tensor:
     """Everything that is said at each step: (B, T, numbers)."""
     return torch.cat([*output.logits.values(), *output.auxiliary.values()], dim=-1)
-
-
-def goal_at(batch, step) -> Goal:
-    rows, index = torch.arange(len(batch["images"])), batch["goal_index"][:, step]
-    return Goal(*(batch[key][rows, index] for key in ("goal_images", "goal_masks", "goal_interactions")))
 
 
 def capture(model, monkeypatch) -> list[torch.Tensor]:
@@ -268,144 +244,3 @@ def test_a_policy_may_forget_what_it_did():
     assert all(loss.isfinite() for loss in model(**batch).losses.values())
     action, state = model.step(batch["images"][:, 0], goal_at(batch, 0), model.initial_state(2))
     assert action.shape == (2, 2) and torch.equal(state.previous_actions, action)
-
-
-# Losses
-
-
-def test_losses_are_torchs_on_what_counts(model, batch):
-    with torch.no_grad():
-        output = model(**batch)
-    counted, visible = ~batch["is_pad"], batch["visibility"] & ~batch["is_pad"]
-    said, losses = output.auxiliary, output.losses
-    wanted = {name: [] for name in losses}
-    for row in range(2):
-        steps, seen = counted[row], visible[row]
-        for place, (name, value) in enumerate(output.logits.items()):
-            chosen = batch["actions"][row, steps, place]
-            wanted[f"action/{name}"].append(F.cross_entropy(value[row, steps], chosen, reduction="sum"))
-        target = batch["visibility"][row, steps].float()
-        wanted["auxiliary/visibility"].append(
-            F.binary_cross_entropy_with_logits(said["visibility"][row, steps, 0], target)
-        )
-        for name in ("point", "box"):
-            wanted[f"auxiliary/{name}"].append(F.l1_loss(said[name][row, seen], batch[name][row, seen]))
-    assert visible.any(dim=1).all()
-    assert losses.keys() == wanted.keys()
-    for name, loss in losses.items():
-        torch.testing.assert_close(
-            loss, torch.stack(wanted[name]).mean(), msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def test_empty_masks_cost_nothing_and_are_finite(model, batch):
-    empty = torch.zeros(2, STEPS, 8, 12)
-    batch |= describe_masks(empty)
-    assert (batch["point"] == -1).all() and (batch["box"] == -1).all() and not batch["visibility"].any()
-    batch["goal_masks"] = torch.zeros_like(batch["goal_masks"])
-    losses = model.train()(**batch).losses
-    sum(losses.values()).backward()
-    assert losses["auxiliary/point"] == 0 == losses["auxiliary/box"] and losses["auxiliary/visibility"] > 0
-    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
-    assert not model.auxiliary["point"].weight.grad.any()
-
-
-def test_masks_are_described_as_shares_of_the_picture():
-    masks = torch.zeros(2, 4, 8)
-    masks[0, 1:3, 4:8] = 1
-    told = describe_masks(masks)
-    assert told["visibility"].tolist() == [True, False]
-    assert told["point"].tolist() == [[0.5, 0.75], [-1, -1]]  # y, x
-    assert told["box"].tolist() == [[0.5, 0.25, 1.0, 0.75], [-1, -1, -1, -1]]  # x0, y0, x1, y1
-
-
-def test_pairs_of_pictures_without_actions_train_the_eyes_alone(model):
-    batch = model.config.fake_batch(steps=1)
-    del batch["actions"]
-    assert set(model.train()(**batch).losses) == {"auxiliary/visibility", "auxiliary/point", "auxiliary/box"}
-
-
-# Heads that exist only in training
-
-
-@pytest.mark.parametrize("keep", [(), ("visibility", "point")])
-def test_dropping_heads_leaves_actions_as_they_are(model, batch, keep):
-    policy = model.for_inference(keep)
-    assert list(policy.config.auxiliary_heads) == list(keep) == list(policy.auxiliary)
-    shared = zip(policy.views.parameters(), model.views.parameters(), strict=True)
-    assert all(a.data_ptr() == b.data_ptr() for a, b in shared)
-    actions = []
-    for each in (model, policy):
-        state, draw, done = each.initial_state(2, guidance=1.5), torch.Generator().manual_seed(0), []
-        for step in range(STEPS):
-            action, state = each.step(batch["images"][:, step], goal_at(batch, step), state, generator=draw)
-            done.append(action)
-        actions.append(torch.stack(done))
-        assert set(state.seen) == set(each.config.auxiliary_heads)
-    assert torch.equal(*actions)
-    with torch.no_grad():
-        ours, theirs = model(**batch).logits, policy(**batch).logits
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def test_a_head_that_is_not_there_cannot_be_kept(model):
-    with pytest.raises(ValueError, match="no head 'point' to keep"):
-        model.for_inference().for_inference(["point"])
-
-
-def test_gradient_checkpointing_changes_no_gradient(batch):
-    gradients = []
-    for checkpointing in (False, True):
-        model = random_model(spatial_dropout=0.0).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        sum(model(generator=torch.Generator().manual_seed(0), **batch).losses.values()).backward()
-        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad})
-    torch.testing.assert_close(*gradients)
-
-
-# What a user may get wrong
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"image_size": (30, 48)}, "multiples of patch_size=16"),
-        ({"heads": 3}, "must be a multiple of heads=3"),
-        ({"action_factors": {"turn": 1}}, "each of two choices or more"),
-        ({"action_factors": {"turn.left": 2}}, "has no dot"),
-        ({"rest_action": [0, 5]}, "one choice of each"),
-        ({"auxiliary_heads": ["centre"]}, "auxiliary_heads has 'centre'; known: visibility, point, box"),
-        ({"previous_action_dropout": 2.0}, "is a probability"),
-        ({"widht": 32}, "did you mean 'width'"),
-    ],
-)
-def test_configurations_are_checked(change, sentence):
-    with pytest.raises(Exception) as caught:
-        Rocket2Config(**(TINY | FACTORED | change))
-    assert sentence in f"{caught.value} {caught.value.__cause__}"
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"images": torch.zeros(2, STEPS, 3, 32, 32)}, r"batch\['images'\] must be \(2, 8, 3, 32, 48\)"),
-        ({"actions": torch.zeros(2, STEPS, 3)}, r"batch\['actions'\] must be \(2, 8, 2\)"),
-        ({"image": torch.zeros(1)}, "did you mean 'images'"),
-        ({"visibility": None}, "the batch lacks 'visibility'"),
-    ],
-)
-def test_batches_are_checked(model, batch, change, sentence):
-    given = {key: value for key, value in (batch | change).items() if value is not None}
-    with pytest.raises(ValueError, match=sentence):
-        model.train()(**given)
-
-
-def test_steps_are_checked(model, batch):
-    state, image = model.initial_state(2), batch["images"][:, 0]
-    with pytest.raises(ValueError, match=r"images must be \(2, 3, 32, 48\)"):
-        model.step(image[:1], None, state)
-    with pytest.raises(ValueError, match=r"goal.images must be \(1, 3, 32, 48\)"):
-        model.step(image, replace(goal_at(batch, 0), environments=torch.tensor([True, False])), state)
-    with pytest.raises(ValueError, match="guidance is 0 for none"):
-        model.initial_state(1, guidance=-1)

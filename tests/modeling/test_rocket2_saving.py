@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.publishing.surroundings import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
 
-from .test_rocket2 import goal_at, random_model
+from .rocket2_tiny import goal_at, random_model
 
 
 def act(model, batch) -> torch.Tensor:
