@@ -26,18 +26,20 @@ def test_bad_arguments_exit_with_2(arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_demo_replaces_its_own_output_and_nothing_else(tmp_path):
-    mine = tmp_path / "out" / "policy" / "notes.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
-    command = [sys.executable, "-m", "rocket_hf.commands", "demo", "--steps", "1", "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "holds something else: name another folder by --out"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+    ],
+)
+def test_the_demo_keeps_out_of_other_folders_and_refuses_nothing_to_do(tmp_path, words, sentence):
+    (tmp_path / "notes.txt").write_text("mine")
+    command = [sys.executable, "-m", "rocket_hf.commands", "demo", *words, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "exists and is not empty" in done.stderr
-    assert mine.read_text() == "mine"
-    mine.unlink()
-    for _ in range(2):
-        assert subprocess.run(command, capture_output=True).returncode == 0
+    assert sentence in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Demo:
             "simulate": self.simulate,
             "pairs": self.choose_pairs,
             "cache": self.cache,
-            **{f"train {recipe}": lambda recipe=recipe: self.train(recipe) for recipe in RECIPES},
+            **{f"train {recipe}": partial(self.train, recipe) for recipe in RECIPES},
             "rollouts untrained": self.roll_out_untrained,
             "rollouts": self.roll_out,
             "film": self.film,

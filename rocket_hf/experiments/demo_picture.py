@@ -23,7 +23,8 @@ def draw(path: Path, told: dict[str, Any], curves: dict[str, Curves], video: Pat
 
     figure = Figure(figsize=(13, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.3, 1))
+    rows = figure.add_gridspec(2, 1, height_ratios=(2.3, 1))
+    upper, lower = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
     success, losses, alignment, tasks, agreement, times = upper.subplots(2, 3).flatten()
     draw_success(success, told)
     draw_action_losses(losses, curves)
@@ -109,7 +110,8 @@ def read_frames(video: Path) -> list[np.ndarray]:
     import av
 
     with av.open(str(video)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return frames
 
 
 def smooth(curve: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
