@@ -58,10 +58,11 @@ class Rocket2Config(StrictConfig):
     auxiliary_heads: list[str] | tuple[str, ...] = tuple(AUXILIARY_HEADS)
 
     def __post_init__(self, **kwargs: Any):
-        if self.action_space == "minecraft" and self.action_factors is None:
-            self.action_factors, self.rest_action = dict(MINECRAFT_FACTORS), MINECRAFT_REST
+        minecraft = self.action_space == "minecraft"
+        if minecraft and self.action_factors is None:
+            self.action_factors = dict(MINECRAFT_FACTORS)
         if self.rest_action is None:
-            self.rest_action = [0] * len(self.action_factors or ())
+            self.rest_action = MINECRAFT_REST if minecraft else [0] * len(self.action_factors or ())
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:

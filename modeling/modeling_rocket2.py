@@ -143,6 +143,9 @@ class Rocket2ForActionPrediction(StrictModel):
         check_shape("goal.images", goal.images, (len(which), 3, *self.config.image_size))
         check_shape("goal.masks", goal.masks, (len(which), *self.config.image_size))
         check_shape("goal.interactions", goal.interactions, (len(which),))
+        kinds = self.config.interactions
+        if not ((goal.interactions >= -1) & (goal.interactions < kinds)).all():
+            raise ValueError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
         tokens = self.views.goal_tokens(goal.images, goal.masks)
         goals = state.goals.index_copy(0, which, tokens)
         return replace(state, goals=goals, interactions=state.interactions.index_copy(0, which, goal.interactions))

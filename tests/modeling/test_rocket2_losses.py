@@ -160,5 +160,7 @@ def test_steps_are_checked(model, batch):
         model.step(image[:1], None, state)
     with pytest.raises(ValueError, match=r"goal.images must be \(1, 3, 32, 48\)"):
         model.step(image, replace(goal_at(batch, 0), environments=torch.tensor([True, False])), state)
+    with pytest.raises(ValueError, match=r"goal.interactions must lie in -1..8, got \[9, 9\]"):
+        model.step(image, replace(goal_at(batch, 0), interactions=torch.tensor([9, 9])), state)
     with pytest.raises(ValueError, match="guidance is 0 for none"):
         model.initial_state(1, guidance=-1)
