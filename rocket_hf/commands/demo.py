@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
     from rocket_hf.experiments.demo import Demo
     from rocket_hf.experiments.demo_report import summary, write_report
 
@@ -26,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in (sizes | {"workers": arguments.workers}).items():
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     demo = Demo(arguments.out, sizes, programs(), arguments.workers)
     found = demo()
     write_report(arguments.out, found)
