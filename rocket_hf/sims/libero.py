@@ -5,6 +5,7 @@ turned by half a turn, as in the public datasets; since robosuite's are upside d
 """
 
 import atexit
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z 
 MIRRORED_CAMERA, MIRRORED_WORLD = np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A task of the benchmark's, made."""
+
+    world: Any
+    instruction: str
+    starts: Path
+
+
 class LiberoEnvironment(Environment):
     """Seed k starts from the stored start k, modulo their number; what the store leaves open is drawn by the seed."""
 
@@ -34,19 +44,26 @@ class LiberoEnvironment(Environment):
 
     def __init__(self, task: str, image_size: int = 128, max_steps: int | None = None) -> None:
         """`max_steps` None: as the benchmark has it."""
-        self.benchmark, number = task_number(task)
         self.task, self.image_size = task, image_size
+        scene = self._scene(task)
+        self.benchmark = task.partition("/")[0]
         self.max_steps = max_steps or STEP_LIMITS[self.benchmark]
-        libero = import_libero()
-        described = list(libero.benchmark.task_maps[self.benchmark].values())[number]
-        self.instruction = described.language
-        starts = benchmark_file(libero, "init_states", self.benchmark, described.init_states_file)
-        self._starts = stored_starts(starts)
-        self._world = make_world(benchmark_file(libero, "bddl_files", self.benchmark, described.bddl_file))
+        self.instruction, self._world = scene.instruction, scene.world
+        self._starts = stored_starts(scene.starts)
         self._moment = Moment(self._world)
         self._observed: dict[str, np.ndarray] = {}
         self._renderer: Any = None
         self._expert: PickAndPlace | None = None
+
+    def _scene(self, task: str) -> Scene:
+        benchmark, number = task_number(task)
+        libero = import_libero()
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        described = list(libero.benchmark.task_maps[benchmark].values())[number]
+        starts = benchmark_file(libero, "init_states", benchmark, described.init_states_file)
+        world = make_world(ControlEnv, benchmark_file(libero, "bddl_files", benchmark, described.bddl_file))
+        return Scene(world, described.language, starts)
 
     def reset(self, seed: int) -> None:
         self._world.seed(seed % 2**32)
@@ -159,11 +176,9 @@ def task_number(task: str) -> tuple[str, int]:
     return benchmark, int(number)
 
 
-def make_world(description: Path) -> Any:
-    """LIBERO's own environment, which draws nothing by itself."""
-    from libero.libero.envs.env_wrapper import ControlEnv
-
-    return ControlEnv(
+def make_world(control: Any, description: Path) -> Any:
+    """By the benchmark's own class ControlEnv, which then draws nothing by itself."""
+    return control(
         bddl_file_name=str(description), has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True
     )
 

@@ -27,12 +27,19 @@ ASSETS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanne
 
 
 def package_folder() -> Path:
-    """Of the package `libero.libero`, found without importing it."""
-    spec = importlib.util.find_spec("libero")
+    package = find_package("libero")
+    if package is None:
+        raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
+    return package
+
+
+def find_package(name: str) -> Path | None:
+    """The folder of the package `libero.libero` or `liberoplus.liberoplus`, found without importing it."""
+    spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "libero" / "__init__.py").is_file():
-            return Path(folder) / "libero"
-    raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
+        if (Path(folder) / name / "__init__.py").is_file():
+            return Path(folder) / name
+    return None
 
 
 def find_assets(package: Path) -> Path:
@@ -57,6 +64,11 @@ def write_config(package: Path, assets: Path) -> None:
     if (Path(named or Path.home() / ".libero") / CONFIG).is_file():
         return
     folder = Path(named) if named else temporary_folder(f"{package} {assets}")
+    write_config_file(folder, package, assets)
+    os.environ[CONFIG_PATH] = str(folder)
+
+
+def write_config_file(folder: Path, package: Path, assets: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     places = {
         "benchmark_root": package,
@@ -67,7 +79,6 @@ def write_config(package: Path, assets: Path) -> None:
     }
     text = "".join(f'{name}: "{place}"\n' for name, place in places.items())
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-    os.environ[CONFIG_PATH] = str(folder)
 
 
 def temporary_folder(content: str) -> Path:
@@ -116,13 +127,14 @@ def quietly() -> Iterator[None]:
 
 
 def stored_starts(path: Path) -> np.ndarray:
-    """(starts, numbers of a state) float64: a pickle of an array, of which nothing but an array is read."""
+    """(starts, numbers of a state) float64: a pickle of an array, of which nothing but an array is read.
+    Where there is one start, LIBERO-Plus stores it alone."""
     import torch
     from numpy._core.multiarray import _reconstruct
 
     array: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
     with torch.serialization.safe_globals([*array, (_reconstruct, "numpy.core.multiarray._reconstruct")]):
         try:
-            return np.asarray(torch.load(path, weights_only=True))
+            return np.atleast_2d(torch.load(path, weights_only=True))
         except UnpicklingError as error:
             raise ValueError(f"{path} holds other things than an array: it is none of LIBERO's") from error

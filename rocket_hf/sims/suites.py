@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from .contract import Environment
 from .names import require_known
 
-SUITES = ("metaworld", "libero")
+SUITES = ("metaworld", "libero", "libero-plus")
 
 
 def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
@@ -15,6 +15,10 @@ def make_environment(suite: str, task: str, image_size: int = 128, max_steps: in
         from .libero import LiberoEnvironment
 
         return LiberoEnvironment(task, image_size, max_steps)
+    if suite == "libero-plus":
+        from .libero_plus import LiberoPlusEnvironment
+
+        return LiberoPlusEnvironment(task, image_size, max_steps)
     from .metaworld import MAX_STEPS, MetaWorldEnvironment
 
     return MetaWorldEnvironment(task, image_size, max_steps=max_steps or MAX_STEPS)
@@ -31,6 +35,10 @@ def task_groups(suite: str) -> dict[str, list[str]]:
         from .libero_tasks import GROUPS as LIBERO
 
         return LIBERO
+    if suite == "libero-plus":
+        from .libero_plus_tasks import GROUPS as LIBERO_PLUS
+
+        return LIBERO_PLUS
     from .metaworld_tasks import GROUPS as METAWORLD
 
     return {name: list(tasks) for name, tasks in METAWORLD.items()}
@@ -38,6 +46,8 @@ def task_groups(suite: str) -> dict[str, list[str]]:
 
 def require_expert(suite: str, task: str) -> None:
     """All of MetaWorld's tasks have one."""
+    if suite == "libero-plus":
+        raise ValueError("libero-plus is for evaluations: its tasks have no scripted expert; record those of libero")
     if suite == "libero":
         from . import libero_expert
 
