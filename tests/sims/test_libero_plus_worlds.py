@@ -64,14 +64,22 @@ def test_other_words_are_all_that_is_other(plain):
     seen, positions, instruction = start(LiberoPlusEnvironment("libero_spatial/language/0", SIZE))
     np.testing.assert_allclose(positions, plain[1], atol=HARDLY)
     assert instruction != plain[2] and "language" not in instruction
-    np.testing.assert_array_equal(seen.images["image"], plain[0].images["image"])
+    difference = abs(seen.images["image"].astype(int) - plain[0].images["image"])
+    assert difference.mean() < 1, "the benchmark rounds where its camera stands"
+
+
+def test_another_posture_of_the_arm_changes_nothing_else(plain):
+    seen, positions, instruction = start(LiberoPlusEnvironment("libero_spatial/robot/0", SIZE))
+    assert abs(positions[:7] - plain[1][:7]).max() > 0.02 and abs(seen.state - plain[0].state).max() > 0.02
+    np.testing.assert_allclose(positions[9:], plain[1][9:], atol=1e-3)
+    assert instruction == plain[2]
 
 
 def test_moved_objects_stand_elsewhere(plain):
     seen, positions, instruction = start(LiberoPlusEnvironment("libero_spatial/layout-moved/0", SIZE))
     assert instruction == plain[2]
     assert seen.images["image"].shape == (SIZE, SIZE, 3)
-    assert positions.shape != plain[1].shape or abs(positions[9:] - plain[1][9:]).max() > 0.02
+    assert positions.shape != plain[1].shape or abs(positions[9:] - plain[1][9:]).max() > 0.01
     np.testing.assert_allclose(positions[:7], plain[1][:7], atol=0.05)
 
 
