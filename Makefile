@@ -40,7 +40,7 @@ test-deepspeed: $(VENV)/.ready ## DeepSpeed's ZeRO-2 and ZeRO-3 against the othe
 	@test -e $(DEEPSPEED)/.installed || { echo "$(DEEPSPEED): installing DeepSpeed beside $(VENV)"; rm -rf $(DEEPSPEED); \
 		$(call pip_install,$(VENV)) --no-deps --no-build-isolation --target $(DEEPSPEED) "deepspeed>=0.19.8,<0.20" \
 			einops hjson msgpack ninja py-cpuinfo && touch $(DEEPSPEED)/.installed || $(install_failed); }
-	@PYTHONPATH=$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
+	@PYTHONPATH=$(CURDIR)/$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
 
 test-libero: $(VENV)/.ready ## LIBERO's worlds against lerobot's own, on the CPU
 	@test -e $(LIBERO)/.installed -a -e $(LIBERO)/liberoplus || { echo "$(LIBERO): installing LIBERO and its models (500 MB) beside $(VENV)"; rm -rf $(LIBERO); \
