@@ -6,37 +6,29 @@ itself is not touched: no gradient is kept, and the random state is put back.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rocket_hf.analysis.gradients import cosine_table, figures_of, loss_gradients, named_losses
 from rocket_hf.modeling.contract import Batch
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from .data.batches import RobotBatch
-from .optimization import trained
-from .parts import part_of
-from .placement import sharded
 from .recipe import Recipe
+from .run import Learner, Run
+from .shared_weights import Weights, shared_weights
 from .targets import Targets
-from .zero import zero_stage
-
-if TYPE_CHECKING:
-    from .run import Learner, Run
-
-Weights = dict[str, nn.Parameter]
 
 
-def agreement_if_due(run: "Run", raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
+def agreement_if_due(run: Run, raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
     """Not while alignment counts nothing: the teacher rests then."""
     every = run.recipe.analysis.gradient_agreement_every
     due = every > 0 and (run.progress.step + 1) % every == 0 and alignment_weight > 0
     return gradient_agreement(run, raw) if due else {}
 
 
-def gradient_agreement(run: "Learner", raw: RobotBatch) -> dict[str, Tensor]:
+def gradient_agreement(run: Learner, raw: RobotBatch) -> dict[str, Tensor]:
     """For the journal, by "agreement/NAME"; see `figures_of`. Of the gradients averaged over all ranks, so that two
     ranks say what one with the batches of both would."""
     weights = shared_weights(run.policy, run.recipe.analysis.parameters)
@@ -62,44 +54,8 @@ def loss_cosines(
     return list(losses), cosine_table(average(gradients))
 
 
-def mean_over_ranks(run: "Learner") -> Callable[[Tensor], Tensor]:
+def mean_over_ranks(run: Learner) -> Callable[[Tensor], Tensor]:
     return lambda gradients: run.accelerator.reduce(gradients, "mean")
-
-
-def shared_weights(policy: RocketForActionPrediction, beginning: str | None) -> Weights:
-    """Those that train and whose names so begin. By default of the first tapped block of the language model: each pair
-    and the action reach it, and nothing that they have in common lies behind it."""
-    assert policy.alignment_head is not None
-    first = policy.alignment_head.taps[0]
-    if beginning is None and first == 0:
-        raise ValueError(
-            "the first aligned layer are the embeddings, which no block makes: say on which weights the losses are to "
-            "be compared, for instance policy.vision_tower"
-        )
-    beginning, part = (beginning, None) if beginning is not None else (f"policy.layers.{first - 1}.", "language")
-    chosen = {
-        name: weight
-        for name, weight in trained(policy)
-        if name.startswith(beginning) and (part is None or part_of(name) == part)
-    }
-    if not chosen:
-        raise ValueError(
-            f"no trained weight has a name that begins with {beginning}: say on which weights the losses are to be "
-            f"compared, for instance {trained(policy)[0][0]}"
-        )
-    return chosen
-
-
-def check_agreement(recipe: Recipe, policy: RocketForActionPrediction) -> None:
-    """What cannot be measured is said before the run begins."""
-    if not recipe.analysis.gradient_agreement_every:
-        return
-    if sharded() or zero_stage() is not None:
-        raise ValueError(
-            "analysis.gradient_agreement_every compares gradients of whole weights, which FSDP2 and DeepSpeed spread "
-            "over ranks: set it to 0, or launch with DDP"
-        )
-    shared_weights(policy, recipe.analysis.parameters)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from rocket_hf.analysis.gradients import Agreement, Interval, agreement_of
 
-from .agreement import loss_cosines, shared_weights
+from .agreement import loss_cosines
 from .reopened import Reopened
+from .shared_weights import shared_weights
 
 TOLD = {"pairs": "two layer pairs", "conflicting": "share of conflicts", "action": "pair and action"}
 

@@ -14,7 +14,6 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import DTYPES
 
-from .agreement import check_agreement
 from .checkpoint import Checkpoints, Progress
 from .conflicts import Projection, check_conflicts
 from .data.batches import RobotBatch
@@ -27,6 +26,7 @@ from .quantize import quantize_frozen
 from .recipe import AugmentationConfig, Recipe
 from .recipe_checks import passes
 from .recipe_files import changed, differences, read_recipe, write_recipe
+from .shared_weights import check_agreement
 from .sources import Sources, load_policy, open_sources
 from .targets import TargetSource
 from .trainable import make_trainable

@@ -22,7 +22,8 @@ from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import PI0_SIZES, tiny_config
-from rocket_hf.training.agreement import loss_cosines, shared_weights
+from rocket_hf.training.agreement import loss_cosines
+from rocket_hf.training.shared_weights import shared_weights
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import torch
 
 from rocket_hf.analysis.gradients import figures_of
 from rocket_hf.commands import main as rocket_hf
-from rocket_hf.training.agreement import loss_cosines, shared_weights
+from rocket_hf.training.agreement import loss_cosines
 from rocket_hf.training.reopened import reopen_aligned
+from rocket_hf.training.shared_weights import shared_weights
 
 from .conftest import checkpoint, run_ranks, run_training, settings, steps_of
 
