@@ -168,7 +168,9 @@ def run_as_rank(rank: int, count: int, port: int, command: list[str], environmen
     os.environ |= environment | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+        "HF_DEACTIVATE_ASYNC_LOAD": "1",
     }  # fmt: skip
+    torch.set_num_threads(1)  # a fork has none of the threads that its parent's OpenMP counts on
     forget_processes()
     said = Path(command[-1]).with_name("ranks.txt")
     with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
