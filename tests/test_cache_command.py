@@ -1,10 +1,8 @@
 """`rocket-hf cache` on a real LeRobot dataset, with a tiny VGGT in the public layout."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
 from rocket_hf.commands import main
 from rocket_hf.teachers.cache_manifest import Manifest
@@ -25,6 +22,8 @@ from rocket_hf.teachers.scene import scene_pictures
 from rocket_hf.tiny import write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.data.dataset_frames import DatasetFrames
+
+from .clean_processes import free_port, run_clean
 
 pytestmark = pytest.mark.needs_lerobot
 
@@ -184,12 +183,6 @@ def test_the_embedded_teacher_is_cached_with_all_its_layers(tmp_path, dataset):
 # Several processes
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def run_as_rank(rank: int, port: int, command: Sequence[str]) -> None:
     """What `accelerate launch --cpu` sets for its processes."""
     PartialState._reset_state()
@@ -200,21 +193,9 @@ def run_as_rank(rank: int, port: int, command: Sequence[str]) -> None:
     sys.exit(main(list(command)))
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_two_ranks_write_the_files_that_one_process_writes(built, dataset, vggt, tmp_path):
-    if tqdm.monitor:  # a thread, which a fork must not interrupt
-        tqdm.monitor.exit()
-        tqdm.monitor = None
-    port, command = free_port(), arguments(dataset, vggt, tmp_path / "out", "--storage", "int8")
-    ranks = [
-        multiprocessing.get_context("fork").Process(target=run_as_rank, args=(rank, port, command)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        process.kill()  # which does nothing to one that has ended
-    assert [process.exitcode for process in ranks] == [0, 0]
+    command = arguments(dataset, vggt, tmp_path / "out", "--storage", "int8")
+    assert run_clean(2, run_as_rank, free_port(), command, seconds=60) == [0, 0]
     assert files_of(tmp_path / "out") == files_of(built)
 
 

@@ -4,23 +4,21 @@ import contextlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -29,6 +27,8 @@ from rocket_hf.publish import export_policy
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.train import main
+
+from ..clean_processes import free_port, run_clean
 
 LONGEST_PROMPT = {"pi05": 110, "openvla": 80, "openvla-oft": 80}  # of their templates, in characters
 
@@ -144,24 +144,11 @@ def run_training(*arguments: Any) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def run_ranks(count: int, out: Path, *arguments: Any, **environment: str) -> list[int]:
-    """The same as processes of one run, each a fork, so that nothing is imported again: what `accelerate launch` with
-    accelerate_configs/cpu.yaml starts. Their exit codes; what they print is in `ranks.txt` beside `out`."""
-    if tqdm.monitor:  # a thread, which a fork must not interrupt
-        tqdm.monitor.exit()
-        tqdm.monitor = None
-    port, command = free_port(), [*map(str, arguments), "--out", str(out)]
-    context = multiprocessing.get_context("fork")
-    forks = [
-        context.Process(target=run_as_rank, args=(rank, count, port, command, environment)) for rank in range(count)
-    ]
-    for fork in forks:
-        fork.start()
-    for fork in forks:
-        fork.join(120)
-        fork.kill()  # which does nothing to one that has ended
-        fork.join()
-    return [fork.exitcode for fork in forks]
+def run_ranks(count: int, out: Path, *arguments: Any, **environment: str) -> list[int | None]:
+    """The same as processes of one run, as `accelerate launch` with accelerate_configs/cpu.yaml starts them. Their exit
+    codes; what they print is in `ranks.txt` beside `out`."""
+    command = [*map(str, arguments), "--out", str(out)]
+    return run_clean(count, run_as_rank, count, free_port(), command, environment)
 
 
 def run_as_rank(rank: int, count: int, port: int, command: list[str], environment: dict[str, str]) -> None:
@@ -170,8 +157,7 @@ def run_as_rank(rank: int, count: int, port: int, command: list[str], environmen
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         "HF_DEACTIVATE_ASYNC_LOAD": "1",
     }  # fmt: skip
-    torch.set_num_threads(1)  # a fork has none of the threads that its parent's OpenMP counts on
-    forget_processes()
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
     said = Path(command[-1]).with_name("ranks.txt")
     with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
@@ -180,12 +166,6 @@ def run_as_rank(rank: int, count: int, port: int, command: list[str], environmen
             traceback.print_exc()
             code = 70
     os._exit(code)  # without waiting for the threads of gloo
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def forget_processes() -> None:

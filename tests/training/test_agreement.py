@@ -14,10 +14,7 @@ from rocket_hf.training.shared_weights import shared_weights
 
 from .conftest import checkpoint, run_ranks, run_training, settings, steps_of
 
-pytestmark = [
-    pytest.mark.needs_lerobot,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.needs_lerobot
 
 NAMES = {"agreement/pairs", "agreement/conflicting", "agreement/action"}
 CHANGES = {"run__steps": 6, "run__save_every": 3, "run__keep": 9, "lora__dropout": 0.2, "run__batch_size": 8}

@@ -12,10 +12,7 @@ from rocket_hf.training.train import weighted_sum
 
 from .conftest import checkpoint, forget_processes, largest_difference, run_ranks, run_training, settings
 
-pytestmark = [
-    pytest.mark.needs_lerobot,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.needs_lerobot
 
 PROJECT = {"optimizer__conflicts": "project", "run__steps": 4, "run__save_every": 4}
 

@@ -9,11 +9,11 @@ import pytest
 
 from rocket_hf.training.recipe_files import FOLDER
 
-from .conftest import checkpoint, exported, free_port, journal, largest_difference, run_ranks, settings, steps_of
+from ..clean_processes import free_port
+from .conftest import checkpoint, exported, journal, largest_difference, run_ranks, settings, steps_of
 
 pytestmark = [
     pytest.mark.needs_lerobot,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
 STEPS = 20

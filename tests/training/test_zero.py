@@ -17,21 +17,10 @@ from transformers import AutoModel
 from rocket_hf.training import zero
 from rocket_hf.training.recipe_files import FOLDER
 
-from .conftest import (
-    checkpoint,
-    exported,
-    free_port,
-    largest_difference,
-    run_ranks,
-    run_training,
-    settings,
-    steps_of,
-)  # fmt: skip
+from ..clean_processes import free_port
+from .conftest import checkpoint, exported, largest_difference, run_ranks, run_training, settings, steps_of
 
-pytestmark = [
-    pytest.mark.needs_lerobot,
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
+pytestmark = pytest.mark.needs_lerobot
 
 ASKED = {"ACCELERATE_USE_DEEPSPEED": "true"}
 ZERO_2, ZERO_3 = (ASKED | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in ("2", "3"))
