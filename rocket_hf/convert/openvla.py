@@ -17,6 +17,7 @@ from ..modeling.normalization import Statistics
 from ..modeling.processing_rocket import RocketProcessor
 from .checkpoint import Checkpoint, read_json
 from .plan import Drop, Rename
+from .timm_names import vit_rules
 from .write import FoundRocket
 
 # Widths of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which no tensor's shape tells.
@@ -37,21 +38,15 @@ ROCKET_TEACHERS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 24)
 
 
 def tower_rules(theirs: str, ours: str, depth: int) -> list[Rename | Drop]:
-    block, target = rf"{theirs}\.blocks\.(\d+)", rf"policy.vision_tower.{ours}.blocks.\1"
+    tower = f"policy.vision_tower.{ours}"
+    block, target = rf"{theirs}\.blocks\.(\d+)", rf"{tower}.blocks.\1"
     unused = "the last block, the norm and the pooling of the vision towers, which no feature comes from"
     return [
         Drop(rf"{theirs}\.(blocks\.{depth - 1}|norm|attn_pool)\..*", unused),
-        Rename(rf"{theirs}\.cls_token", f"policy.vision_tower.{ours}.prefix.weight", rows=True),
-        Rename(rf"{theirs}\.reg_token", f"policy.vision_tower.{ours}.prefix.weight", rows=True),
-        Rename(rf"{theirs}\.pos_embed", f"policy.vision_tower.{ours}.position_embedding.weight", rows=True),
-        Rename(rf"{theirs}\.patch_embed\.proj\.(.*)", rf"policy.vision_tower.{ours}.patch_embedding.\1"),
-        Rename(rf"{block}\.norm1\.(.*)", rf"{target}.attention_norm.\2"),
-        Rename(rf"{block}\.attn\.qkv\.(.*)", rf"{target}.qkv.\2"),
-        Rename(rf"{block}\.attn\.proj\.(.*)", rf"{target}.attention_out.\2"),
+        Rename(rf"{theirs}\.cls_token", f"{tower}.prefix.weight", rows=True),
+        Rename(rf"{theirs}\.reg_token", f"{tower}.prefix.weight", rows=True),
+        *vit_rules(theirs, tower),
         Rename(rf"{block}\.ls1\.(?:scale_factor|gamma)", rf"{target}.attention_scale.weight"),
-        Rename(rf"{block}\.norm2\.(.*)", rf"{target}.mlp_norm.\2"),
-        Rename(rf"{block}\.mlp\.fc1\.(.*)", rf"{target}.mlp_in.\2"),
-        Rename(rf"{block}\.mlp\.fc2\.(.*)", rf"{target}.mlp_out.\2"),
         Rename(rf"{block}\.ls2\.(?:scale_factor|gamma)", rf"{target}.mlp_scale.weight"),
     ]
 

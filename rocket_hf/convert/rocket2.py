@@ -13,6 +13,7 @@ from ..modeling.rocket2_temporal import CURVES
 from ..publishing.surroundings import write_rocket2_surroundings
 from .checkpoint import Checkpoint
 from .plan import Drop, Rename
+from .timm_names import vit_rules
 from .write import Found
 
 VIT_HEAD = 64  # the width of one attention head of both encoders, which no tensor's shape tells
@@ -128,15 +129,4 @@ def rules(remembers: bool) -> list[Rename | Drop]:
 
 def encoder_rules(theirs: str, ours: str) -> list[Rename | Drop]:
     theirs = re.escape(theirs)
-    block, target = rf"{theirs}\.blocks\.(\d+)", rf"{ours}.blocks.\1"
-    return [
-        Rename(rf"{theirs}\.cls_token", f"{ours}.class_token.weight", rows=True),
-        Rename(rf"{theirs}\.pos_embed", f"{ours}.position_embedding.weight", rows=True),
-        Rename(rf"{theirs}\.patch_embed\.proj\.(.*)", rf"{ours}.patch_embedding.\1"),
-        Rename(rf"{block}\.norm1\.(.*)", rf"{target}.attention_norm.\2"),
-        Rename(rf"{block}\.attn\.qkv\.(.*)", rf"{target}.qkv.\2"),
-        Rename(rf"{block}\.attn\.proj\.(.*)", rf"{target}.attention_out.\2"),
-        Rename(rf"{block}\.norm2\.(.*)", rf"{target}.mlp_norm.\2"),
-        Rename(rf"{block}\.mlp\.fc1\.(.*)", rf"{target}.mlp_in.\2"),
-        Rename(rf"{block}\.mlp\.fc2\.(.*)", rf"{target}.mlp_out.\2"),
-    ]
+    return [Rename(rf"{theirs}\.cls_token", f"{ours}.class_token.weight", rows=True), *vit_rules(theirs, ours)]
