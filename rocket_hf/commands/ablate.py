@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .arguments import require_at_least_one
+
 HELP = "the variants of alignment side by side"
 VARIANTS = "none,spatial-forcing,naive,shared,rocket"
 EPISODES = 20
@@ -58,9 +60,7 @@ def read_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
         None if arguments.data is not None else arguments.episodes if arguments.episodes is not None else EPISODES
     )
     sizes = {"episodes": episodes, **{name: getattr(arguments, name) for name in SIZES}}
-    for name, value in (sizes | {"seeds": arguments.seeds, "workers": arguments.workers}).items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_at_least_one(arguments, *sizes, "seeds", "workers")
     if not arguments.recipes.strip(","):
         raise ValueError(f"--recipes names no recipe: give some by commas, for instance {VARIANTS}")
     return sizes

@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import numbers, positive, resolution
+
 if TYPE_CHECKING:
     from rocket_hf.teachers.cache_manifest import Manifest
     from rocket_hf.teachers.contract import Teacher
@@ -60,21 +62,6 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
 
 def words(text: str) -> list[str]:
     return text.split(",")
-
-
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def resolution(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def grid(text: str) -> tuple[int, int]:

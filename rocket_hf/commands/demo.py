@@ -7,6 +7,8 @@ Without a download, in at most 10 minutes on two CPU cores. Interrupt it wheneve
 import argparse
 from pathlib import Path
 
+from .arguments import require_at_least_one
+
 HELP = "simulate, train, evaluate and publish on this machine, without a download"
 
 
@@ -25,9 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.experiments.demo_report import summary, write_report
 
     sizes = {name: getattr(arguments, name) for name in ("episodes", "steps", "rollouts")}
-    for name, value in (sizes | {"workers": arguments.workers}).items():
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    require_at_least_one(arguments, *sizes, "workers")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     demo = Demo(arguments.out, sizes, programs(), arguments.workers)

@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .arguments import require_at_least_one
+
 HELP = "success rates of a policy in simulated tasks"
 SEED, IMAGE_SIZE = 100_000, 128
 
@@ -61,10 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def require_positive(arguments: argparse.Namespace) -> None:
-    for name in ("episodes", "max_steps", "image_size", "parallel"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_at_least_one(arguments, "episodes", "max_steps", "image_size", "parallel")
     if arguments.workers < 0 or arguments.seed < 0:
         raise ValueError("--workers and --seed must not be negative")
 

@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import numbers, require_at_least_one, resolution
+
 if TYPE_CHECKING:
     from rocket_hf.layer_selection.choice import Pair
 
@@ -54,14 +56,6 @@ def add_measure_arguments(group: Any) -> None:
     group.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: %(default)s)")
 
 
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def resolution(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
-
-
 def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth
     from rocket_hf.layer_selection.choice import check_count, check_strategy, explicit_pairs
@@ -98,9 +92,7 @@ def check_measured(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--strategy {arguments.strategy} takes the depth from POLICY: leave --student-depth out")
     if arguments.strategy != "similarity":
         required(arguments, "teacher")
-    for name in ("samples", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    require_at_least_one(arguments, "samples", "batch_size")
 
 
 def student_depth(arguments: argparse.Namespace) -> int:

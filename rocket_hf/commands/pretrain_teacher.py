@@ -12,6 +12,8 @@ import json
 import shlex
 from pathlib import Path
 
+from .arguments import positive
+
 HELP = "train a small 3D teacher on simulated depth"
 
 
@@ -25,13 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=8, help="scenes a step (default: 8)")
     parser.add_argument("--every", type=positive, default=5, help="one frame of so many is read (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def run(arguments: argparse.Namespace) -> int:

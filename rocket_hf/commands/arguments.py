@@ -1,0 +1,26 @@
+"""What several commands take, as argparse reads it, and what they refuse."""
+
+import argparse
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def resolution(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
+    """Of each that is given."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
