@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rocket_hf.training.recipe_files import read_yaml
 
+from .curves import mean
 from .demo import BATCH, MAX_STEPS, TEACHER, Demo
 from .phases import PROGRESS, Commands, Phases, Result, words_of, write_recipe
 from .small_policy import EXECUTED, TRAINING, write_small_policy
@@ -229,10 +230,6 @@ def with_cpu_seconds(do: Callable[[], Result]) -> Result:
 def cpu_seconds() -> float:
     used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(times.ru_utime + times.ru_stime for times in used)
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def clock(seconds: float) -> str:

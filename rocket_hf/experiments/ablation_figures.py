@@ -11,12 +11,12 @@ from typing import Any
 from rocket_hf.training.journal import read_journal
 
 from ..evaluation.statistics import Comparison, wilson
-from .ablation import Ablation, mean, phase
+from .ablation import Ablation, phase
 from .ablation_training import MEMORY
+from .curves import Curve, end_of, level, mean, series
 
 BASELINES = ("none", "shared")  # what every other variant is tested against
 Start = tuple[int, str, int]  # training seed, task, seed of the rollout's start
-Curve = list[tuple[int, float]]
 
 
 @dataclass
@@ -90,17 +90,8 @@ def parts_mean(record: dict[str, Any], prefix: str) -> float:
     return mean([value for name, value in record.items() if name.startswith(prefix)])
 
 
-def series(records: list[dict[str, Any]], name: str) -> Curve:
-    return [(record["step"], record[name]) for record in records if name in record]
-
-
 def seconds_of(record: dict[str, Any]) -> float:
     return sum(value for name, value in record.items() if name.startswith("seconds/") and name != "seconds/agreement")
-
-
-def end_of(curve: Curve) -> float:
-    """The mean of the last tenth."""
-    return mean([value for _, value in curve[-max(1, len(curve) // 10) :]])
 
 
 def facts(variants: dict[str, Variant]) -> dict[str, Any]:
@@ -128,11 +119,6 @@ def told(variant: Variant) -> dict[str, Any]:
         "peak_memory_bytes": max(run.bytes for run in runs),
         "memory": runs[0].memory,
     }
-
-
-def level(curve: Curve) -> float:
-    """The mean over the whole run."""
-    return mean([value for _, value in curve])
 
 
 def over_seeds(values: list[float]) -> dict[str, Any] | None:

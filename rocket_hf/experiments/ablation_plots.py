@@ -14,7 +14,8 @@ import numpy as np
 from ..analysis.depth_report import CONSTANT, RUN
 from ..atomic import write_atomically
 from .ablation_depth import Depths, Probed, mean_errors
-from .ablation_figures import Curve, Variant
+from .ablation_figures import Variant
+from .curves import Curve
 from .demo_picture import smooth
 
 # From light to dark, so that colours tell variants apart on paper as well; cycled where there are more variants.

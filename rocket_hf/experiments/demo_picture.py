@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .curves import POLICIES, Curves
+from .curves import POLICIES, Curve, Curves
 
 COLOURS = {"untrained": "#9aa0a6", "none": "#d1873b", "rocket": "#2a6fdb"}
 DASHES = ("-", "--", ":", "-.")
@@ -114,7 +114,7 @@ def read_frames(video: Path) -> list[np.ndarray]:
     return frames
 
 
-def smooth(curve: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Steps, and the mean of each step's loss with those of the few before it."""
     steps, values = (np.array(column) for column in zip(*curve, strict=True))
     width = min(SMOOTHED, max(1, len(values) // 10))

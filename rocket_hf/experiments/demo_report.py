@@ -6,7 +6,7 @@ from typing import Any
 
 from ..atomic import write_atomically
 from ..evaluation.statistics import wilson
-from .curves import POLICIES, Curves, read_curves
+from .curves import POLICIES, Curves, end_of, read_curves, start_of
 from .demo_picture import draw
 
 
@@ -66,15 +66,7 @@ def counted(values: dict[str, Any]) -> list[int]:
 def ends(curves: Curves) -> dict[str, list[float]]:
     """Each loss at the beginning and at the end, as means of a tenth of the steps."""
     named = {"action": curves.action} | {f"alignment {name}": curve for name, curve in curves.pairs.items()}
-    return {name: [mean_of(curve[: tenth(curve)]), mean_of(curve[-tenth(curve) :])] for name, curve in named.items()}
-
-
-def tenth(curve: list[tuple[int, float]]) -> int:
-    return max(1, len(curve) // 10)
-
-
-def mean_of(curve: list[tuple[int, float]]) -> float:
-    return round(sum(value for _, value in curve) / len(curve), 4)
+    return {name: [round(start_of(curve), 4), round(end_of(curve), 4)] for name, curve in named.items()}
 
 
 def as_markdown(told: dict[str, Any]) -> str:
