@@ -15,9 +15,9 @@ from typing import NamedTuple
 from rocket_hf.training.recipe_files import read_yaml
 
 from .curves import mean
-from .demo import BATCH, MAX_STEPS, TEACHER, Demo
+from .demo import Demo
 from .phases import PROGRESS, Commands, Phases, Result, words_of, write_recipe
-from .small_policy import EXECUTED, TRAINING, write_small_policy
+from .small_policy import EXECUTED, MAX_STEPS, TEACHER, train_policy, training_settings, write_small_policy
 
 Programs = dict[str, Callable[[list[str]], int]]
 DATA_PHASES = ("simulate", "pairs", "cache")  # of the demo, whose data these are
@@ -144,18 +144,14 @@ class Ablation:
         file = self.folder / "recipes" / f"{name}-seed-{seed}.yaml"
         file.parent.mkdir(exist_ok=True)
         settings = self.training(seed) | alignment(self.recipes[name], data, self.sizes["steps"])
-        words = ["--recipe", write_recipe(file, self.recipes[name], settings), "--out", out]
-        words += ["--policy", self.untrained(seed), "--dataset", data.dataset]
-        words += ["--teacher", TEACHER, "--cache", data.features] if aligns(self.recipes[name]) else []
-        words += ["--resume"] if (out / "recipe.yaml").is_file() else []
-        self.run("accelerate launch training/train.py", *words)
+        recipe = write_recipe(file, self.recipes[name], settings)
+        features = data.features if aligns(self.recipes[name]) else None
+        train_policy(self.run, recipe, self.untrained(seed), data.dataset, out, features)
         return {"run": str(out)}
 
     def training(self, seed: int) -> Result:
         steps = self.sizes["steps"]
-        run = {"run.steps": steps, "run.batch_size": BATCH, "run.seed": seed, "run.keep": 1}
-        often = {"run.save_every": max(1, steps // 8), "run.log_every": min(10, steps), "run.validate_every": steps}
-        return TRAINING | run | often
+        return training_settings(steps) | {"run.seed": seed, "run.keep": 1, "run.validate_every": steps}
 
     def roll_out(self, name: str, seed: int) -> Result:
         out = self.folder / "rollouts" / f"{name}-seed-{seed}"
@@ -166,7 +162,7 @@ class Ablation:
 
     def record_depth(self) -> Result:
         out, starts = self.folder / "depth-data", ["--episodes", self.sizes["depth_episodes"], "--seed", DEPTH_SEED]
-        words = ["--tasks", words_of(self.data.tasks), *starts, "--depth", "--workers", self.workers, "--out", out]
+        words = ["--tasks", *self.data.tasks, *starts, "--depth", "--workers", self.workers, "--out", out]
         self.run("rocket-hf", "simulate", "metaworld", *words)
         return {}
 

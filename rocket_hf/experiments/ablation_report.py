@@ -14,7 +14,7 @@ from .ablation import Ablation, clock
 from .ablation_depth import depth_facts, read_depths
 from .ablation_figures import BASELINES, facts, variants_of
 from .ablation_plots import draw_all, write_csv
-from .demo import BATCH
+from .small_policy import BATCH
 
 
 def write_report(ablation: Ablation) -> None:

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .phases import Commands, Phases, Result, words_of, write_recipe
-from .small_policy import DEPTH, EXECUTED, TRAINING, write_small_policy
+from .small_policy import DEPTH, EXECUTED, MAX_STEPS, TEACHER, train_policy, training_settings, write_small_policy
 
 TASKS = ("button-press-topdown-v3", "drawer-open-v3", "window-open-v3", "door-close-v3")
-TEACHER = "embedded"
 STRATEGY, PAIRS = "early-to-middle+last", 3
-BATCH = 64
-MAX_STEPS = 200  # of a rollout; the experts need at most 170
 RECIPES = ("none", "rocket")
 BASE_LICENCE = ["--base", "rocket_hf/small-pi0", "--license", "apache-2.0"]
 
@@ -87,16 +84,13 @@ class Demo:
     def train(self, name: str) -> Result:
         out, aligned = self.path(name), name != "none"
         recipe = write_recipe(self.path(f"{name}.yaml"), name, self.training() | (self.alignment() if aligned else {}))
-        words = ["--recipe", recipe, "--policy", self.path("base"), "--dataset", self.path("dataset"), "--out", out]
-        words += ["--teacher", TEACHER, "--cache", self.path("features")] if aligned else []
-        words += ["--resume"] if (out / "recipe.yaml").is_file() else []
-        self.run("accelerate launch training/train.py", *words)
+        features = self.path("features") if aligned else None
+        train_policy(self.run, recipe, self.path("base"), self.path("dataset"), out, features)
         return {"policy": str(out / "policy"), "bytes": (out / "policy" / "model.safetensors").stat().st_size}
 
     def training(self) -> Result:
         steps = self.sizes["steps"]
-        run = {"run.steps": steps, "run.batch_size": BATCH, "run.save_every": max(1, steps // 8)}
-        return TRAINING | run | {"run.log_every": min(10, steps), "run.validate_every": max(1, steps // 2)}
+        return training_settings(steps) | {"run.validate_every": max(1, steps // 2)}
 
     def alignment(self) -> Result:
         pairs = self.phases.results["pairs"]

@@ -9,9 +9,13 @@ from typing import Any
 
 from ..modeling.configuration_pi0 import Pi0Config
 from ..modeling.configuration_rocket import RocketConfig
+from .phases import Commands
 
 DEPTH = 4
 CHUNK, EXECUTED = 10, 5  # actions of a chunk, and those of them that are executed before the next look
+MAX_STEPS = 200  # of a rollout; the experts need at most 170
+BATCH = 64
+TEACHER = "embedded"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 # Every weight is trained, from nothing, in few steps: high rates that fall to almost zero.
@@ -30,6 +34,19 @@ TRAINING: dict[str, Any] = {
     "teacher.dtype": "float32",
     "run.validation_samples": 64,
 }
+
+
+def training_settings(steps: int) -> dict[str, Any]:
+    often = {"run.save_every": max(1, steps // 8), "run.log_every": min(10, steps)}
+    return TRAINING | {"run.steps": steps, "run.batch_size": BATCH} | often
+
+
+def train_policy(run: Commands, recipe: Path, policy: Path, dataset: Path, out: Path, features: Path | None) -> None:
+    """Aligned with the teacher where its features are given. A run that was interrupted goes on."""
+    words = ["--recipe", recipe, "--policy", policy, "--dataset", dataset, "--out", out]
+    words += ["--teacher", TEACHER, "--cache", features] if features is not None else []
+    words += ["--resume"] if (out / "recipe.yaml").is_file() else []
+    run("accelerate launch training/train.py", *words)
 
 
 def small_pi0(vocabulary: int) -> Pi0Config:
