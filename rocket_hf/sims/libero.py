@@ -4,7 +4,6 @@ States, pictures and physics are lerobot's own of LIBERO, bit for bit, drawn onl
 turned by half a turn, as in the public datasets; since robosuite's are upside down, that makes them mirror images.
 """
 
-import atexit
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from .contract import DepthView, Environment, Observation
 from .libero_expert import PickAndPlace
 from .libero_files import benchmark_file, import_libero, stored_starts
 from .libero_tasks import GROUPS, STEP_LIMITS, WAITING_ACTION, WAITING_STEPS
+from .mujoco_camera import close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}  # lerobot's names, robosuite's names
 SERIES = 1_000_000  # seeds apart: where an expert fails, the next start is tried, not the same again
 COLLISION_SHAPES = 0  # a group of geoms that robosuite hides
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
-MIRRORED_CAMERA, MIRRORED_WORLD = np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])
+MIRRORED_CAMERA, MIRRORED_WORLD = np.diag(np.float32([-1, 1, 1, 1])), np.diag(np.float32([1, -1, 1, 1]))
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ class LiberoEnvironment(Environment):
         self._open_renderer().enable_depth_rendering()
         depths = {camera: self._render(name) for camera, name in CAMERAS.items()}
         self._renderer.disable_depth_rendering()
+        model, size = self._moment.model, self.image_size
         return {
-            camera: DepthView(depths[camera], self._intrinsics(name), self._pose(name))
+            camera: DepthView(depths[camera], intrinsics(model, name, size), self._pose(name))
             for camera, name in CAMERAS.items()
         }
 
@@ -98,8 +98,7 @@ class LiberoEnvironment(Environment):
 
     def close(self) -> None:
         if self._renderer is not None:
-            atexit.unregister(self._renderer.close)
-            self._renderer.close()
+            close_renderer(self._renderer)
             self._renderer = None
         self._world.close()
 
@@ -122,27 +121,11 @@ class LiberoEnvironment(Environment):
     def _open_renderer(self) -> Any:
         """Made once, for the model of the first look: others of this task differ in where things are, not in shape."""
         if self._renderer is None:
-            import mujoco
-
-            model = self._moment.model
-            model.vis.global_.offwidth = max(model.vis.global_.offwidth, self.image_size)
-            model.vis.global_.offheight = max(model.vis.global_.offheight, self.image_size)
-            self._renderer = mujoco.Renderer(model, self.image_size, self.image_size)
-            atexit.register(self._renderer.close)  # for an environment that nobody closed: EGL complains otherwise
+            self._renderer = open_renderer(self._moment.model, self.image_size)
         return self._renderer
 
-    def _intrinsics(self, camera: str) -> np.ndarray:
-        """(3, 3). Square pixels, their centres at whole numbers."""
-        opening = np.deg2rad(self._moment.model.camera(camera).fovy[0])
-        focal, centre = self.image_size / 2 / np.tan(opening / 2), (self.image_size - 1) / 2
-        return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], np.float32)
-
     def _pose(self, camera: str) -> np.ndarray:
-        placed = self._moment.data.camera(camera)
-        pose = np.eye(4, dtype=np.float32)
-        pose[:3, :3] = MIRRORED_WORLD @ placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV @ MIRRORED_CAMERA
-        pose[:3, 3] = MIRRORED_WORLD @ placed.xpos
-        return pose
+        return MIRRORED_WORLD @ pose(self._moment.data, camera) @ MIRRORED_CAMERA
 
 
 class Moment:

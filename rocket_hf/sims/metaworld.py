@@ -4,7 +4,6 @@ Starts are those of lerobot's own MetaWorld for the same seed. Shadows and refle
 what a picture costs here.
 """
 
-import atexit
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +13,14 @@ import numpy as np
 from .contract import DepthView, Environment, Observation
 from .headless import use_offscreen_rendering
 from .metaworld_tasks import INSTRUCTIONS
+from .mujoco_camera import close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
 
 CAMERAS = ("corner2", "gripperPOV")
 UPSIDE_DOWN = frozenset({"corner2"})  # MetaWorld mounts it so; its pictures are turned by half a turn
 CORNER2_POSITION = (0.75, 0.075, 0.7)  # where lerobot and the benchmark's users put it: nearer than MetaWorld does
 MAX_STEPS = 200  # successful experts need 32 to 169; the benchmark allows 500
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
-HALF_TURN = np.diag([-1.0, -1.0, 1.0])
+HALF_TURN = np.diag(np.float32([-1, -1, 1, 1]))
 
 
 class MetaWorldEnvironment(Environment):
@@ -64,8 +63,10 @@ class MetaWorldEnvironment(Environment):
         self._renderer.enable_depth_rendering()
         depths = {camera: self._render(camera) for camera in self.cameras}
         self._renderer.disable_depth_rendering()
+        model, size = self._world.model, self.image_size
         return {
-            camera: DepthView(depths[camera], self._intrinsics(camera), self._pose(camera)) for camera in self.cameras
+            camera: DepthView(depths[camera], intrinsics(model, camera, size), self._pose(camera))
+            for camera in self.cameras
         }
 
     def expert_action(self) -> np.ndarray:
@@ -73,8 +74,7 @@ class MetaWorldEnvironment(Environment):
             return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
 
     def close(self) -> None:
-        atexit.unregister(self._renderer.close)
-        self._renderer.close()
+        close_renderer(self._renderer)
         self._world.close()
 
     def _render(self, camera: str) -> np.ndarray:
@@ -82,20 +82,9 @@ class MetaWorldEnvironment(Environment):
         picture = self._renderer.render()
         return np.ascontiguousarray(picture[::-1, ::-1]) if camera in UPSIDE_DOWN else picture
 
-    def _intrinsics(self, camera: str) -> np.ndarray:
-        """(3, 3). Square pixels, their centres at whole numbers."""
-        opening = np.deg2rad(self._world.model.camera(camera).fovy[0])
-        focal, centre = self.image_size / 2 / np.tan(opening / 2), (self.image_size - 1) / 2
-        return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], np.float32)
-
     def _pose(self, camera: str) -> np.ndarray:
-        placed = self._world.data.camera(camera)
-        pose = np.eye(4, dtype=np.float32)
-        pose[:3, :3] = placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV
-        if camera in UPSIDE_DOWN:
-            pose[:3, :3] = pose[:3, :3] @ HALF_TURN
-        pose[:3, 3] = placed.xpos
-        return pose
+        mounted = pose(self._world.data, camera)
+        return mounted @ HALF_TURN if camera in UPSIDE_DOWN else mounted
 
 
 def make_world(task: str, max_steps: int) -> Any:
@@ -132,12 +121,9 @@ def make_renderer(model: Any, image_size: int) -> Any:
 
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
-    model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
-    model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-    renderer = mujoco.Renderer(model, image_size, image_size)
+    renderer = open_renderer(model, image_size)
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-    atexit.register(renderer.close)  # for an environment that nobody closed: EGL complains when it goes first
     return renderer
 
 
