@@ -20,7 +20,7 @@ from .names import require_known
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}  # lerobot's names, robosuite's names
 SERIES = 1_000_000  # seeds apart: where an expert fails, the next start is tried, not the same again
 COLLISION_SHAPES = 0  # a group of geoms that robosuite hides
-MIRRORED_CAMERA, MIRRORED_WORLD = np.diag(np.float32([-1, 1, 1, 1])), np.diag(np.float32([1, -1, 1, 1]))
+MIRRORED_CAMERA, MIRRORED_WORLD = np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ class LiberoEnvironment(Environment):
         self._open_renderer().enable_depth_rendering()
         depths = {camera: self._render(name) for camera, name in CAMERAS.items()}
         self._renderer.disable_depth_rendering()
-        model, size = self._moment.model, self.image_size
+        model, data, size = self._moment.model, self._moment.data, self.image_size
         return {
-            camera: DepthView(depths[camera], intrinsics(model, name, size), self._pose(name))
+            camera: DepthView(
+                depths[camera], intrinsics(model, name, size), pose(data, name, MIRRORED_CAMERA, MIRRORED_WORLD)
+            )
             for camera, name in CAMERAS.items()
         }
 
@@ -123,9 +125,6 @@ class LiberoEnvironment(Environment):
         if self._renderer is None:
             self._renderer = open_renderer(self._moment.model, self.image_size)
         return self._renderer
-
-    def _pose(self, camera: str) -> np.ndarray:
-        return MIRRORED_WORLD @ pose(self._moment.data, camera) @ MIRRORED_CAMERA
 
 
 class Moment:

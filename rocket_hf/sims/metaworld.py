@@ -13,14 +13,14 @@ import numpy as np
 from .contract import DepthView, Environment, Observation
 from .headless import use_offscreen_rendering
 from .metaworld_tasks import INSTRUCTIONS
-from .mujoco_camera import close_renderer, intrinsics, open_renderer, pose
+from .mujoco_camera import AS_IT_IS, close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
 
 CAMERAS = ("corner2", "gripperPOV")
 UPSIDE_DOWN = frozenset({"corner2"})  # MetaWorld mounts it so; its pictures are turned by half a turn
 CORNER2_POSITION = (0.75, 0.075, 0.7)  # where lerobot and the benchmark's users put it: nearer than MetaWorld does
 MAX_STEPS = 200  # successful experts need 32 to 169; the benchmark allows 500
-HALF_TURN = np.diag(np.float32([-1, -1, 1, 1]))
+HALF_TURN = np.diag([-1.0, -1.0, 1.0])
 
 
 class MetaWorldEnvironment(Environment):
@@ -83,8 +83,7 @@ class MetaWorldEnvironment(Environment):
         return np.ascontiguousarray(picture[::-1, ::-1]) if camera in UPSIDE_DOWN else picture
 
     def _pose(self, camera: str) -> np.ndarray:
-        mounted = pose(self._world.data, camera)
-        return mounted @ HALF_TURN if camera in UPSIDE_DOWN else mounted
+        return pose(self._world.data, camera, HALF_TURN if camera in UPSIDE_DOWN else AS_IT_IS)
 
 
 def make_world(task: str, max_steps: int) -> Any:

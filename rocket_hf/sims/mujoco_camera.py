@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
+AS_IT_IS = np.eye(3)
 
 
 def open_renderer(model: Any, image_size: int) -> Any:
@@ -30,10 +31,10 @@ def intrinsics(model: Any, camera: str, image_size: int) -> np.ndarray:
     return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], np.float32)
 
 
-def pose(data: Any, camera: str) -> np.ndarray:
-    """(4, 4) float32, from the camera to the world."""
+def pose(data: Any, camera: str, picture: np.ndarray = AS_IT_IS, world: np.ndarray = AS_IT_IS) -> np.ndarray:
+    """(4, 4) float32, from the camera to the world; (3, 3) how its picture is turned, and the world is mirrored."""
     placed = data.camera(camera)
     matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3] = placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV
-    matrix[:3, 3] = placed.xpos
+    matrix[:3, :3] = world @ placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV @ picture
+    matrix[:3, 3] = world @ placed.xpos
     return matrix
