@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..modeling.normalization import STATISTICS, Statistics
+from ..publishing import lerobot_pipelines
+from ..publishing.lerobot_pipelines import ACTION, IMAGES, STATE
 from .checkpoint import read_json
 
-MODES = {"IDENTITY": "identity", "MEAN_STD": "mean_std", "MIN_MAX": "min_max", "QUANTILES": "quantile"}
+MODES = {theirs: ours for ours, theirs in lerobot_pipelines.MODES.items()}
 NORMALIZER = "normalizer_processor"
-IMAGES = "observation.images."
 
 
 @dataclass
@@ -41,8 +42,8 @@ class LeRobotFolder:
 
     def dim(self, part: str) -> int:
         features, name = {
-            "state": (self.config["input_features"], "observation.state"),
-            "action": (self.config["output_features"], "action"),
+            "state": (self.config["input_features"], STATE),
+            "action": (self.config["output_features"], ACTION),
         }[part]
         if name not in features:
             raise ValueError(f"config.json has no feature {name}")
@@ -87,7 +88,7 @@ def read_statistics(folder: Path, step: dict[str, Any]) -> dict[str, Statistics]
         raise FileNotFoundError(f"{path.name} is missing in {folder}")
     tensors, kept = load_file(path), {key for keys in STATISTICS.values() for key in keys}
     found: dict[str, Statistics] = {}
-    for part, feature in (("state", "observation.state"), ("action", "action")):
+    for part, feature in (("state", STATE), ("action", ACTION)):
         values = {key: tensors[name].flatten().tolist() for key in kept if (name := f"{feature}.{key}") in tensors}
         if values:
             found[part] = values

@@ -18,7 +18,7 @@ from ..modeling.configuration_smolvla import SmolVLAConfig
 from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.processing_rocket import RocketProcessor
 from ..publish import staged
-from ..publishing.lerobot_pipelines import features, normalization
+from ..publishing.lerobot_pipelines import ACTION, STATE, features, normalization
 from .lerobot_folder import NORMALIZER
 from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, to_lerobots
 from .plan import Rename
@@ -152,7 +152,7 @@ def write_processors(folder: Path, config: RocketConfig, processor: RocketProces
 def lerobot_statistics(processor: RocketProcessor) -> dict[str, Tensor]:
     """Refuses a per-dimension mask, which lerobot cannot express."""
     tensors = {}
-    for part, feature in (("state", "observation.state"), ("action", "action")):
+    for part, feature in (("state", STATE), ("action", ACTION)):
         for key, values in processor.statistics.get(part, {}).items():
             if key == "mask" and not all(values):
                 raise ValueError(f"the {part} leaves single dimensions unnormalised, which lerobot cannot express")
