@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rocket_hf.layer_selection.by_measure import LayerBatch
 from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.contract import Batch
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.teachers.contract import Resolution
 from rocket_hf.teachers.load import load_teacher
@@ -20,6 +21,7 @@ from .data.new_robot import robot_of_dataset
 from .preparation import Preparation
 from .recipe import AlignmentRecipe, DataConfig, DatasetConfig, Recipe, RobotConfig, RunConfig, TeacherRecipe
 from .sources import Sources, load_policy, open_sources, policy_folder
+from .targets import Targets
 
 
 @dataclass
@@ -106,13 +108,17 @@ class LayerFeatures:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[LayerBatch]:
-        layers = range(self.policy.config.policy_config.depth + 1)
         for raw in self.loader:
             batch, pictures, warp = self.preparation.student(raw)
-            targets: dict[int, Tensor] = self.preparation.teacher(raw, pictures, warp) or {}
-            seen = {key: value for key, value in batch.items() if key not in ("actions", "action_is_pad")}
-            taps = self.policy.policy(seen, layers).taps
-            yield LayerBatch(taps, targets, batch["camera_mask"])
+            targets: Targets = self.preparation.teacher(raw, pictures, warp) or {}
+            yield layers_of(self.policy, batch, targets)
+
+
+def layers_of(policy: RocketForActionPrediction, batch: Batch, targets: Targets) -> LayerBatch:
+    """All layers of the policy, which acts as if the actions were not known."""
+    seen = {key: value for key, value in batch.items() if key not in ("actions", "action_is_pad")}
+    taps = policy.policy(seen, range(policy.config.policy_config.depth + 1)).taps
+    return LayerBatch(taps, targets, batch["camera_mask"])
 
 
 def check_samples(asked: Asked, sources: Sources, ranks: int) -> int:

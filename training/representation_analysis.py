@@ -8,11 +8,11 @@ import torch
 from tqdm import tqdm
 
 from rocket_hf.analysis.representations import Representations, Resemblances
-from rocket_hf.layer_selection.by_measure import LayerBatch
 from rocket_hf.modeling.contract import Batch
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from .checkpoint import Checkpoints, put, read
+from .layer_features import layers_of
 from .optimization import trained
 from .reopened import Reopened, reopen_aligned, starting_policy
 from .run import CHECKPOINTS
@@ -64,10 +64,9 @@ def measure(
     assert head is not None
     sums = Resemblances(head, depth, teacher_layers(policy), reopened.device)
     for batch, targets in tqdm(batches, desc=f"step {step}", unit="batch", disable=None, leave=False):
-        seen = {key: value for key, value in batch.items() if key not in ("actions", "action_is_pad")}
         with reopened.autocast():
-            taps = policy.policy(seen, range(depth + 1)).taps
-        sums.add(LayerBatch(taps, targets, batch["camera_mask"]))
+            layers = layers_of(policy, batch, targets)
+        sums.add(layers)
     return sums.at(step)
 
 
