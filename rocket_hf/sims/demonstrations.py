@@ -6,11 +6,12 @@ An interruption leaves a readable dataset of the episodes that are finished; the
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -20,6 +21,14 @@ from .interruption import Interruption, ignore_in_worker
 from .names import require_known
 from .recording import Plan, Progress, open_recording, save
 from .suites import make_environment, require_expert, task_names
+
+
+class Worker(Protocol):
+    """Plays and draws episodes of one simulator."""
+
+    def __call__(self, job: Any) -> Demonstration: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,29 @@ def record(
     """`episodes` of each task. KeyboardInterrupt, if it must be, leaves the folder readable and ready to go on."""
     plan = Plan(suite, tuple(tasks), episodes, image_size, depth, first_seed)
     check(plan, workers)
-    progress = open_recording(folder, plan)
+
+    def open_dataset(resume: bool) -> Any:
+        environment = make_environment(suite, plan.tasks[0], image_size)
+        dataset = open_writer(folder, environment, image_size, depth, resume)
+        environment.close()
+        return dataset
+
     jobs = [Job(suite, task, seed, image_size, depth) for task, seed in plan.starts()]
+    return record_jobs(folder, plan, jobs, ExpertWorker, workers, open_dataset)
+
+
+def record_jobs(
+    folder: Path,
+    plan: Any,
+    jobs: Sequence[Any],
+    make_worker: Callable[[], Worker],
+    workers: int,
+    open_dataset: Callable[[bool], Any],
+) -> Recorded:
+    """One episode for each job, in their order. `open_dataset(resume)` is lerobot's writer; a job has a task."""
+    progress = open_recording(folder, plan)
     if progress.episodes < len(jobs):
-        write_all(folder, plan, progress, jobs, workers)
+        write_all(folder, plan, progress, jobs, make_worker, workers, open_dataset)
     return Recorded(**vars(progress))
 
 
@@ -65,16 +93,22 @@ def check(plan: Plan, workers: int) -> None:
         raise ValueError(f"the image size must be even and at least 16, for the video's sake, got {plan.image_size}")
 
 
-def write_all(folder: Path, plan: Plan, progress: Progress, jobs: list[Job], workers: int) -> None:
+def write_all(
+    folder: Path,
+    plan: Any,
+    progress: Progress,
+    jobs: Sequence[Any],
+    make_worker: Callable[[], Worker],
+    workers: int,
+    open_dataset: Callable[[bool], Any],
+) -> None:
     interruption = Interruption()
-    environment = make_environment(plan.suite, plan.tasks[0], plan.image_size)
-    dataset = open_writer(folder, environment, plan.image_size, plan.depth, resume=progress.episodes > 0)
-    environment.close()
+    dataset = open_dataset(progress.episodes > 0)
     save(folder, plan, progress)
     bar = tqdm(total=len(jobs), initial=progress.episodes, desc="episodes", leave=False, disable=None)
     with interruption.listen(), bar:
         try:
-            for job, demonstration in demonstrations(jobs[progress.episodes :], workers):
+            for job, demonstration in demonstrations(jobs[progress.episodes :], make_worker, workers):
                 with interruption.shield():
                     write_episode(dataset, demonstration)
                     progress.add(job.task, len(demonstration.frames), demonstration.dropped)
@@ -86,14 +120,16 @@ def write_all(folder: Path, plan: Plan, progress: Progress, jobs: list[Job], wor
             save(folder, plan, progress)
 
 
-def demonstrations(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Demonstration]]:
+def demonstrations(
+    jobs: Sequence[Any], make_worker: Callable[[], Worker], workers: int
+) -> Iterator[tuple[Any, Demonstration]]:
     """In the order of the jobs; workers are a few episodes ahead at most, because each is some 20 MB."""
     if workers == 1:
-        yield from one_by_one(jobs)
+        yield from one_by_one(jobs, make_worker())
         return
     context = multiprocessing.get_context("spawn")  # a fork would share the renderer
-    with ProcessPoolExecutor(workers, context, initializer=ignore_in_worker) as pool:
-        waiting: deque[tuple[Job, Future[Demonstration]]] = deque()
+    with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(make_worker,)) as pool:
+        waiting: deque[tuple[Any, Future[Demonstration]]] = deque()
         try:
             for job in jobs:
                 waiting.append((job, pool.submit(work, job)))
@@ -106,8 +142,7 @@ def demonstrations(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Demonst
                 future.cancel()
 
 
-def one_by_one(jobs: list[Job]) -> Iterator[tuple[Job, Demonstration]]:
-    worker = ExpertWorker()
+def one_by_one(jobs: Sequence[Any], worker: Worker) -> Iterator[tuple[Any, Demonstration]]:
     try:
         for job in jobs:
             yield job, worker(job)
@@ -115,7 +150,7 @@ def one_by_one(jobs: list[Job]) -> Iterator[tuple[Job, Demonstration]]:
         worker.close()
 
 
-def result(waiting: deque[tuple[Job, Future[Demonstration]]]) -> tuple[Job, Demonstration]:
+def result(waiting: deque[tuple[Any, Future[Demonstration]]]) -> tuple[Any, Demonstration]:
     job, future = waiting.popleft()
     try:
         return job, future.result()
@@ -123,9 +158,15 @@ def result(waiting: deque[tuple[Job, Future[Demonstration]]]) -> tuple[Job, Demo
         raise ValueError("a simulator's process died, perhaps for want of memory: try fewer workers") from error
 
 
-# A worker process keeps its environment from job to job.
-worker_of_this_process = ExpertWorker()
+# A worker process keeps its world from job to job.
+worker_of_this_process: Worker
 
 
-def work(job: Job) -> Demonstration:
+def begin(make_worker: Callable[[], Worker]) -> None:
+    global worker_of_this_process
+    ignore_in_worker()
+    worker_of_this_process = make_worker()
+
+
+def work(job: Any) -> Demonstration:
     return worker_of_this_process(job)

@@ -1,0 +1,1 @@
+"""A world for goals that are pointed at: rooms made from a seed, in ViZDoom's engine."""
