@@ -1,6 +1,5 @@
 """What a depth probe found, as numbers, as two pictures and as one sentence."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_atomically
+from ..atomic import write_csv, write_text
 from .depth_probe import PLACE, DepthErrors
 from .gradients import bootstrapped
 
@@ -108,14 +107,7 @@ def answer(measured: Sequence[Measured]) -> str:
 def write_errors(folder: Path, measured: Sequence[Measured], about: Mapping[str, Any]) -> None:
     """depth.csv, a row for each layer, and depth.json with all that is known."""
     rows = [row for each in measured for row in each.rows()]
-
-    def write(place: Path) -> None:
-        with place.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-
-    write_atomically(folder / "depth.csv", write)
+    write_csv(folder / "depth.csv", COLUMNS, (row.values() for row in rows))
     found = dict(about) | {
         "answer": answer(measured),
         "differences": [vars(each) for each in differences(measured)],
@@ -123,5 +115,4 @@ def write_errors(folder: Path, measured: Sequence[Measured], about: Mapping[str,
         "episodes": measured[0].errors.episodes,
         "errors_by_episode": {each.name: each.errors.relative.round(6).tolist() for each in measured},
     }
-    text = json.dumps(found, indent=1)
-    write_atomically(folder / "depth.json", lambda place: place.write_text(text, encoding="utf-8"))
+    write_text(folder / "depth.json", json.dumps(found, indent=1))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 from .heatmap import write_heatmap, write_table
 
 ACTION, ALIGNED = "action", "alignment/"
@@ -98,8 +98,7 @@ def agreement_of(names: Sequence[str], tables: Tensor) -> Agreement:
 def write_agreement(folder: Path, agreement: Agreement, about: Mapping[str, Any]) -> None:
     """gradients.json with all numbers, gradients.csv and gradients.png with the mean table."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(about) | asdict(agreement), indent=1)
-    write_atomically(folder / "gradients.json", lambda place: place.write_text(text))
+    write_text(folder / "gradients.json", json.dumps(dict(about) | asdict(agreement), indent=1))
     table, names = np.array(agreement.mean), agreement.names
     write_table(folder / "gradients.csv", table, names, names, "loss")
     title, labels = "cosines between gradients", ("layer pair", "layer pair")

@@ -1,6 +1,5 @@
 """Tables as pictures in greys, which print and copy as they are, and their numbers as CSV."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,22 +7,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..atomic import write_atomically
+from ..atomic import write_atomically, write_csv
 
 MOST_NUMBERS = 150  # cells, up to which each of them shows its number
 
 
 def write_table(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], corner: str) -> None:
     """CSV with names; a number that is not there is an empty cell."""
-
-    def write(place: Path) -> None:
-        with place.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([corner, *columns])
-            for name, row in zip(rows, values, strict=True):
-                writer.writerow([name, *("" if np.isnan(value) else f"{value:.6g}" for value in row)])
-
-    write_atomically(path, write)
+    cells = [["" if np.isnan(value) else f"{value:.6g}" for value in row] for row in values]
+    write_csv(path, [corner, *columns], ([name, *row] for name, row in zip(rows, cells, strict=True)))
 
 
 def write_heatmap(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 from ..layer_selection.by_measure import TOKENS, LayerBatch
 from ..layer_selection.measures import TableOfLayers, hsic_table, sample_tokens
 from ..modeling.alignment_head import AlignmentHead
@@ -114,7 +114,7 @@ def write_representations(
         write_heatmap(folder / f"{name}.png", np.array(values), rows, columns, labels, title, limits=limits)
     steps = [asdict(each) for each in found]
     text = json.dumps(about | {"pairs": list(pairs), "teacher_layers": list(teacher), "steps": steps}, indent=1)
-    write_atomically(folder / "representations.json", lambda place: place.write_text(text, encoding="utf-8"))
+    write_text(folder / "representations.json", text)
     return ["representations.json", *(f"{name}.csv" for name in tables)]
 
 

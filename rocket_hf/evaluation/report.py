@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..atomic import write_json, write_text
 from ..hub_cards.facts import Evaluation
 from .rollouts import Episode
 from .statistics import Comparison, wilson
@@ -88,9 +88,8 @@ class Report:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        values = json.dumps(self.as_dict(), indent=2) + "\n"
-        write_atomically(folder / REPORT, lambda path: path.write_text(values, encoding="utf-8"))
-        write_atomically(folder / TEXT, lambda path: path.write_text(self.as_markdown(), encoding="utf-8"))
+        write_json(folder / REPORT, self.as_dict())
+        write_text(folder / TEXT, self.as_markdown())
 
 
 def counted(episodes: Sequence[Episode]) -> dict[str, Any]:

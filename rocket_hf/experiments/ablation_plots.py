@@ -3,7 +3,6 @@
 Beside each picture lie its numbers as CSV.
 """
 
-import csv
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.depth_report import CONSTANT, RUN
-from ..atomic import write_atomically
+from ..atomic import write_atomically, write_csv
 from .ablation_depth import Depths, Probed, mean_errors
 from .ablation_figures import Variant
 from .curves import Curve
@@ -65,14 +64,6 @@ def picture(path: Path, draw: Callable[[Any], None], panels: int = 1) -> None:
     canvas = FigureCanvasAgg(figure)
     draw(figure.subplots(1, panels))
     write_atomically(path, lambda place: canvas.print_png(str(place)))
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
-    def write(place: Path) -> None:
-        with place.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-
-    write_atomically(path, write)
 
 
 def draw_success(folder: Path, told: dict[str, Any], style: Style) -> None:

@@ -1,6 +1,5 @@
 """An ablation on one page: report.md for people, report.json and table.csv for programs, and its pictures."""
 
-import json
 import os
 import platform
 from datetime import UTC, datetime
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.depth_report import CONSTANT
-from ..atomic import write_atomically
+from ..atomic import write_csv, write_json, write_text
 from ..evaluation.identity import versions
 from .ablation import Ablation, clock
 from .ablation_depth import depth_facts, read_depths
 from .ablation_figures import BASELINES, facts, variants_of
-from .ablation_plots import draw_all, write_csv
+from .ablation_plots import draw_all
 from .small_policy import BATCH
 
 
@@ -23,11 +22,9 @@ def write_report(ablation: Ablation) -> None:
     told, depth = facts(variants), depth_facts(depths)
     pictures = draw_all(ablation.folder, variants, told, depths)
     about = about_of(ablation)
-    values = {"about": about, "variants": told, "depth": depth}
-    text = as_markdown(about, told, depth, pictures)
     write_csv(ablation.folder / "table.csv", *table(told, depth))
-    write_atomically(ablation.folder / "report.json", lambda path: path.write_text(json.dumps(values, indent=2) + "\n"))
-    write_atomically(ablation.folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(ablation.folder / "report.json", {"about": about, "variants": told, "depth": depth})
+    write_text(ablation.folder / "report.md", as_markdown(about, told, depth, pictures))
 
 
 def about_of(ablation: Ablation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 
 MEMORY = "peak_memory_bytes"  # file in a run's folder
 
@@ -31,9 +31,7 @@ def main(words: list[str]) -> int:
 
     code = train.main(words)
     if code == 0:
-        peak = str(peak_resident())
-        out = train.arguments(words).out
-        write_atomically(out / MEMORY, lambda path: path.write_text(peak))
+        write_text(train.arguments(words).out / MEMORY, str(peak_resident()))
     return code
 
 

@@ -1,10 +1,9 @@
 """What the demo found, on one page: report.md for people, report.png to look at, report.json for programs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_atomically
+from ..atomic import write_json, write_text
 from ..evaluation.statistics import wilson
 from .curves import POLICIES, Curves, end_of, read_curves, start_of
 from .demo_picture import draw
@@ -23,9 +22,8 @@ def write_report(folder: Path, found: dict[str, Any]) -> None:
     curves = {name: read_curves(folder / name) for name in ("none", "rocket")}
     told = facts(folder, found, curves)
     draw(folder / "report.png", told, curves, Path(found["film"]["video"]))
-    text = as_markdown(told)
-    write_atomically(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))
-    write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(told, indent=2) + "\n"))
+    write_text(folder / "report.md", as_markdown(told))
+    write_json(folder / "report.json", told)
 
 
 def facts(folder: Path, found: dict[str, Any], curves: dict[str, Curves]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 
 from rocket_hf.training.recipe_files import read_yaml, set_value
 
-from ..atomic import write_atomically
+from ..atomic import write_json, write_text
 
 PROGRESS, LOG = "progress.json", "log.txt"
 Result = dict[str, Any]
@@ -46,7 +46,7 @@ class Phases:
     def write(self) -> None:
         kept = {"settings": self.settings, "seconds": self.seconds, "results": self.results}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / PROGRESS, lambda path: path.write_text(json.dumps(kept, indent=2) + "\n"))
+        write_json(self.folder / PROGRESS, kept)
 
     def __call__(self, name: str, work: Callable[[], Result]) -> Result:
         """What the phase finds, or found the first time. The time of attempts that were interrupted counts too."""
@@ -105,7 +105,7 @@ def write_recipe(path: Path, name: str, settings: dict[str, Any]) -> Path:
     values = read_yaml(name)
     for key, value in settings.items():
         set_value(values, key, value)
-    write_atomically(path, lambda file: file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)))
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 from .choice import Pair
 
 
@@ -45,7 +45,7 @@ def as_recipe(pairs: Sequence[Pair], about: str, teacher: str | None) -> str:
 
 
 def write_recipe(path: Path, pairs: Sequence[Pair], about: str, teacher: str | None) -> None:
-    write_atomically(path, lambda place: place.write_text(as_recipe(pairs, about, teacher)))
+    write_text(path, as_recipe(pairs, about, teacher))
 
 
 def write_similarities(folder: Path, table: np.ndarray, pairs: Sequence[Pair], name: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 from .headless import use_offscreen_rendering
 
 CONFIG_PATH, CONFIG = "LIBERO_CONFIG_PATH", "config.yaml"
@@ -77,8 +77,7 @@ def write_config_file(folder: Path, package: Path, assets: Path) -> None:
         "datasets": folder / "datasets",
         "assets": assets,
     }
-    text = "".join(f'{name}: "{place}"\n' for name, place in places.items())
-    write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / CONFIG, "".join(f'{name}: "{place}"\n' for name, place in places.items()))
 
 
 def temporary_folder(content: str) -> Path:

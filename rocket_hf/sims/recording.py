@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..atomic import write_atomically
+from ..atomic import write_json
 
 FILE = Path("meta") / "simulation.json"
 
@@ -47,8 +47,7 @@ class Progress:
 
 
 def save(folder: Path, plan: Plan, progress: Progress) -> None:
-    text = json.dumps({"plan": asdict(plan), "progress": asdict(progress)}, indent=2) + "\n"
-    write_atomically(folder / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(folder / FILE, {"plan": asdict(plan), "progress": asdict(progress)})
 
 
 def open_recording(folder: Path, plan: Plan) -> Progress:

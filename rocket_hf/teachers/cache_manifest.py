@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from ..atomic import write_atomically
+from ..atomic import write_text
 from .contract import Grid
 from .feature_codecs import Storage, layout, stored_bytes
 
@@ -79,7 +79,7 @@ class Manifest:
         return json.dumps(asdict(self), sort_keys=True, indent=1)
 
     def save(self, folder: Path) -> None:
-        write_atomically(folder / MANIFEST, lambda path: path.write_text(self.as_json(), encoding="utf-8"))
+        write_text(folder / MANIFEST, self.as_json())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
