@@ -9,7 +9,7 @@ from typing import Any
 from ..atomic import write_json, write_text
 from ..hub_cards.facts import Evaluation
 from .rollouts import Episode
-from .statistics import Comparison, wilson
+from .statistics import Comparison, rate_with_interval, wilson
 
 REPORT, TEXT = "evaluation.json", "evaluation.md"
 
@@ -58,13 +58,7 @@ class Report:
 
     def compared(self, episodes: Sequence[Episode]) -> dict[str, Any]:
         """The first policy with the second on the starts of these episodes."""
-        comparison = self.comparison(episodes)
-        return asdict(comparison) | {
-            "difference": comparison.difference,
-            "interval": list(comparison.interval),
-            "p_value": comparison.p_value,
-            "sentence": self.sentence(comparison),
-        }
+        return self.comparison(episodes).as_dict(*self.names)
 
     def comparison(self, episodes: Sequence[Episode]) -> Comparison:
         assert self.second is not None
@@ -73,15 +67,16 @@ class Report:
             [episode.success for episode in episodes], [theirs[episode.task, episode.seed] for episode in episodes]
         )
 
-    def sentence(self, comparison: Comparison) -> str:
+    @property
+    def names(self) -> tuple[str, str]:
         assert self.second is not None
-        return comparison.sentence(self.first.policy.name, self.second.policy.name)
+        return self.first.policy.name, self.second.policy.name
 
     def as_markdown(self) -> str:
         results = [self.first, *([self.second] if self.second else [])]
         lines = [f"# {self.first.policy.name} in {self.suite}", "", *table(results), ""]
         if self.second is not None:
-            lines += [self.sentence(self.comparison(self.first.episodes)), ""]
+            lines += [self.comparison(self.first.episodes).sentence(*self.names), ""]
         lines += [*(f"- {described(result.policy)}" for result in results), *settings_lines(self.settings)]
         lines.append("- run with " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
         return "\n".join(lines) + "\n"
@@ -115,12 +110,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def cell(episodes: Sequence[Episode]) -> str:
-    values = counted(episodes)
-    low, high = values["interval"]
-    return (
-        f"{values['successes']} of {values['episodes']}: {100 * values['rate']:.1f} % "
-        f"({100 * low:.1f} to {100 * high:.1f})"
-    )
+    return rate_with_interval(sum(episode.success for episode in episodes), len(episodes))
 
 
 def described(policy: Identity) -> str:

@@ -7,13 +7,19 @@ test, which looks at the starts where one policy succeeded and the other did not
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..hub_cards.facts import Evaluation
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return Evaluation("success", successes, episodes).interval
+
+
+def rate_with_interval(successes: int, episodes: int) -> str:
+    low, high = wilson(successes, episodes)
+    return f"{successes} of {episodes}: {100 * (successes / episodes):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,15 @@ class Comparison:
         unequal = self.only_first + self.only_second
         tail = sum(math.comb(unequal, count) for count in range(min(self.only_first, self.only_second) + 1))
         return min(1.0, 2 * tail / 2**unequal)
+
+    def as_dict(self, first: str, second: str) -> dict[str, Any]:
+        """With all that follows from the counts, and the sentence of policies with these names."""
+        return asdict(self) | {
+            "difference": self.difference,
+            "interval": list(self.interval),
+            "p_value": self.p_value,
+            "sentence": self.sentence(first, second),
+        }
 
     def sentence(self, first: str, second: str) -> str:
         """What may be said of the two, and no more."""

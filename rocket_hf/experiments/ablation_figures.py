@@ -3,7 +3,7 @@
 Of a seed that is not evaluated yet nothing is told.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -135,9 +135,4 @@ def against(variants: dict[str, Variant], name: str) -> dict[str, dict[str, Any]
 def compared(first: Variant, second: Variant) -> dict[str, Any]:
     common = [start for start in first.success if start in second.success]
     comparison = Comparison.of([first.success[start] for start in common], [second.success[start] for start in common])
-    return asdict(comparison) | {
-        "difference": comparison.difference,
-        "interval": list(comparison.interval),
-        "p_value": comparison.p_value,
-        "sentence": comparison.sentence(first.name, second.name),
-    }
+    return comparison.as_dict(first.name, second.name)

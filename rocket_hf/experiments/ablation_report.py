@@ -9,6 +9,7 @@ from typing import Any
 from ..analysis.depth_report import CONSTANT
 from ..atomic import write_csv, write_json, write_text
 from ..evaluation.identity import versions
+from ..evaluation.statistics import rate_with_interval
 from .ablation import Ablation, clock
 from .ablation_depth import depth_facts, read_depths
 from .ablation_figures import BASELINES, facts, variants_of
@@ -131,9 +132,7 @@ def row(cells: list[str]) -> str:
 
 
 def rate(values: dict[str, Any]) -> str:
-    low, high = (100 * end for end in values["interval"])
-    counts = f"{values['successes']} of {values['rollouts']}"
-    return f"{counts}: {100 * values['rate']:.1f} % ({low:.1f} to {high:.1f})"
+    return rate_with_interval(values["successes"], values["rollouts"])
 
 
 def difference(found: dict[str, Any] | None) -> str:
