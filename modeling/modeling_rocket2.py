@@ -5,7 +5,7 @@
 - `for_inference` drops the auxiliary heads, or keeps those that people want to see. No action depends on them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
@@ -158,12 +158,13 @@ class Rocket2ForActionPrediction(StrictModel):
         state: PolicyState,
         *,
         temperature: float = 1.0,
-        generator: Generator | None = None,
+        generator: Generator | Sequence[Generator] | None = None,
     ) -> tuple[Tensor, PolicyState]:
         """What to do now, choices (B, factors), and the state for the next step, which has in `seen` what the
         auxiliary heads say. A goal lasts until another one, or `no_goal`, takes its place: None changes nothing.
 
-        An environment that did something else than it was told puts that into the state as `previous_actions`.
+        With a generator for each environment, what one of them does is not changed by those beside it. An environment
+        that did something else than it was told puts that into the state as `previous_actions`.
         """
         count = len(state.interactions)
         check_shape("images", images, (count, 3, *self.config.image_size))

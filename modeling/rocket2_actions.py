@@ -1,5 +1,7 @@
 """What ROCKET-2 does and has just done: one choice from each factor of an action."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -46,17 +48,26 @@ class ActionHeads(nn.Module):
             losses[f"action/{name}"] = surprise.masked_fill(~(counted & moved), 0).sum(dim=1).mean()
         return losses
 
-    def sample(self, logits: dict[str, Tensor], temperature: float, generator: Generator | None) -> Tensor:
-        """Choices (B, factors); the likeliest ones at temperature 0."""
+    def sample(
+        self, logits: dict[str, Tensor], temperature: float, generator: Generator | Sequence[Generator] | None
+    ) -> Tensor:
+        """Choices (B, factors); the likeliest ones at temperature 0. Of several generators each draws its own row."""
         choices = []
         for scores in logits.values():
             if temperature == 0:
                 choices.append(scores.argmax(dim=-1))
             else:
-                chances = (scores / temperature).softmax(dim=-1)
-                choices.append(torch.multinomial(chances, 1, generator=generator)[:, 0])
+                choices.append(drawn((scores / temperature).softmax(dim=-1), generator))
         action = torch.stack(choices, dim=-1)
         return close_camera(action) if self.minecraft else action
+
+
+def drawn(chances: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
+    """One choice of each row of (B, choices)."""
+    if generator is None or isinstance(generator, Generator):
+        return torch.multinomial(chances, 1, generator=generator)[:, 0]
+    rows = zip(chances, generator, strict=True)
+    return torch.cat([torch.multinomial(row.to(own.device), 1, generator=own) for row, own in rows]).to(chances.device)
 
 
 class PreviousMinecraftAction(nn.Module):

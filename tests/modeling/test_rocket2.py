@@ -224,6 +224,19 @@ def test_actions_are_drawn_by_their_chances(model):
     assert (model.action_heads.sample(said, 0, draw)[:, 0] == 2).all()
 
 
+def test_with_a_generator_each_environments_do_not_change_each_other(model, batch):
+    def done(rows):
+        draws = [torch.Generator().manual_seed(row) for row in rows]
+        state, chosen = model.initial_state(len(rows)), []
+        for step in range(STEPS):
+            action, state = model.step(batch["images"][rows, step], None, state, generator=draws)
+            chosen.append(action)
+        return torch.stack(chosen, dim=1)
+
+    together = done([0, 1])
+    assert torch.equal(together, torch.cat([done([0]), done([1])])) and not torch.equal(together[0], together[1])
+
+
 def test_training_hides_most_previous_actions(model):
     remember = model.previous_action.train()
     actions = torch.tensor([[1, 2]]).repeat(4000, 1)
