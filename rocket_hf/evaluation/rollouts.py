@@ -17,7 +17,8 @@ from ..modeling.processing_rocket import RocketProcessor
 from ..sims.suites import make_environment
 from .actor import Actor, View
 from .protocol import PLAIN, Protocol
-from .worlds import Act, Moment, Order, Start, Worlds
+from .workers import Worlds
+from .worlds import Act, Moment, Order, Start, World
 
 FIRST_SEED = 100_000  # demonstrations are recorded from seed 0 on: these starts are held out
 IMAGE_SIZE = 128
@@ -55,12 +56,16 @@ def rollout(
     actor = Actor(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
     make = partial(make_environment, suite, image_size=image_size, max_steps=max_steps)
     starts = [Start(task, first_seed + number) for number in range(episodes) for task in tasks]
-    with Worlds(make, min(workers, len(starts)), videos) as worlds:
+    if videos is not None:
+        videos.mkdir(parents=True, exist_ok=True)
+    with Worlds(partial(World, make, videos), min(workers, len(starts))) as worlds:
         finished = run_episodes(actor, worlds, starts, parallel)
     return [finished[Start(task, first_seed + number)] for task in tasks for number in range(episodes)]
 
 
-def run_episodes(actor: Actor, worlds: Worlds, starts: Sequence[Start], parallel: int) -> dict[Start, Episode]:
+def run_episodes(
+    actor: Actor, worlds: Worlds[Order, Moment], starts: Sequence[Start], parallel: int
+) -> dict[Start, Episode]:
     """In rounds: every world follows its order, then the policy looks at all that go on."""
     waiting = list(starts)
     current = {world: take(waiting) for world in range(min(parallel, len(starts)))}

@@ -1,11 +1,14 @@
 """Episodes of a policy, in a world of points."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from rocket_hf.evaluation.actor import Actor, View
 from rocket_hf.evaluation.rollouts import run_episodes, take
-from rocket_hf.evaluation.worlds import Robot, Start, World, Worlds
+from rocket_hf.evaluation.workers import Worlds
+from rocket_hf.evaluation.worlds import Robot, Start, World
 
 from .conftest import tiny_policy
 from .point_world import PointWorld
@@ -14,7 +17,7 @@ STARTS = [Start(task, seed) for seed in range(8) for task in ("near", "nearer")]
 
 
 def episodes(actor, parallel=4, starts=STARTS):
-    with Worlds(PointWorld, workers=0) as worlds:
+    with Worlds(partial(World, PointWorld), workers=0) as worlds:
         return run_episodes(actor, worlds, starts, parallel)
 
 
