@@ -61,13 +61,13 @@ class Rocket2ForActionPrediction(StrictModel):
         agent = self.views.agent_tokens(images.flatten(0, 1))
         goals = self.views.goal_tokens(batch["goal_images"].flatten(0, 1), batch["goal_masks"].flatten(0, 1))
         rows, index = torch.arange(size, device=images.device)[:, None], batch["goal_index"]
-        previous = batch.get("previous_actions")
         tokens = self.step_tokens(
             agent,
             goals.unflatten(0, (size, -1))[rows, index].flatten(0, 1),
             batch["goal_interactions"][rows, index].flatten(),
-            previous.flatten(0, 1) if previous is not None else None,
+            step_by_step(batch.get("previous_actions")),
             generator,
+            step_by_step(batch.get("previous_hidden")),
         )
         memory = memory if memory is not None else self.temporal.empty_memory(size, full=False)
         hidden, memory = self.temporal(tokens.unflatten(0, (size, steps)).flatten(1, 2), memory)
@@ -84,12 +84,18 @@ class Rocket2ForActionPrediction(StrictModel):
         return losses
 
     def step_tokens(
-        self, agent: Tensor, goal: Tensor, interactions: Tensor, previous: Tensor | None, generator: Generator | None
+        self,
+        agent: Tensor,
+        goal: Tensor,
+        interactions: Tensor,
+        previous: Tensor | None,
+        generator: Generator | None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """What N steps, each with its views (N, P, D), hand to the temporal transformer: (N, tokens of a step, D)."""
         tokens = [self.views(agent, goal), self.interaction(interactions + 1)[:, None]]
         if self.previous_action is not None:
-            tokens.append(self.previous_action(previous, generator)[:, None])
+            tokens.append(self.previous_action(previous, generator, hidden)[:, None])
         return torch.cat(tokens, dim=1)
 
     def read(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -204,7 +210,7 @@ class Rocket2ForActionPrediction(StrictModel):
             "point": (*chunk, 2),
             "box": (*chunk, 4),
         }
-        shapes |= dict.fromkeys(("goal_index", "is_pad", "visibility"), chunk)
+        shapes |= dict.fromkeys(("goal_index", "is_pad", "visibility", "previous_hidden"), chunk)
         check_goal_batch(batch, required, shapes)
 
     def for_inference(self, keep: Iterable[str] = ()) -> "Rocket2ForActionPrediction":
@@ -249,6 +255,11 @@ class Rocket2ForActionPrediction(StrictModel):
             return
         if module.bias is not None:
             init.zeros_(module.bias)
+
+
+def step_by_step(values: Tensor | None) -> Tensor | None:
+    """(B, T, ...) to (B x T, ...)."""
+    return values.flatten(0, 1) if values is not None else None
 
 
 def guided(scores: Tensor, guidance: float) -> Tensor:

@@ -109,11 +109,13 @@ class PreviousAction(nn.Module):
         self.hidden = nn.Embedding(1, config.width)  # stands for an action that is not shown
         self.dropout = config.previous_action_dropout
 
-    def forward(self, actions: Tensor, generator: Generator | None) -> Tensor:
-        """(N, factors) to (N, D). Training hides most, or a policy would copy what it did instead of looking."""
+    def forward(self, actions: Tensor, generator: Generator | None, hidden: Tensor | None = None) -> Tensor:
+        """(N, factors) to (N, D). Training hides most, or a policy would copy what it did instead of looking: those
+        that are `hidden`, (N,) bool, or as many as the generator draws."""
         shown = self.action(actions)
         if not self.training or not self.dropout:
             return shown
-        source = generator.device if generator is not None else shown.device
-        draws = torch.rand(len(shown), 1, generator=generator, device=source).to(shown.device)
-        return torch.where(draws < self.dropout, self.hidden.weight, shown)
+        if hidden is None:
+            source = generator.device if generator is not None else shown.device
+            hidden = torch.rand(len(shown), generator=generator, device=source).to(shown.device) < self.dropout
+        return torch.where(hidden[:, None], self.hidden.weight, shown)

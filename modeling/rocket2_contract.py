@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .strict_config import nearest
 
+NOBODY_SAYS = -100  # what cross-entropies pass over in torch
+
 
 class GoalBatch(TypedDict, total=False):
     """Chunks of episodes, for training. A goal lasts, so a chunk has a few of them and each step names its own."""
@@ -22,7 +24,8 @@ class GoalBatch(TypedDict, total=False):
     goal_interactions: Tensor  # (B, G), -1 for none
     goal_index: Tensor  # (B, T)
     previous_actions: Tensor  # (B, T, F), what was done before the picture was taken
-    actions: Tensor  # (B, T, F), what is to be done
+    previous_hidden: Tensor  # (B, T) bool, which of them training hides: drawn from the generator unless given
+    actions: Tensor  # (B, T, F), what is to be done; NOBODY_SAYS where nobody tells, which costs nothing
     is_pad: Tensor  # (B, T) bool, True on steps after the end of the episode
     visibility: Tensor  # (B, T) bool, whether the object is in the agent's own view
     point: Tensor  # (B, T, 2), its middle (y, x) as shares of the picture; read where it is visible
