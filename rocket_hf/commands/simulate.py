@@ -56,9 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def require_own_options(arguments: argparse.Namespace) -> None:
     """Of the suite: all that it needs and nothing of the others."""
-    needed, others = ("tasks", "episodes"), ("rooms", "views")
-    if arguments.suite == "vizdoom":
-        needed, others = ("rooms",), ("tasks", "episodes")
+    of_tasks, of_rooms = ["tasks", "episodes"], ["rooms", "views"]
+    needed, others = (["rooms"], of_tasks) if arguments.suite == "vizdoom" else (of_tasks, of_rooms)
     for name in needed:
         if getattr(arguments, name) is None:
             raise ValueError(f"{arguments.suite} needs --{name}")
@@ -94,12 +93,13 @@ def rooms(arguments: argparse.Namespace) -> "Recorded":
 
 def print_table(recorded: "Recorded", arguments: argparse.Namespace, seconds: float) -> None:
     width = max(len(task) for task in recorded.frames_by_task)
-    print(f"{'task':{width}}  frames  dropped")
-    for task, frames in recorded.frames_by_task.items():
-        print(f"{task:{width}}  {frames:6}  {recorded.dropped_by_task[task]:7}")
-    print(f"{'all':{width}}  {recorded.frames:6}  {recorded.dropped:7}")
+    print(f"{'task':{width}}  episodes  frames  dropped")
+    for task, episodes in recorded.episodes_by_task.items():
+        frames, dropped = recorded.frames_by_task[task], recorded.dropped_by_task[task]
+        print(f"{task:{width}}  {episodes:8}  {frames:6}  {dropped:7}")
+    print(f"{'all':{width}}  {recorded.episodes:8}  {recorded.frames:6}  {recorded.dropped:7}")
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
-    print(f"\n{arguments.out}: {recorded.episodes} episodes, {size / 1e6:.1f} MB in {seconds:.0f} s")
+    print(f"\n{arguments.out}: {size / 1e6:.1f} MB in {seconds:.0f} s")
     if arguments.suite == "vizdoom":
         print(f"next: accelerate launch training/train.py --recipe rocket2 --dataset {arguments.out}")
     else:

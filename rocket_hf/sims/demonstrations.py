@@ -36,6 +36,7 @@ class Recorded:
     episodes: int
     frames: int
     dropped: int  # starts that the expert failed
+    episodes_by_task: dict[str, int]
     frames_by_task: dict[str, int]
     dropped_by_task: dict[str, int]
 

@@ -35,6 +35,7 @@ class Progress:
     episodes: int = 0
     frames: int = 0
     dropped: int = 0
+    episodes_by_task: dict[str, int] = field(default_factory=dict)
     frames_by_task: dict[str, int] = field(default_factory=dict)
     dropped_by_task: dict[str, int] = field(default_factory=dict)
 
@@ -42,6 +43,7 @@ class Progress:
         self.episodes += 1
         self.frames += frames
         self.dropped += dropped
+        self.episodes_by_task[task] = self.episodes_by_task.get(task, 0) + 1
         self.frames_by_task[task] = self.frames_by_task.get(task, 0) + frames
         self.dropped_by_task[task] = self.dropped_by_task.get(task, 0) + dropped
 

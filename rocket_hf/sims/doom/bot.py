@@ -17,7 +17,7 @@ class Bot:
     def __init__(self, room: Room, target: int):
         self.target = room.objects[target].place
         others = [item.place for number, item in enumerate(room.objects) if number != target]
-        self.obstacles = [(place, ROUND_OBJECT) for place in others]
+        self.obstacles: list[tuple[Point, float]] = [(place, ROUND_OBJECT) for place in others]
         self.obstacles += [(place, ROUND_PILLAR) for place in room.pillars]
         self.has_seen = False
 

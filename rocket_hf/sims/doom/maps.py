@@ -8,10 +8,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# Kinds of objects and their numbers in Doom's editors. Each has its own colour or outline, and stands on the floor.
+# Kinds of objects, their numbers in Doom's editors, and how much larger than in Doom they are. Each is told from the
+# others by its colour from any side, near and far.
 KINDS = {
-    "blue torch": 44, "red torch": 46, "green torch": 45, "evil eye": 41, "burning barrel": 70, "tech lamp": 85,
-    "big tree": 54, "green column": 30,
+    "golden face": (2013, 3.0), "green sphere": (2022, 3.0), "medikit": (2012, 3.0), "blue armour": (2019, 3.0),
+    "red column": (33, 1.5), "burning barrel": (70, 1.5), "big tree": (54, 1.0), "tech lamp": (85, 1.8),
 }  # fmt: skip
 OBJECTS = 4  # of a room, of different kinds
 PLAYER = 1  # the engine wants a place to begin
@@ -20,9 +21,8 @@ WALLS = ("BRICK1", "STONE2", "METAL1", "GRAY1", "BROWN1", "TEKWALL4")
 FLOORS = ("FLOOR4_8", "FLOOR0_1", "FLOOR5_1", "MFLR8_1", "FLOOR7_1")
 CEILINGS = ("CEIL3_5", "FLAT5_4", "CEIL5_1")
 
-SIDES = (576, 800)  # of a room, in units of the map; a player is 32 wide and 56 tall
+SIDES = (448, 640)  # of a room, in units of the map; a player is 32 wide and 56 tall
 PILLAR = 32  # half its side
-SCALE = 1.6  # of objects, which are thin
 FREE = 72  # round every object, pillar and start
 CELL, SWAY = 144, 16  # at most one object or pillar is in a cell
 
@@ -113,7 +113,7 @@ def text(room: Room) -> str:
     """The map: its front sides look inwards, so the room goes round clockwise and the pillars the other way."""
     corners = [(0, 0), (0, room.depth), (room.width, room.depth), (room.width, 0)]
     loops = [corners] + [pillar_corners(middle) for middle in room.pillars]
-    blocks = [block("sector", heightfloor=0, heightceiling=160, texturefloor=room.floor, textureceiling=room.ceiling,
+    blocks = [block("sector", heightfloor=0, heightceiling=192, texturefloor=room.floor, textureceiling=room.ceiling,
                     lightlevel=room.light), block("sidedef", sector=0, texturemiddle=room.wall)]  # fmt: skip
     first = 0
     for loop in loops:
@@ -122,8 +122,8 @@ def text(room: Room) -> str:
         blocks += [block("linedef", v1=start, v2=end, sidefront=0, blocking=True) for start, end in ends]
         first += len(loop)
     start = next(room.poses(random.Random(room.seed)))
-    blocks.append(thing(PLAYER, start.place))
-    blocks += [thing(KINDS[item.kind], item.place, SCALE) for item in room.objects]
+    blocks.append(thing(PLAYER, 1.0, start.place))
+    blocks += [thing(*KINDS[item.kind], item.place) for item in room.objects]
     return 'namespace = "zdoom";\n' + "".join(blocks)
 
 
@@ -132,7 +132,7 @@ def pillar_corners(middle: Point) -> list[Point]:
     return [(x - PILLAR, y - PILLAR), (x + PILLAR, y - PILLAR), (x + PILLAR, y + PILLAR), (x - PILLAR, y + PILLAR)]
 
 
-def thing(number: int, place: Point, scale: float = 1.0) -> str:
+def thing(number: int, scale: float, place: Point) -> str:
     skills = {f"skill{level}": True for level in range(1, 6)}
     size = {"scalex": scale, "scaley": scale}
     return block("thing", x=place[0], y=place[1], angle=0, type=number, single=True, **skills, **size)
