@@ -24,7 +24,8 @@ class Rocket2Config(StrictConfig):
     """The defaults are the smaller of the two public checkpoints, `1x`; `1.5x` has width 1536 and 16 heads.
 
     An action is one choice from each factor. `action_space` "minecraft" fixes them, "factored" reads `action_factors`,
-    choices by name, and `rest_action`, the choices that do nothing (the first ones by default).
+    choices by name, and `rest_action`, the choices that do nothing (the first ones by default). Their order is that of
+    an action's columns: a file holds them as pairs, since transformers sorts the keys of what it writes.
     """
 
     model_type = "rocket2"
@@ -53,7 +54,7 @@ class Rocket2Config(StrictConfig):
     reads_previous_action: bool = True
     previous_action_dropout: float = 0.75  # how often training hides it
     action_space: Literal["minecraft", "factored"] = "minecraft"
-    action_factors: dict[str, int] | None = None
+    action_factors: dict[str, int] | list[list[str | int]] | None = None
     rest_action: list[int] | tuple[int, ...] | None = None
     auxiliary_heads: list[str] | tuple[str, ...] = tuple(AUXILIARY_HEADS)
 
@@ -61,6 +62,8 @@ class Rocket2Config(StrictConfig):
         minecraft = self.action_space == "minecraft"
         if minecraft and self.action_factors is None:
             self.action_factors = dict(MINECRAFT_FACTORS)
+        if isinstance(self.action_factors, list):
+            self.action_factors = dict(self.action_factors)  # type: ignore[arg-type]
         if self.rest_action is None:
             self.rest_action = MINECRAFT_REST if minecraft else [0] * len(self.action_factors or ())
         super().__post_init__(**kwargs)
@@ -81,7 +84,7 @@ class Rocket2Config(StrictConfig):
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
 
     def validate_actions(self) -> None:
-        factors = self.action_factors
+        factors = self.factors
         if not factors or any(choices < 2 for choices in factors.values()):
             raise ValueError(f"action_factors names at least one factor, each of two choices or more: got {factors}")
         if dotted := sorted(name for name in factors if "." in name):
@@ -99,8 +102,8 @@ class Rocket2Config(StrictConfig):
     @property
     def factors(self) -> dict[str, int]:
         """The choices of each factor of an action."""
-        assert self.action_factors is not None
-        return self.action_factors
+        assert not isinstance(self.action_factors, list)
+        return self.action_factors or {}
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,7 +121,8 @@ class Rocket2Config(StrictConfig):
         return self.window_steps * self.step_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | self.written_for_loading()
+        pairs = [[name, choices] for name, choices in self.factors.items()]
+        return super().to_dict() | self.written_for_loading() | {"action_factors": pairs}
 
     def fake_batch(self, batch_size: int = 2, steps: int = 3, goals: int = 2, seed: int = 0) -> GoalBatch:
         """A batch drawn from `seed`: each step has one of the chunk's goals, the last steps of the last are padding."""

@@ -43,6 +43,15 @@ def test_weights_come_back_bit_for_bit(model, saved):
     assert not loaded.views.rgb.patch_embedding.weight.requires_grad
 
 
+def test_the_columns_of_actions_keep_their_order(tmp_path):
+    """Transformers sorts the keys of what it writes."""
+    changes = {"action_factors": {"walk": 2, "turn": 9, "strafe": 3}, "rest_action": [1, 4, 2]}
+    random_model(**changes).save_pretrained(tmp_path)
+    loaded = Rocket2ForActionPrediction.from_pretrained(tmp_path).config
+    assert list(loaded.factors.items()) == list(changes["action_factors"].items())
+    assert loaded.rest_action == changes["rest_action"]
+
+
 def test_heads_may_be_left_behind_or_new_but_only_whole(saved, tmp_path):
     assert not Rocket2ForActionPrediction.from_pretrained(saved, auxiliary_heads=()).auxiliary
     policy = Rocket2ForActionPrediction.from_pretrained(saved, auxiliary_heads=["point"])
