@@ -15,26 +15,27 @@ from rocket_hf.modeling.contract import Batch
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from .data.batches import RobotBatch
+from .preparation import Preparation
 from .recipe import Recipe
 from .run import Learner, Run
 from .shared_weights import Weights, shared_weights
 from .targets import Targets
 
 
-def agreement_if_due(run: Run, raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
+def agreement_if_due(run: Run, preparation: Preparation, raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
     """Not while alignment counts nothing: the teacher rests then."""
     every = run.recipe.analysis.gradient_agreement_every
     due = every > 0 and (run.progress.step + 1) % every == 0 and alignment_weight > 0
-    return gradient_agreement(run, raw) if due else {}
+    return gradient_agreement(run, preparation, raw) if due else {}
 
 
-def gradient_agreement(run: Learner, raw: RobotBatch) -> dict[str, Tensor]:
+def gradient_agreement(run: Learner, preparation: Preparation, raw: RobotBatch) -> dict[str, Tensor]:
     """For the journal, by "agreement/NAME"; see `figures_of`. Of the gradients averaged over all ranks, so that two
     ranks say what one with the batches of both would."""
     weights = shared_weights(run.policy, run.recipe.analysis.parameters)
     with run.times("agreement"), random_state_kept(run.accelerator.device), run_eagerly(run.recipe):
-        batch, pictures, warp = run.preparation.student(raw)
-        targets = run.preparation.teacher(raw, pictures, warp)
+        batch, pictures, warp = preparation.student(raw)
+        targets = preparation.teacher(raw, pictures, warp)
         assert targets is not None  # the recipe's checks ask for alignment
         with run.accelerator.autocast():
             _, table = loss_cosines(run.policy, batch, targets, weights, mean_over_ranks(run))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
+from .goals.dry_run import sections as goal_sections
 from .parts import reached_weights
 from .placement import sharded
 from .recipe import Recipe
@@ -40,6 +41,15 @@ class Cost:
 
 
 def describe(recipe: Recipe, accelerator: Accelerator) -> str:
+    if recipe.goals is not None:
+        sections = goal_sections(recipe, accelerator.num_processes)
+    else:
+        sections = aligned_sections(recipe, accelerator)
+    whole = {"recipe": recipe_lines(recipe), **sections}
+    return "\n".join(row for name, lines in whole.items() for row in titled(name, lines))
+
+
+def aligned_sections(recipe: Recipe, accelerator: Accelerator) -> dict[str, list[str]]:
     sources = open_sources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
     with META:
         policy = RocketForActionPrediction(sources.config).train()
@@ -47,8 +57,7 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
     if recipe.run.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     cost = count_cost(policy, sources)
-    sections = {
-        "recipe": recipe_lines(recipe),
+    return {
         "data": data_lines(sources),
         "pairs": pair_lines(policy),
         "trains": training_lines(policy, recipe),
@@ -57,7 +66,6 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
         "compute": compute_lines(recipe, cost),
         "notes": [note for note in sources.notes if note],
     }
-    return "\n".join(row for name, lines in sections.items() for row in titled(name, lines))
 
 
 def titled(name: str, lines: list[str]) -> Iterator[str]:

@@ -8,22 +8,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rocket_hf.publish import export_policy
-
 from .journal import read_journal
 from .optimization import averaged
 from .run import JOURNAL, POLICY, Run
-from .trainable import merged_weights, policy_of
+
+LOSSES = ("action/", "alignment/", "auxiliary/")  # how their names begin
 
 
 def export(run: Run) -> Path:
-    """Writes the policy without its alignment head, LoRA merged, and says where."""
+    """Writes the policy without the heads of training, and says where."""
     folder = run.out / POLICY
     with averaged(run.average, run.policy):  # until it is written: on a CPU it is made of the model's own tensors
-        weights = merged_weights(run.policy)
+        policy = run.system.finished()
         if run.accelerator.is_main_process:
             replace_former(folder)
-            export_policy(policy_of(run.policy.config, weights), run.processor, folder)
+            run.system.write(policy, folder)
     run.accelerator.wait_for_everyone()
     return folder
 
@@ -32,15 +31,15 @@ def summary(run: Run, folder: Path) -> str:
     """What the journal tells of the whole run, by its first and last tenth, and where its results are."""
     records = read_journal(run.out / JOURNAL)
     steps = [record for record in records if "loss" in record]
-    count = max(1, len(steps) // 10)
     rows = [("trained", f"{len(steps)} steps of {run.recipe.run.batch_size} samples")]
-    for name in [name for name in steps[-1] if name.startswith(("action/", "alignment/"))]:
-        before, after = (mean(record[name] for record in part) for part in (steps[:count], steps[-count:]))
-        rows.append(("", f"{name} {before:.3f} -> {after:.3f}"))
+    for name in [name for name in steps[-1] if name.startswith(LOSSES)]:
+        values = [record[name] for record in steps if name in record]
+        count = max(1, len(values) // 10)
+        rows.append(("", f"{name} {mean(values[:count]):.3f} -> {mean(values[-count:]):.3f}"))
     errors = {record["step"]: record["validation/error"] for record in records if "validation/error" in record}
     if errors:
         best = min(errors, key=lambda step: errors[step])
-        last = f"{errors[max(errors)]:.4g} robot units from the demonstrated actions"
+        last = run.system.tell_error(errors[max(errors)])
         rows.append(("validated", f"{last}; at best {errors[best]:.4g}, at step {best}"))
     rows += [("policy", str(folder)), ("checkpoint", str(run.checkpoints.path(run.progress.step)))]
     return "\n".join(f"{name:12}{text}" for name, text in rows)

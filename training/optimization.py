@@ -1,7 +1,7 @@
 """AdamW in groups, learning rates and the weight of the alignment as functions of the step, and a moving average."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,9 @@ from .recipe import AlignmentRecipe, OptimizerConfig, ScheduleConfig
 from .zero import EngineOptimizer, Place, forget_whole, own_part, place_of
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, part_of: Callable[[str], str] = part_of
+) -> torch.optim.AdamW:
     """One group for the policy's trained weights, one for its heads, one for the alignment projector.
 
     Fused, because that one can leave out a step on the device: see `skip_if_not_finite`."""

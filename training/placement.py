@@ -1,7 +1,7 @@
 """A model on its devices: alone, copied to each rank (DDP), or in shards over all ranks (FSDP2, ZeRO; also on CPUs)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,16 @@ def sharded() -> bool:
 
 
 def place(
-    accelerator: Accelerator, model: RocketForActionPrediction, config: OptimizerConfig
+    accelerator: Accelerator, model: Any, config: OptimizerConfig, part_of: Callable[[str], str]
 ) -> tuple[nn.Module, torch.optim.Optimizer | EngineOptimizer]:
     """The model as the loop calls it, and its optimizer: made after FSDP2's shards, which are other tensors, and before
     DeepSpeed's, which it is told of."""
     model.to(accelerator.device)
     if zero_stage() is not None:
-        engine = start_engine(accelerator, model, make_optimizer(model, config), config.clip_norm)
+        engine = start_engine(accelerator, model, make_optimizer(model, config, part_of), config.clip_norm)
         return engine, EngineOptimizer(engine)
     placed = shard(accelerator, model) if sharded() else accelerator.prepare_model(model)
-    return placed, make_optimizer(model, config)
+    return placed, make_optimizer(model, config, part_of)
 
 
 def shard(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:

@@ -4,7 +4,7 @@ Defaults are ROCKET's on LIBERO (arXiv 2602.17951, appendix on hyper-parameters,
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Training = Literal["frozen", "lora", "full"]
 
@@ -56,6 +56,24 @@ class AlignmentRecipe:
     schedule: Literal["constant", "linear", "stop"] = "constant"
     until: int | None = None  # the step at which a linear schedule reaches zero, or at which alignment stops
     reference_compat: bool = False  # resample the teacher's features as the public ROCKET code does
+
+
+@dataclass
+class GoalRecipe:
+    """A ROCKET-2 policy, whose goals are masks in any view. Weights of losses are those of its publication."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # of a new policy (see `Rocket2Config`), where none is given
+    chunk_steps: int = 128  # that go through the model at once
+    chunks: int = 1  # of the same episodes in one step of the optimizer, each with the memory of those before it
+    goals: int = 5  # different pictures of the goal, at most, in one sample
+    warmup_steps: int = 0  # of the optimizer, in which the heads learn to see from views alone, before it is cloned
+    views_share: float = 0.0  # of the samples that are views afterwards too
+    own_goals: float = 0.0  # the share of goals that come from the episode itself; others are seen from elsewhere
+    action: float = 0.01  # weights of the losses; a head that weighs nothing is not made
+    visibility: float = 0.01
+    point: float = 0.1
+    box: float = 0.1
+    keep: list[str] = field(default_factory=list)  # heads that the exported policy has, for people to see
 
 
 @dataclass
@@ -178,6 +196,7 @@ class Recipe:
     parts: PartsConfig = field(default_factory=PartsConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     alignment: AlignmentRecipe | None = None
+    goals: GoalRecipe | None = None  # then what is said of robot, parts, LoRA, alignment and teacher has no meaning
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -2,9 +2,10 @@
 
 from accelerate.tracking import get_available_trackers
 
+from rocket_hf.modeling.configuration_rocket2 import AUXILIARY_HEADS
 from rocket_hf.modeling.strict_config import nearest
 
-from .recipe import Recipe
+from .recipe import DatasetConfig, GoalRecipe, Recipe
 
 TRACKERS = ("trackio", "wandb", "tensorboard")
 AUGMENTATION = {
@@ -16,6 +17,7 @@ AUGMENTATION = {
 def check_recipe(recipe: Recipe) -> None:
     check_sources(recipe)
     check_alignment(recipe)
+    check_goals(recipe)
     check_numbers(recipe)
     check_schedule(recipe)
     check_analysis(recipe)
@@ -32,7 +34,7 @@ def check_trackers(trackers: list[str]) -> None:
 
 
 def check_sources(recipe: Recipe) -> None:
-    if not recipe.policy:
+    if not recipe.policy and recipe.goals is None:
         raise ValueError("which policy is to be trained: pass --policy with a folder or a Hub id, or set policy")
     if not recipe.data.datasets or not all(dataset.id for dataset in recipe.data.datasets):
         raise ValueError("which data it is to be trained on: pass --dataset with a folder or a Hub id")
@@ -57,6 +59,60 @@ def check_alignment(recipe: Recipe) -> None:
     resolution = recipe.teacher.resolution
     if isinstance(resolution, str) and resolution not in ("camera", "teacher"):
         raise ValueError(f"teacher.resolution is camera, teacher or a number of pixels, not {resolution!r}")
+
+
+def check_goals(recipe: Recipe) -> None:
+    """A recipe of ROCKET-2 says nothing that has no meaning for it."""
+    goals, data = recipe.goals, recipe.data
+    if goals is None:
+        return
+    for name in ("chunk_steps", "chunks", "goals"):
+        at_least(f"goals.{name}", getattr(goals, name), 1)
+    for name in ("warmup_steps", *AUXILIARY_HEADS):
+        at_least(f"goals.{name}", getattr(goals, name), 0)
+    above_zero("goals.action", goals.action)
+    between("goals.views_share", goals.views_share, 0, 1)
+    between("goals.own_goals", goals.own_goals, 0, 1)
+    heads = auxiliary_heads(goals)
+    if missing := [name for name in goals.keep if name not in heads]:
+        raise ValueError(
+            f"goals.keep: there is no head {missing[0]!r}, of those that train: {', '.join(heads) or 'none'}"
+        )
+    if not heads and (goals.warmup_steps or goals.views_share):
+        raise ValueError("views teach nothing but auxiliary heads, and all of them weigh 0: "
+                         "set goals.warmup_steps=0 and goals.views_share=0")  # fmt: skip
+    if "auxiliary_heads" in goals.config:
+        raise ValueError("goals.config.auxiliary_heads follows from the weights: set goals.visibility, goals.point and "
+                         "goals.box to 0 or above instead")  # fmt: skip
+    if not data.in_memory or data.streaming or data.workers:
+        raise ValueError("ROCKET-2 takes its samples from memory: set data.in_memory=true, data.streaming=false and "
+                         "data.workers=0")  # fmt: skip
+    refuse_for_goals(recipe)
+
+
+def refuse_for_goals(recipe: Recipe) -> None:
+    plain = Recipe()
+    for name in ("robot", "parts", "lora", "alignment", "teacher", "analysis"):
+        if getattr(recipe, name) != getattr(plain, name):
+            raise ValueError(f"{name} has no meaning for ROCKET-2, which this recipe trains: leave it out")
+    for section, names in (
+        ("data", ("augmentation",)),
+        ("optimizer", ("projector_lr", "conflicts")),
+        ("run", ("base_dtype", "compile", "quantize")),
+    ):
+        for name in names:
+            if getattr(getattr(recipe, section), name) != getattr(getattr(plain, section), name):
+                raise ValueError(
+                    f"{section}.{name} has no meaning for ROCKET-2, which this recipe trains: leave it out"
+                )
+    for dataset in recipe.data.datasets:
+        if dataset != DatasetConfig(dataset.id):
+            raise ValueError(f"of the dataset {dataset.id} ROCKET-2 takes all rooms and columns: give its id alone")
+
+
+def auxiliary_heads(goals: GoalRecipe) -> list[str]:
+    """Those that weigh anything."""
+    return [name for name in AUXILIARY_HEADS if getattr(goals, name) > 0]
 
 
 def check_numbers(recipe: Recipe) -> None:

@@ -1,8 +1,9 @@
-"""A run put together from its recipe: model, optimizer, data, targets, checkpoints, journal. The loop is train.py's."""
+"""A run: what it trains, its model and optimizer, its folder and what it writes there. `opening.py` puts one together;
+the loop is train.py's."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.teachers.load import DTYPES
-
 from .checkpoint import Checkpoints, Progress
-from .conflicts import Projection, check_conflicts
-from .data.batches import RobotBatch
-from .data.loader import RobotLoader, make_loader
+from .conflicts import Projection
 from .journal import Journal, Times
 from .optimization import MovingAverage
-from .placement import place
-from .preparation import Preparation
-from .quantize import quantize_frozen
-from .recipe import AugmentationConfig, Recipe
-from .recipe_checks import passes
+from .recipe import Recipe
 from .recipe_files import changed, differences, read_recipe, write_recipe
-from .shared_weights import check_agreement
-from .sources import Sources, load_policy, open_sources
-from .targets import TargetSource
-from .trainable import make_trainable
 from .zero import EngineOptimizer
 
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
@@ -41,6 +28,52 @@ MAY_CHANGE = (
     "run.gradient_checkpointing", "run.most_skipped", "data.workers", "data.prefetch",
     "analysis.gradient_agreement_every", "analysis.parameters",
 )  # fmt: skip
+Losses = dict[str, Tensor]
+
+
+class System(ABC):
+    """What a run trains, apart from the loop: what a step reads, which losses that has, what is judged and kept."""
+
+    policy: Any  # one of transformers' models
+    notes: list[str]  # what the user should know before it starts
+    validates: bool  # whether anything is held out
+
+    @staticmethod
+    @abstractmethod
+    def part_of(name: str) -> str:
+        """Of the policy, the part to which a weight belongs; "heads" and "projector" may have rates of their own."""
+
+    @abstractmethod
+    def make_trainable(self) -> None:
+        """Decides which weights of the policy train, before it is put on its devices."""
+
+    @abstractmethod
+    def batches(self, first_step: int) -> Iterator[list[Any]]:
+        """What this rank reads in each step from that one on: a batch for each pass."""
+
+    @abstractmethod
+    def measured(self, run: "Run", batches: list[Any]) -> dict[str, Any]:
+        """What the journal tells of the coming step besides its losses."""
+
+    @abstractmethod
+    def losses(self, run: "Learner", raw: Any, step: int, carried: Any) -> tuple[Losses, Tensor, Any]:
+        """The named losses of one pass, their weighted sum, and what the next pass of the same step goes on from."""
+
+    @abstractmethod
+    def validate(self, run: "Run") -> dict[str, float]:
+        """What held-out data say of the policy, nothing if there are none. The lowest "error" is the best."""
+
+    @abstractmethod
+    def finished(self) -> Any:
+        """The policy as it is to be used. All ranks call it."""
+
+    @abstractmethod
+    def write(self, policy: Any, folder: Path) -> None:
+        """A finished policy with all that belongs beside it, whole or not at all."""
+
+    @abstractmethod
+    def tell_error(self, error: float) -> str:
+        """What validation found, for people."""
 
 
 @dataclass
@@ -49,85 +82,26 @@ class Learner:
 
     recipe: Recipe
     accelerator: Accelerator
+    system: System
     model: nn.Module  # as it is called: the policy, or DDP or DeepSpeed's engine around it
-    policy: RocketForActionPrediction
     optimizer: torch.optim.Optimizer | EngineOptimizer
     average: MovingAverage | None
-    preparation: Preparation
     times: Times
     projection: Projection | None
+
+    @property
+    def policy(self) -> Any:
+        return self.system.policy
 
 
 @dataclass
 class Run(Learner):
     out: Path
-    processor: RocketProcessor
-    batches: Iterator[RobotBatch]
-    passes: int  # per step
-    validation: RobotLoader | None
+    batches: Iterator[list[Any]]  # of each step
     checkpoints: Checkpoints
     journal: Journal
     progress: Progress = field(default_factory=Progress)
-    recent: list[RobotBatch] = field(default_factory=list)  # those whose losses nobody has looked at yet
-
-    def next_batches(self) -> list[RobotBatch]:
-        return list(islice(self.batches, self.passes))
-
-
-def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
-    last = step_to_resume(recipe, out, resume)
-    check_precision(recipe, accelerator)
-    sources = shared_sources(recipe, accelerator)
-    each, count = passes(recipe, accelerator.num_processes)
-    policy = load_policy(sources.folder, sources.config.alignment, recipe)
-    learner = make_learner(policy, sources.processor, sources.targets, recipe, accelerator)
-    checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
-    batches = iter(training_loader(sources, recipe, accelerator, each, last or 0))
-    first = list(islice(batches, count))
-    torch.manual_seed(recipe.run.seed + accelerator.process_index)  # each rank drops out units of its own
-    progress = Progress()
-    if last is not None:  # after the loader has begun: it draws from the random state that is restored here
-        progress = checkpoints.load(last, accelerator, learner.policy, learner.optimizer, learner.average)
-    claim_folder(recipe, out, accelerator)
-    return Run(
-        **vars(learner),
-        out=out,
-        processor=sources.processor,
-        batches=chain(first, batches),
-        passes=count,
-        validation=validation_loader(sources, recipe, accelerator, each),
-        checkpoints=checkpoints,
-        journal=open_journal(out, accelerator, progress, sources.notes),
-        progress=progress,
-    )
-
-
-def make_learner(
-    policy: RocketForActionPrediction,
-    processor: RocketProcessor,
-    targets: TargetSource | None,
-    recipe: Recipe,
-    accelerator: Accelerator,
-) -> Learner:
-    make_trainable(policy, recipe)
-    if recipe.run.quantize:
-        quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
-    check_agreement(recipe, policy)
-    check_conflicts(recipe)
-    arrange(policy, recipe)
-    model, optimizer = place(accelerator, policy.train(), recipe.optimizer)
-    projection = Projection(policy, accelerator) if recipe.optimizer.conflicts == "project" else None
-    return Learner(
-        recipe=recipe,
-        accelerator=accelerator,
-        model=model if projection is None else policy,  # which averages over ranks itself
-        policy=policy,
-        optimizer=optimizer,
-        average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
-        preparation=Preparation(policy.config, processor, targets, accelerator.device),
-        times=Times(accelerator.device),
-        projection=projection,
-    )
+    recent: list[list[Any]] = field(default_factory=list)  # of the steps whose losses nobody has looked at yet
 
 
 def step_to_resume(recipe: Recipe, out: Path, resume: bool) -> int | None:
@@ -159,67 +133,6 @@ def claim_folder(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
 def tracked_settings(recipe: Recipe) -> dict[str, int | float | str]:
     """What trackers take: numbers and texts."""
     return {key: value if isinstance(value, int | float | str) else str(value) for key, value in changed(recipe)}
-
-
-def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.run.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
-        raise ValueError("run.base_dtype bfloat16 needs mixed precision: accelerate launch --mixed_precision bf16")
-
-
-def shared_sources(recipe: Recipe, accelerator: Accelerator) -> Sources:
-    """The main process first, so that what has to be fetched or indexed is done once."""
-    device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # without a number
-    with accelerator.main_process_first():
-        return open_sources(recipe, device)
-
-
-def arrange(policy: RocketForActionPrediction, recipe: Recipe) -> None:
-    if recipe.run.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
-    if recipe.run.compile:
-        for layer in policy.policy.get_submodule("layers").children():
-            layer.compile()
-
-
-def training_loader(sources: Sources, recipe: Recipe, accelerator: Accelerator, each: int, step: int) -> RobotLoader:
-    size = recipe.run.batch_size
-    return make_loader(
-        sources.datasets,
-        sources.order,
-        sources.processor,
-        sources.config,
-        recipe.data,
-        recipe.run.seed,
-        each,
-        accelerator.process_index,
-        accelerator.num_processes,
-        step * size,
-        recipe.run.steps * size,
-        sources.caches,
-    )
-
-
-def validation_loader(sources: Sources, recipe: Recipe, accelerator: Accelerator, each: int) -> RobotLoader | None:
-    """Held-out frames as they are, as many on each rank; in this process, since it runs now and then."""
-    ranks = accelerator.num_processes
-    if sources.held_out is None or len(sources.held_out) < ranks:
-        return None
-    each = min(each, len(sources.held_out) // ranks)
-    total = len(sources.held_out) // (each * ranks) * each * ranks
-    plain = replace(recipe.data, augmentation=AugmentationConfig(), workers=0)
-    return make_loader(
-        sources.datasets,
-        sources.held_out,
-        sources.processor,
-        sources.config,
-        plain,
-        recipe.run.seed,
-        each,
-        accelerator.process_index,
-        ranks,
-        0,
-        total,
-    )
 
 
 def open_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:

@@ -14,6 +14,7 @@ from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfi
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.new_robot import config_for_robot
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.strict_config import StrictConfig
 from rocket_hf.sentences import HTTPError
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.licence import licence_note
@@ -58,18 +59,20 @@ def open_sources(recipe: Recipe, device: torch.device) -> Sources:
     return Sources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
 
 
-def policy_folder(name: str) -> Path:
+def policy_folder(
+    name: str, kind: type[StrictConfig] = RocketConfig, files: Sequence[str] = ("config.json", "processor_config.json")
+) -> Path:
     try:
         folder, _ = source_folder(name)
     except (OSError, HTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the policy {name!r} is no folder and cannot be had from the Hub: {reason}") from error
-    for file in ("config.json", "processor_config.json"):
+    for file in files:
         if not (folder / file).is_file():
             raise ValueError(f"{name} holds no policy: there is no {file}; `rocket-hf convert` makes one")
-    kind = dict(read_json(folder / "config.json")).get("model_type")
-    if kind != RocketConfig.model_type:
-        raise ValueError(f"config.json of {name} describes a model {kind!r}: `rocket-hf convert` makes a policy of it")
+    found = dict(read_json(folder / "config.json")).get("model_type")
+    if found != kind.model_type:
+        raise ValueError(f"config.json of {name} describes a model {found!r}: `rocket-hf convert` makes a policy of it")
     return folder
 
 

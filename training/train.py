@@ -2,7 +2,8 @@
 
     accelerate launch training/train.py --recipe rocket --policy you/base --dataset you/robot-data
 
-The loop is `train`, one step of it `training_step`, and the losses are the model's: modeling/modeling_rocket.py.
+The loop is `train`, one step of it `training_step`. The losses are the model's, modeling/modeling_rocket.py or
+modeling/modeling_rocket2.py; what is particular to each lies in aligned.py and goals/system.py.
 """
 
 import argparse
@@ -20,18 +21,16 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from rocket_hf.sentences import MENDABLE, sentence
-from rocket_hf.training.agreement import agreement_if_due
 from rocket_hf.training.dry_run import describe
 from rocket_hf.training.finish import export, save_batches, summary
+from rocket_hf.training.opening import open_run
 from rocket_hf.training.optimization import alignment_weight, rate_factor, set_rates, update
 from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import Learner, Run, open_run
+from rocket_hf.training.run import Learner, Losses, Run
 from rocket_hf.training.validation import validate
-
-Losses = dict[str, Tensor]
 
 
 def train(run: Run) -> None:
@@ -42,20 +41,18 @@ def train(run: Run) -> None:
     since = time.perf_counter()
     while progress.step < steps:
         rates = set_rates(run.optimizer, rate_factor(recipe.schedule, progress.step, steps))
-        weight = alignment_weight(recipe.alignment, progress.step)
         with run.times("data"):
-            batches = run.next_batches()
-        agreement = agreement_if_due(run, batches[0], weight)
+            batches = next(run.batches)
+        measured = run.system.measured(run, batches)
 
-        losses, norm, skipped = training_step(run, batches, weight)
+        losses, norm, skipped = training_step(run, batches, progress.step)
 
         progress.step += 1
         bar.update()
-        run.recent += batches
+        run.recent.append(batches)
         run.journal.add(
-            progress.step, **losses, **agreement, gradient_norm=norm, skipped=skipped, alignment_weight=weight, **rates,
-            **run.times.take(),
-        )  # fmt: skip
+            progress.step, **losses, gradient_norm=norm, skipped=skipped, **measured, **rates, **run.times.take()
+        )
         due = due_after(progress.step, recipe.run)
         if not due and not stopping.here_alone():
             continue
@@ -76,12 +73,14 @@ def due_after(step: int, config: RunConfig) -> set[str]:
     return {what for what, count in every.items() if step % count == 0 or step == config.steps}
 
 
-def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Losses, Tensor, Tensor]:
+def training_step(run: Learner, batches: list[Any], step: int) -> tuple[Losses, Tensor, Tensor]:
     """One step of the optimizer: forward and backward for each batch, then the update, unless it is not finite."""
     losses: list[Losses] = []
+    carried = None
     for number, raw in enumerate(batches, start=1):
         with gradients_averaged(run.model, last=number == len(batches)):
-            losses.append(forward_backward(run, raw, weight, len(batches)))
+            named, carried = forward_backward(run, raw, step, len(batches), carried)
+        losses.append(named)
     with run.times("optimizer"):
         if run.projection is not None:
             run.projection.settle()
@@ -92,29 +91,15 @@ def training_step(run: Learner, batches: list[Any], weight: float) -> tuple[Loss
     return means, norm, skipped
 
 
-def forward_backward(run: Learner, raw: Any, weight: float, passes: int) -> Losses:
-    """The named losses of one pass; their weighted sum goes backward."""
-    with run.times("data"):
-        batch, pictures, warp = run.preparation.student(raw)
-    with run.times("teacher"):
-        targets = run.preparation.teacher(raw, pictures, warp) if weight else run.preparation.no_targets(batch)
+def forward_backward(run: Learner, raw: Any, step: int, passes: int, carried: Any) -> tuple[Losses, Any]:
+    """The named losses of one pass, whose weighted sum goes backward; and what the next pass goes on from."""
+    losses, total, carried = run.system.losses(run, raw, step, carried)
     with run.times("student"):
-        with run.accelerator.autocast():
-            losses = run.model(**batch, targets=targets)
-        total = weighted_sum(losses, weight)
         if run.projection is None:
             run.accelerator.backward(total / passes)
         else:
-            run.projection.add(losses, weight, passes)
-    return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
-
-
-def weighted_sum(losses: Losses, alignment_weight: float) -> Tensor:
-    """ROCKET, eq. 4: the action losses, and lambda times the mean of the alignment losses of all pairs."""
-    action = [loss for name, loss in losses.items() if name.startswith("action/")]
-    alignment = [loss for name, loss in losses.items() if name.startswith("alignment/")]
-    total = torch.stack(action).sum()
-    return total + alignment_weight * torch.stack(alignment).mean() if alignment else total
+            run.projection.add(losses, alignment_weight(run.recipe.alignment, step), passes)
+    return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}, carried
 
 
 def look(run: Run, since: float, bar: tqdm) -> float:
@@ -134,7 +119,7 @@ def look(run: Run, since: float, bar: tqdm) -> float:
 def count_skipped(run: Run, records: list[dict[str, Any]]) -> None:
     """Names the samples of each step that was not finite, of all ranks; too many such steps in a row end the run."""
     progress, most = run.progress, run.recipe.run.most_skipped
-    for record, raw in zip(records, batches_of_steps(run), strict=True):
+    for record, raw in zip(records, run.recent, strict=True):
         if not record["skipped"]:
             progress.skipped_in_row = 0
             continue
@@ -147,10 +132,6 @@ def count_skipped(run: Run, records: list[dict[str, Any]]) -> None:
                 f"{most} steps in a row had no finite loss, the last is step {record['step']}: "
                 f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
             )
-
-
-def batches_of_steps(run: Run) -> list[list[Any]]:
-    return [run.recent[start : start + run.passes] for start in range(0, len(run.recent), run.passes)]
 
 
 def sample_names(batches: list[Any]) -> list[dict[str, int]]:

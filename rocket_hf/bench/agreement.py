@@ -24,7 +24,7 @@ WAYS = ("cached", "live")
 
 
 def agreement_job(stage: step.Stage, learner: Learner):
-    numbers, source = count(), learner.preparation.targets
+    numbers, source = count(), learner.system.preparation.targets
     fake = learner.policy.config.fake_batch(stage.setting.batch_size, step.PROMPT_LENGTH)
     numeric = {key: value for key, value in fake.items() if key != "images"}
 
@@ -33,7 +33,7 @@ def agreement_job(stage: step.Stage, learner: Learner):
         raw: Any = {**numeric, "images": stage.frames.pictures(chosen)}
         if isinstance(source, CachedTargets):
             raw["features"] = default_collate([source.cache.read(index) for index in chosen])
-        gradient_agreement(learner, raw)
+        gradient_agreement(learner, learner.system.preparation, raw)
         learner.times.take()
         if stage.device.type == "cuda":
             torch.cuda.synchronize()

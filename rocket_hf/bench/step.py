@@ -32,8 +32,11 @@ from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.registration import WHOLE, Registration
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from rocket_hf.tiny import character_tokenizer, tiny_statistics
+from rocket_hf.training.aligned import AlignedSystem
+from rocket_hf.training.opening import make_learner
+from rocket_hf.training.preparation import Preparation
 from rocket_hf.training.recipe import AlignmentRecipe, OptimizerConfig, PartsConfig, Recipe, RunConfig
-from rocket_hf.training.run import Learner, make_learner
+from rocket_hf.training.run import Learner
 from rocket_hf.training.sources import alignment_config
 from rocket_hf.training.targets import CachedTargets, LiveTargets, TargetSource
 from rocket_hf.training.train import training_step
@@ -136,7 +139,9 @@ class Stage:
         if policy.alignment_head is not None:
             policy.alignment_head.float()
         processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
-        return make_learner(policy, processor, targets, recipe, self.accelerator)
+        preparation = Preparation(config, processor, targets, self.accelerator.device)
+        system = AlignedSystem(recipe, policy, processor, preparation, self.accelerator, sources=None)
+        return make_learner(system, recipe, self.accelerator)
 
     def recipe(self, pairs: int) -> Recipe:
         """With the last `pairs` pairs of layers; ROCKET's projector where there are several."""
@@ -161,7 +166,7 @@ class Stage:
     def job_of(self, learner: Learner) -> Job:
         """One step, each time of other frames."""
         numbers = count()
-        config, source = learner.policy.config, learner.preparation.targets
+        config, source = learner.policy.config, learner.system.preparation.targets
         fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
         numeric = {key: value for key, value in fake.items() if key != "images"}
 
@@ -170,7 +175,7 @@ class Stage:
             raw: dict[str, Any] = {**numeric, "images": self.frames.pictures(chosen)}
             if isinstance(source, CachedTargets):
                 raw["features"] = default_collate([source.cache.read(index) for index in chosen])
-            training_step(learner, [raw], weight=0.5)
+            training_step(learner, [raw], step=0)
             learner.times.take()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from rocket_hf.analysis.gradients import named_losses
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import tiny_config
+from rocket_hf.training.aligned import weighted_sum
 from rocket_hf.training.conflicts import Projection, without_conflicts
-from rocket_hf.training.train import weighted_sum
 
 from .conftest import checkpoint, forget_processes, largest_difference, run_ranks, run_training, settings
 

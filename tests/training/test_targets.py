@@ -9,13 +9,12 @@ from accelerate import PartialState
 from rocket_hf.modeling.processing_rocket import RESIZES
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.scene import scene_pictures
+from rocket_hf.training.aligned import training_loader, weighted_sum
 from rocket_hf.training.preparation import Preparation
 from rocket_hf.training.recipe import Recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import training_loader
 from rocket_hf.training.sources import Sources, load_policy, open_sources
 from rocket_hf.training.targets import LiveTargets, picture_window
-from rocket_hf.training.train import weighted_sum
 
 from .conftest import settings
 

@@ -1,0 +1,62 @@
+"""A run put together from its recipe: what it trains, optimizer, data, checkpoints, journal. The loop is train.py's."""
+
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from .aligned import open_aligned
+from .checkpoint import Checkpoints, Progress
+from .conflicts import Projection
+from .goals.system import open_goals
+from .journal import Times
+from .optimization import MovingAverage
+from .placement import place
+from .recipe import Recipe
+from .run import CHECKPOINTS, Learner, Run, System, claim_folder, open_journal, step_to_resume
+
+
+def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
+    last = step_to_resume(recipe, out, resume)
+    check_precision(recipe, accelerator)
+    system = open_aligned(recipe, accelerator) if recipe.goals is None else open_goals(recipe, accelerator)
+    learner = make_learner(system, recipe, accelerator)
+    checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
+    batches = system.batches(last or 0)
+    first = list(islice(batches, 1))
+    torch.manual_seed(recipe.run.seed + accelerator.process_index)  # each rank drops out units of its own
+    progress = Progress()
+    if last is not None:  # after the loader has begun: it draws from the random state that is restored here
+        progress = checkpoints.load(last, accelerator, learner.policy, learner.optimizer, learner.average)
+    claim_folder(recipe, out, accelerator)
+    return Run(
+        **vars(learner),
+        out=out,
+        batches=chain(first, batches),
+        checkpoints=checkpoints,
+        journal=open_journal(out, accelerator, progress, system.notes),
+        progress=progress,
+    )
+
+
+def make_learner(system: System, recipe: Recipe, accelerator: Accelerator) -> Learner:
+    system.make_trainable()
+    policy = system.policy
+    model, optimizer = place(accelerator, policy.train(), recipe.optimizer, system.part_of)
+    projection = Projection(policy, accelerator) if recipe.optimizer.conflicts == "project" else None
+    return Learner(
+        recipe=recipe,
+        accelerator=accelerator,
+        system=system,
+        model=model if projection is None else policy,  # which averages over ranks itself
+        optimizer=optimizer,
+        average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
+        times=Times(accelerator.device),
+        projection=projection,
+    )
+
+
+def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
+    if recipe.run.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+        raise ValueError("run.base_dtype bfloat16 needs mixed precision: accelerate launch --mixed_precision bf16")
