@@ -1,6 +1,7 @@
 """What several commands take, as argparse reads it, and what they refuse."""
 
 import argparse
+from pathlib import Path
 
 
 def numbers(text: str) -> list[int]:
@@ -24,3 +25,8 @@ def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def name_of(source: str) -> str:
+    """A folder's own name and its parent's, where those are of a run: `runs/rocket` and `runs/none` tell the runs."""
+    return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]

@@ -1,39 +1,63 @@
 """Success rates of a policy in simulated tasks, with 95 % intervals, and of two policies start by start.
 
+    rocket-hf eval runs/rocket --env metaworld --tasks button-press-v3 --episodes 20 --out report
+    rocket-hf eval runs/rocket2 --env vizdoom --episodes 200 --refresh 1,30,90 --out report
+
 Episode k of a task starts from --seed + k, for every policy the same. Writes evaluation.json and evaluation.md, which
 `rocket-hf publish --evaluation` takes for the card. No code from a policy's repository is run.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .arguments import require_at_least_one
+from . import eval_goals
+from .arguments import name_of, numbers, require_at_least_one
+
+if TYPE_CHECKING:
+    from rocket_hf.evaluation.report import Report
 
 HELP = "success rates of a policy in simulated tasks"
-SEED, IMAGE_SIZE = 100_000, 128
+GOALS = "vizdoom"
+# What only some worlds take, and what it is where it is not given.
+OF_TASKS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
+OF_GOALS = {"refresh": [1, 30, 90], "temperature": 1.0}
+EPISODES, SEED = 10, 100_000
+MINECRAFT = (
+    "minecraft is not here: it would need MineStudio with its engine's archive and Java, and a world with a table of "
+    "actions like that of rocket_hf/sims/doom/actions.py; --env vizdoom is the world for ROCKET-2 policies"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", metavar="POLICY", help="a run's folder, a checkpoint's, a policy's, or ID[@REVISION]")
     parser.add_argument(
-        "--env", default="metaworld", metavar="SUITE", help="metaworld, libero or libero-plus (default: %(default)s)"
+        "--env",
+        default="metaworld",
+        metavar="SUITE",
+        help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: %(default)s)",
     )
     parser.add_argument(
         "--tasks",
         nargs="+",
-        required=True,
         metavar="TASK",
-        help="names or groups: easy, hard, libero_spatial, libero_spatial/camera, all, ...",
+        help="names or groups: easy, hard, libero_spatial, libero_spatial/camera, all, ... (not of vizdoom)",
     )
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="of each task (default: %(default)s)")
+    parser.add_argument(
+        "--refresh",
+        type=numbers,
+        metavar="N,...",
+        help="vizdoom: steps after which the goal is shown anew, each in a run of its own (default: 1,30,90)",
+    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="vizdoom: of the choices (default: 1.0)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="of each task (default: 10; vizdoom: 200)")
     parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")
     parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk between two looks (default: all)")
     parser.add_argument("--max-steps", type=int, metavar="N", help="of an episode (default: the benchmark's)")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the first start of a task (default: %(default)s)")
-    parser.add_argument("--cameras", default="", metavar="POLICY=ENV,...", help="where their names differ")
-    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, metavar="PIXELS", help="(default: %(default)s)")
-    parser.add_argument("--protocol", default="plain", help="openvla: that family's pictures, states and gripper")
+    parser.add_argument("--seed", type=int, help="of the first start of a task (default: 100000; vizdoom: 5000000)")
+    parser.add_argument("--cameras", metavar="POLICY=ENV,...", help="where their names differ")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="(default: 128)")
+    parser.add_argument("--protocol", help="openvla: that family's pictures, states and gripper")
     parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=8, help="environments at a time (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="of the policy (default: %(default)s)")
@@ -44,22 +68,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.evaluation.report import Report
-    from rocket_hf.sims.suites import chosen_tasks
-
-    require_positive(arguments)
-    tasks = chosen_tasks(arguments.env, arguments.tasks)
-    settings = read_settings(arguments)
+    settle(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    first = evaluate(arguments.policy, arguments, tasks, settings, "first")
-    second = evaluate(arguments.against, arguments, tasks, settings, "second") if arguments.against else None
-    report = Report(arguments.env, first, second, told(arguments), run_with())
+    report = eval_goals.evaluated(arguments) if arguments.env == GOALS else evaluated(arguments)
     print(report.as_markdown(), end="")
     if arguments.out is not None:
         report.write(arguments.out)
         print(f"\nwritten    {arguments.out}")
     return 0
+
+
+def settle(arguments: argparse.Namespace) -> None:
+    """Refuses what is not for this world, by name, and gives what was left out."""
+    from rocket_hf.sims.names import require_known
+    from rocket_hf.sims.suites import SUITES
+
+    if arguments.env == "minecraft":
+        raise ValueError(MINECRAFT)
+    require_known("rocket_hf", "suite", arguments.env, (*SUITES, GOALS))
+    own, others = (OF_GOALS, OF_TASKS) if arguments.env == GOALS else (OF_TASKS, OF_GOALS)
+    for name in others:
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is not for {arguments.env}: leave it out")
+    defaults = eval_goals.DEFAULTS if arguments.env == GOALS else {"episodes": EPISODES, "seed": SEED}
+    for name, value in (own | defaults).items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    require_positive(arguments)
+
+
+def evaluated(arguments: argparse.Namespace) -> "Report":
+    from rocket_hf.evaluation.report import Report
+    from rocket_hf.sims.suites import chosen_tasks
+
+    if arguments.tasks is None:
+        raise ValueError(f"{arguments.env} needs --tasks: names or groups of its tasks, or all")
+    tasks = chosen_tasks(arguments.env, arguments.tasks)
+    settings = read_settings(arguments)
+    first = evaluate(arguments.policy, arguments, tasks, settings, "first")
+    second = evaluate(arguments.against, arguments, tasks, settings, "second") if arguments.against else None
+    return Report(arguments.env, first, second, told(arguments), run_with())
 
 
 def require_positive(arguments: argparse.Namespace) -> None:
@@ -115,11 +164,6 @@ def load(source: str) -> tuple[Any, Any, str | None]:
     name, _, revision = source.partition("@")
     folder, commit = fetch(name, revision or None)
     return *load_trained(find_origin(folder)), commit
-
-
-def name_of(source: str) -> str:
-    """A folder's own name and its parent's, where those are of a run: `runs/rocket` and `runs/none` tell the runs."""
-    return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]
 
 
 def told(arguments: argparse.Namespace) -> dict[str, Any]:

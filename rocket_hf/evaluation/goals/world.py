@@ -1,0 +1,153 @@
+"""Episodes in rooms of ViZDoom after an object that is marked in pictures from elsewhere in the room.
+
+All of an episode follows from its room's seed and its target: the start, and the views that mark the target, of which
+the first is shown at the start and the next ones whenever the goal is shown anew.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from ...sims.doom.maps import OBJECTS, Point, Pose, Room, make_room
+from ...sims.doom.world import DoomWorld, Event
+
+AWAY = 96  # of a goal's view from the straight way to the target, in units of the map
+SMALLEST_GOAL = 12  # pixels of a mask
+SEEN_WITHIN = 50  # degrees to either side, half an object's width beyond the picture's edge
+ATTEMPTS = 5_000
+ROOMS_OF_A_FILE = 25  # which the engine reads at a time
+
+
+@dataclass(frozen=True)
+class Start:
+    """A new episode, whatever went on before."""
+
+    seed: int  # of the room
+    target: int  # which of its objects
+
+
+@dataclass(frozen=True)
+class Act:
+    choices: tuple[int, ...]
+
+
+Order = Start | Act
+
+
+@dataclass(frozen=True)
+class GoalView:
+    image: np.ndarray  # (H, W, 3) uint8
+    mask: np.ndarray  # (H, W) bool, on the target
+    pose: Pose
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where an episode is after an order, as its player sees it, and what only a judge may know."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    goal: GoalView | None  # where it is shown anew
+    steps: int
+    event: Event
+    max_steps: int
+    mask: np.ndarray  # (H, W) bool: the target in the player's own view
+    pose: Pose
+
+    @property
+    def ended(self) -> bool:
+        return self.event != "none" or self.steps >= self.max_steps
+
+
+class GoalWorld:
+    """One episode at a time, its goal shown at the start and anew after every `refresh` steps."""
+
+    def __init__(self, refresh: int, max_steps: int):
+        self.refresh, self.max_steps = refresh, max_steps
+        self.world: DoomWorld | None = None
+        self.goals: list[GoalView] = []
+        self.steps = 0
+
+    def follow(self, order: Order) -> Moment:
+        return self.start(order) if isinstance(order, Start) else self.act(order)
+
+    def start(self, start: Start) -> Moment:
+        world, pose = self.with_room(start.seed), start_pose(start)
+        self.goals = first_goals(world, start, pose, math.ceil(self.max_steps / self.refresh))
+        world.enter(start.seed, start.target, pose)
+        self.steps = 0
+        return self.moment(world, "none")
+
+    def act(self, act: Act) -> Moment:
+        assert self.world is not None, "an episode is started before it goes on"
+        event = self.world.step(act.choices)
+        self.steps += 1
+        return self.moment(self.world, event)
+
+    def moment(self, world: DoomWorld, event: Event) -> Moment:
+        sight, (number, waits) = world.look(), divmod(self.steps, self.refresh)
+        goal = self.goals[number] if not waits and number < len(self.goals) else None
+        return Moment(sight.image, goal, self.steps, event, self.max_steps, sight.mask(world.target), world.pose())
+
+    def with_room(self, seed: int) -> DoomWorld:
+        """To start the engine takes longer than many an episode, so it gets the rooms that come next as well."""
+        if self.world is None or seed not in self.world.rooms:
+            self.close()
+            first = seed // ROOMS_OF_A_FILE * ROOMS_OF_A_FILE
+            self.world = DoomWorld([make_room(number) for number in range(first, first + ROOMS_OF_A_FILE)])
+        return self.world
+
+    def close(self) -> None:
+        if self.world is not None:
+            self.world.close()
+            self.world = None
+
+
+def starts(episodes: int, first_seed: int) -> list[Start]:
+    """Episode k is in the room `first_seed` + k, after its object k modulo four."""
+    return [Start(first_seed + number, number % OBJECTS) for number in range(episodes)]
+
+
+def start_pose(start: Start) -> Pose:
+    return next(make_room(start.seed).poses(random.Random(f"start to {start.target} of {start.seed}")))
+
+
+def first_goals(world: DoomWorld, start: Start, begin: Pose, count: int) -> list[GoalView]:
+    goals = list(islice(goal_views(world, start, begin), count))
+    if len(goals) < count:
+        raise ValueError(
+            f"in room {start.seed} only {len(goals)} of {ATTEMPTS} views show object {start.target} away from the way "
+            "to it: leave the room out by another --seed"
+        )
+    return goals
+
+
+def goal_views(world: DoomWorld, start: Start, begin: Pose) -> Iterator[GoalView]:
+    """From where the player will hardly come by."""
+    room = world.rooms[start.seed]
+    world.enter(start.seed, start.target, begin)
+    for pose in goal_poses(room, start, begin.place):
+        world.move_to(pose)
+        sight = world.look()
+        mask = sight.mask(start.target)
+        if mask.sum() >= SMALLEST_GOAL:
+            yield GoalView(sight.image, mask, pose)
+
+
+def goal_poses(room: Room, start: Start, begin: Point) -> Iterator[Pose]:
+    """That look towards the target, away from the straight way to it."""
+    place = room.objects[start.target].place
+    for pose in islice(room.poses(random.Random(f"goals {start.target} of {room.seed}")), ATTEMPTS):
+        if abs(pose.bearing(place)) < SEEN_WITHIN and from_way(pose.place, begin, place) >= AWAY:
+            yield pose
+
+
+def from_way(place: Point, begin: Point, end: Point) -> float:
+    """How far a place is from the straight way."""
+    way, to = (end[0] - begin[0], end[1] - begin[1]), (place[0] - begin[0], place[1] - begin[1])
+    share = (to[0] * way[0] + to[1] * way[1]) / (way[0] ** 2 + way[1] ** 2)
+    share = min(1.0, max(0.0, share))
+    return math.dist(place, (begin[0] + share * way[0], begin[1] + share * way[1]))
