@@ -21,7 +21,7 @@ from .run import JOURNAL
 from .sources import alignment_config
 
 TOLD_ELSEWHERE = ("name", "about", "policy", "teacher.", "data.datasets", "alignment", "compared_with", "run.trackers")
-ALIGNED, ACTION = "alignment/", "action/"
+ALIGNED, ACTION, AUXILIARY = "alignment/", "action/", "auxiliary/"
 HIDDEN = "alignment_head.projectors.0.fc1.weight"
 
 
@@ -38,7 +38,7 @@ def training_of(recipe: Recipe, run: Path, checkpoint: Path | None) -> Training:
         pairs=layer_pairs(recipe, checkpoint),
         curves=curves_of(steps),
         teacher=teacher_of(recipe) if recipe.alignment is not None else None,
-        compute=compute_of(records, len(steps) * recipe.run.batch_size),
+        compute=compute_of(records, len(steps) * recipe.run.batch_size, error_of(recipe)),
     )
 
 
@@ -65,7 +65,7 @@ def curves_of(steps: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]
     """The losses by step, those of the layer pairs as their mean; steps that were skipped have none."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in (record for record in steps if not record.get("skipped")):
-        values = {name: value for name, value in record.items() if name.startswith(ACTION)}
+        values = {name: value for name, value in record.items() if name.startswith((ACTION, AUXILIARY))}
         aligned = [value for name, value in record.items() if name.startswith(ALIGNED)]
         values |= {"alignment (mean)": statistics.fmean(aligned)} if aligned else {}
         for name, value in values.items():
@@ -87,7 +87,14 @@ def teacher_of(recipe: Recipe) -> Teacher:
     return Teacher(name, revision, licence, licence_note(name, licence))
 
 
-def compute_of(records: list[dict[str, Any]], samples: int) -> list[tuple[str, str]]:
+def error_of(recipe: Recipe) -> tuple[str, str]:
+    """What the error of a validation is, and its unit."""
+    if recipe.goals is not None:
+        return "surprise at actions in held-out rooms", "nats"
+    return "distance to held-out actions", "robot units"
+
+
+def compute_of(records: list[dict[str, Any]], samples: int, error: tuple[str, str]) -> list[tuple[str, str]]:
     rows = []
     speeds = [record["samples_per_second"] for record in records if record.get("samples_per_second")]
     if speeds:
@@ -98,7 +105,8 @@ def compute_of(records: list[dict[str, Any]], samples: int) -> list[tuple[str, s
         rows.append(("GPU memory, at most", f"{max(memory) / 1024:.3g} GiB"))
     errors = [record["validation/error"] for record in records if "validation/error" in record]
     if errors:
-        rows.append(("distance to held-out actions, at the end", f"{errors[-1]:.4g} robot units"))
+        name, unit = error
+        rows.append((f"{name}, at the end", f"{errors[-1]:.4g} {unit}"))
     return rows
 
 

@@ -1,4 +1,7 @@
-"""Recipes from YAML files and from `--set`, checked key by key and type by type; and back to a file."""
+"""Recipes from YAML files and from `--set`, checked key by key and type by type; and back to a file.
+
+A file may begin with `like: NAME`, another recipe that it changes.
+"""
 
 import math
 import types
@@ -41,7 +44,15 @@ def read_yaml(name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, as the recipes in {FOLDER.name}/ do")
-    return {"name": path.stem} | values
+    like = values.pop("like", None)
+    return merged(read_yaml(like) if like else {}, {"name": path.stem} | values)
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key; all else is replaced."""
+    both = {key: merged(values[key], value) for key, value in changes.items()
+            if isinstance(value, dict) and isinstance(values.get(key), dict)}  # fmt: skip
+    return values | changes | both
 
 
 def set_value(values: dict[str, Any], key: str, value: Any) -> None:

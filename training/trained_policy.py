@@ -5,11 +5,14 @@ from pathlib import Path
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from .checkpoint import STATE, Checkpoints, put, read
 from .data.dataset_statistics import dataset_statistics
 from .data.lerobot_data import RobotDataset
+from .goals.policy import open_policy
+from .goals.policy import policy_config as goal_policy_config
 from .optimization import trained
 from .recipe import Recipe
 from .recipe_files import read_recipe
@@ -83,6 +86,18 @@ def load_adapted(origin: Origin) -> tuple[RocketForActionPrediction, RocketProce
     places = {name: weight for name, weight in trained(model) if not name.startswith(HEAD)}
     put(places, {name: value for name, value in values.items() if not name.startswith(HEAD)}, checkpoint)
     return model.eval(), load_processor(origin, recipe, base, config)
+
+
+def load_trained_goals(origin: Origin) -> Rocket2ForActionPrediction:
+    """The same of ROCKET-2, with the heads that its recipe keeps; it has no processor."""
+    if origin.policy is not None:
+        return Rocket2ForActionPrediction.from_pretrained(origin.policy)
+    recipe, checkpoint = origin.recipe, origin.checkpoint
+    if recipe is None or recipe.goals is None or checkpoint is None:
+        raise ValueError("this is neither a policy of ROCKET-2 nor a run that trains one, nor one of its checkpoints")
+    model = open_policy(recipe, goal_policy_config(recipe))
+    put(dict(trained(model)), read(checkpoint, "average" if recipe.run.ema is not None else "model"), checkpoint)
+    return model.for_inference(recipe.goals.keep)
 
 
 def load_processor(origin: Origin, recipe: Recipe, base: Path, config: RocketConfig) -> RocketProcessor:

@@ -55,8 +55,8 @@ def step_lines(recipe: Recipe, data: RecordedRooms, ranks: int) -> list[str]:
     assert goals is not None
     each, count = passes(recipe, ranks)
     return [
-        f"{run.steps:,} of {run.batch_size} samples: {ranks} processes x {each} samples x {count} passes, each of up to "
-        f"{goals.chunks} chunks of {goals.chunk_steps} steps",
+        f"{run.steps:,} of {run.batch_size} samples: {ranks} processes x {each} samples x {count} passes, each of up "
+        f"to {goals.chunks} chunks of {goals.chunk_steps} steps",
         f"views alone in the first {min(goals.warmup_steps, run.steps):,}, then {goals.views_share:.0%} of the samples",
         f"at most {run.steps * run.batch_size * goals.chunks * goals.chunk_steps / len(data):.1f} times all frames",
     ]

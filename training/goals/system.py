@@ -112,7 +112,7 @@ class GoalSystem(System):
             write_rocket2_surroundings(staging, policy.config)
 
     def tell_error(self, error: float) -> str:
-        return f"{error:.4g} nats of surprise at a demonstrated action in rooms held out"
+        return f"{error:.4g} nats of surprise at demonstrated actions, in held-out rooms"
 
 
 def weighted_sum(losses: Losses, goals: GoalRecipe) -> Tensor:
