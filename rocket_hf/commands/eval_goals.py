@@ -13,6 +13,7 @@ from .arguments import name_of
 
 if TYPE_CHECKING:
     from rocket_hf.evaluation.goals.report import GoalReport, Result
+    from rocket_hf.evaluation.workers import Worlds
     from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
 DEFAULTS = {"episodes": 200, "seed": 5_000_000, "max_steps": 60}  # rooms from seed 0 on are for training
@@ -23,18 +24,19 @@ def evaluated(arguments: argparse.Namespace) -> "GoalReport":
     from rocket_hf.evaluation.goals.players import Chance
     from rocket_hf.evaluation.goals.report import CHANCE, GoalReport
     from rocket_hf.evaluation.goals.rollouts import run_player
-    from rocket_hf.evaluation.goals.world import starts
+    from rocket_hf.evaluation.goals.world import GoalWorld, starts
     from rocket_hf.evaluation.identity import versions
+    from rocket_hf.evaluation.workers import Worlds
     from rocket_hf.sims.doom.world import require_engine
 
     require_own(arguments)
     require_engine()
     sources = {"first": arguments.policy} | ({"second": arguments.against} if arguments.against else {})
     policies = {role: load(source) for role, source in sources.items()}
-    results = {role: evaluate(role, source, *policies[role], arguments) for role, source in sources.items()}
-    rarest = max(arguments.refresh)
-    begins = starts(arguments.episodes, arguments.seed)
-    chance = run_player(Chance(), begins, refresh=rarest, name=CHANCE, **conditions(arguments))
+    begins, rarest = starts(arguments.episodes, arguments.seed), max(arguments.refresh)
+    with Worlds(GoalWorld, min(arguments.workers, arguments.episodes)) as worlds:
+        results = {role: evaluate(role, source, *policies[role], worlds, arguments) for role, source in sources.items()}
+        chance = run_player(Chance(), worlds, begins, refresh=rarest, name=CHANCE, **conditions(arguments))
     settings = {name: getattr(arguments, name) for name in TOLD}
     return GoalReport(results["first"], results.get("second"), chance, settings, versions())
 
@@ -50,7 +52,7 @@ def require_own(arguments: argparse.Namespace) -> None:
 
 
 def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("max_steps", "workers", "parallel")}
+    return {name: getattr(arguments, name) for name in ("max_steps", "parallel")}
 
 
 def load(source: str) -> tuple["Rocket2ForActionPrediction", str | None]:
@@ -80,7 +82,12 @@ def policy_folder(folder: Path) -> Path:
 
 
 def evaluate(
-    role: str, source: str, policy: "Rocket2ForActionPrediction", revision: str | None, arguments: argparse.Namespace
+    role: str,
+    source: str,
+    policy: "Rocket2ForActionPrediction",
+    revision: str | None,
+    worlds: "Worlds",
+    arguments: argparse.Namespace,
 ) -> "Result":
     """At each refresh, from the same starts."""
     from rocket_hf.evaluation.goals.pictures import FilmKeeper
@@ -98,7 +105,7 @@ def evaluate(
         part = f"{role}-{refresh}" if arguments.against else str(refresh)
         films = FilmKeeper(arguments.videos / f"every-{part}" if arguments.videos is not None else None)
         runs[refresh] = run_player(
-            PolicyPlayer(policy, places, arguments.temperature), begins, refresh=refresh, on_film=films,
+            PolicyPlayer(policy, places, arguments.temperature), worlds, begins, refresh=refresh, on_film=films,
             name=f"{identity.name}, goal {shown(refresh)}", **conditions(arguments),
         )  # fmt: skip
         if arguments.out is not None:

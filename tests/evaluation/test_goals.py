@@ -11,6 +11,7 @@ from rocket_hf.evaluation.goals.rollouts import run_player
 from rocket_hf.evaluation.goals.world import (
     AWAY,
     SMALLEST_GOAL,
+    Begin,
     GoalWorld,
     Start,
     first_goals,
@@ -18,6 +19,7 @@ from rocket_hf.evaluation.goals.world import (
     start_pose,
     starts,
 )
+from rocket_hf.evaluation.workers import Worlds
 from rocket_hf.sims.doom.maps import make_room
 from rocket_hf.sims.doom.world import DoomWorld
 
@@ -27,8 +29,15 @@ FIRST = 5_000_000
 STARTS = starts(12, FIRST)
 
 
-def run(player, begins=STARTS, refresh=90, max_steps=60, **changes):
-    return run_player(player, begins, refresh=refresh, max_steps=max_steps, **changes)
+@pytest.fixture(scope="module")
+def run():
+    """Episodes of a player, all in the same worlds."""
+    with Worlds(GoalWorld, workers=0) as worlds:
+
+        def run(player, begins=STARTS, refresh=90, max_steps=60, worlds=worlds, **changes):
+            return run_player(player, worlds, begins, refresh=refresh, max_steps=max_steps, **changes)
+
+        yield run
 
 
 def share(finished, event):
@@ -43,7 +52,7 @@ def policy():
 # Who succeeds
 
 
-def test_the_bot_succeeds_who_does_nothing_fails_and_chance_lies_between():
+def test_the_bot_succeeds_who_does_nothing_fails_and_chance_lies_between(run):
     assert STARTS[:5] == [Start(FIRST + number, number % 4) for number in range(5)]
     bot = run(BotPlayer(), parallel=4)
     assert [episode.start for episode in bot.episodes] == STARTS
@@ -63,16 +72,17 @@ def outcomes(finished):
     ]
 
 
-def test_numbers_reproduce_and_do_not_depend_on_what_runs_beside(policy):
+def test_numbers_reproduce_and_do_not_depend_on_what_runs_beside(run, policy):
     begins, few = STARTS[:6], {"refresh": 3, "max_steps": 12}
     first = run(PolicyPlayer(policy, 4), begins, parallel=4, **few)
     assert outcomes(run(PolicyPlayer(policy, 4), begins, parallel=4, **few)) == outcomes(first)
     assert outcomes(run(PolicyPlayer(policy, 1), begins, parallel=1, **few)) == outcomes(first)
-    assert outcomes(run(PolicyPlayer(policy, 2), begins, parallel=2, workers=1, **few)) == outcomes(first)
+    with Worlds(GoalWorld, workers=1) as others:
+        assert outcomes(run(PolicyPlayer(policy, 2), begins, worlds=others, parallel=2, **few)) == outcomes(first)
     assert outcomes(run(PolicyPlayer(policy, 2), begins[3:5], parallel=2, **few)) == outcomes(first)[3:5]
 
 
-def test_what_a_policy_does_hangs_on_its_goal_and_its_temperature(policy):
+def test_what_a_policy_does_hangs_on_its_goal_and_its_temperature(run, policy):
     begins, few = STARTS[:3], {"max_steps": 8, "parallel": 3}
     once = run(PolicyPlayer(policy, 3), begins, **few)
     assert outcomes(run(PolicyPlayer(policy, 3), begins, refresh=1, **few)) != outcomes(once)
@@ -80,7 +90,7 @@ def test_what_a_policy_does_hangs_on_its_goal_and_its_temperature(policy):
     assert likeliest == outcomes(run(PolicyPlayer(policy, 3, temperature=0), begins, **few)) != outcomes(once)
 
 
-def test_heads_that_were_not_kept_say_nothing():
+def test_heads_that_were_not_kept_say_nothing(run):
     player = PolicyPlayer(random_policy(auxiliary_heads=["point"]), 1)
     (episode,) = run(player, STARTS[:1], max_steps=2).episodes
     assert [glance.said.visibility for glance in episode.glances] == [None, None]
@@ -114,7 +124,7 @@ def test_goals_are_masks_of_the_target_from_elsewhere(start):
 
 
 @pytest.mark.parametrize(("refresh", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (90, [0])])
-def test_a_goal_is_shown_at_the_start_and_anew_after_so_many_steps(refresh, steps):
+def test_a_goal_is_shown_at_the_start_and_anew_after_so_many_steps(run, refresh, steps):
     player = Idle()
     run(player, STARTS[:1], refresh=refresh, max_steps=7)
     assert [number for number, goal in player.shown] == list(range(7))
@@ -123,10 +133,10 @@ def test_a_goal_is_shown_at_the_start_and_anew_after_so_many_steps(refresh, step
 
 
 def test_starts_and_goals_are_the_same_for_every_refresh_and_any_history():
-    fresh, used = GoalWorld(1, 4), GoalWorld(30, 60)
+    fresh, used = GoalWorld(), GoalWorld()
     try:
-        used.follow(STARTS[2])
-        first, again = fresh.follow(STARTS[1]), used.follow(STARTS[1])
+        used.follow(Begin(STARTS[2], 30, 60))
+        first, again = fresh.follow(Begin(STARTS[1], 1, 4)), used.follow(Begin(STARTS[1], 30, 60))
         assert (first.image == again.image).all() and first.pose == again.pose
         assert (first.goal.image == again.goal.image).all() and (first.goal.mask == again.goal.mask).all()
         assert (first.steps, first.ended, first.event) == (0, False, "none")
@@ -135,7 +145,7 @@ def test_starts_and_goals_are_the_same_for_every_refresh_and_any_history():
         used.close()
 
 
-def test_truth_is_the_middle_of_the_mask():
+def test_truth_is_the_middle_of_the_mask(run):
     shots = []
     (episode,) = run(BotPlayer(), STARTS[1:2], on_film=lambda _, film: shots.extend(film)).episodes
     assert len(episode.glances) == episode.steps == len(shots) - 1
@@ -155,9 +165,9 @@ def test_how_far_a_place_is_from_the_way():
 
 def test_a_room_whose_object_is_nowhere_to_be_seen_is_named(monkeypatch):
     monkeypatch.setattr("rocket_hf.evaluation.goals.world.ATTEMPTS", 3)
-    world = GoalWorld(1, 60)
+    world = GoalWorld()
     try:
         with pytest.raises(ValueError, match=f"in room {FIRST} only . of 3 views show object 0"):
-            world.follow(STARTS[0])
+            world.follow(Begin(STARTS[0], 1, 60))
     finally:
         world.close()

@@ -6,7 +6,6 @@ Numbers are the same for any number of worlds and workers, but for those that on
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from ...sims.doom.maps import make_room
 from ...sims.doom.world import Event
 from ..workers import Worlds
 from .players import Player, Said, View
-from .world import Act, GoalView, GoalWorld, Moment, Order, Start
+from .world import Act, Begin, GoalView, Moment, Order, Start
 
 
 @dataclass(frozen=True)
@@ -82,27 +81,19 @@ class Place:
 
 def run_player(
     player: Player,
+    worlds: Worlds[Order, Moment],
     starts: Sequence[Start],
     *,
     refresh: int,
     max_steps: int,
-    workers: int = 0,
     parallel: int = 8,
     on_film: OnFilm | None = None,
     name: str = "episodes",
 ) -> Run:
     """The goal is shown anew after every `refresh` steps. `player` has at least `parallel` places."""
-    with Worlds(partial(GoalWorld, refresh, max_steps), min(workers, len(starts))) as worlds:
-        return run_episodes(player, worlds, starts, parallel, on_film, name)
-
-
-def run_episodes(
-    player: Player, worlds: Worlds[Order, Moment], starts: Sequence[Start], parallel: int,
-    on_film: OnFilm | None, name: str,
-) -> Run:  # fmt: skip
     waiting = list(reversed(starts))
     places = {number: Place(waiting.pop()) for number in range(min(parallel, len(starts)))}
-    orders: dict[int, Order] = {number: place.start for number, place in places.items()}
+    orders: dict[int, Order] = {number: Begin(place.start, refresh, max_steps) for number, place in places.items()}
     finished: dict[Start, Episode] = {}
     begin, seconds = time.perf_counter(), 0.0
     with tqdm(total=len(starts), desc=name, unit="", disable=None, leave=False) as bar:
@@ -120,7 +111,7 @@ def run_episodes(
                 end(places.pop(number), finished, on_film)
                 if waiting:
                     places[number] = Place(waiting.pop())
-                    orders[number] = places[number].start
+                    orders[number] = Begin(places[number].start, refresh, max_steps)
             bar.update(len(finished) - bar.n)
     return Run(tuple(finished[start] for start in starts), seconds, time.perf_counter() - begin)
 

@@ -19,15 +19,22 @@ AWAY = 96  # of a goal's view from the straight way to the target, in units of t
 SMALLEST_GOAL = 12  # pixels of a mask
 SEEN_WITHIN = 50  # degrees to either side, half an object's width beyond the picture's edge
 ATTEMPTS = 5_000
-ROOMS_OF_A_FILE = 25  # which the engine reads at a time
+ROOMS_OF_A_FILE = 200  # which the engine reads at a time
 
 
 @dataclass(frozen=True)
 class Start:
-    """A new episode, whatever went on before."""
-
     seed: int  # of the room
     target: int  # which of its objects
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A new episode, whatever went on before; its goal is shown at the start and anew after every `refresh` steps."""
+
+    start: Start
+    refresh: int
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Act:
     choices: tuple[int, ...]
 
 
-Order = Start | Act
+Order = Begin | Act
 
 
 @dataclass(frozen=True)
@@ -63,22 +70,22 @@ class Moment:
 
 
 class GoalWorld:
-    """One episode at a time, its goal shown at the start and anew after every `refresh` steps."""
+    """One episode at a time."""
 
-    def __init__(self, refresh: int, max_steps: int):
-        self.refresh, self.max_steps = refresh, max_steps
+    def __init__(self) -> None:
         self.world: DoomWorld | None = None
-        self.goals: list[GoalView] = []
-        self.steps = 0
+        self.goals: dict[int, GoalView] = {}  # by the step at which they are shown
+        self.steps = self.max_steps = 0
 
     def follow(self, order: Order) -> Moment:
-        return self.start(order) if isinstance(order, Start) else self.act(order)
+        return self.begin(order) if isinstance(order, Begin) else self.act(order)
 
-    def start(self, start: Start) -> Moment:
+    def begin(self, order: Begin) -> Moment:
+        start, shown = order.start, range(0, order.max_steps, order.refresh)
         world, pose = self.with_room(start.seed), start_pose(start)
-        self.goals = first_goals(world, start, pose, math.ceil(self.max_steps / self.refresh))
+        self.goals = dict(zip(shown, first_goals(world, start, pose, len(shown)), strict=True))
+        self.steps, self.max_steps = 0, order.max_steps
         world.enter(start.seed, start.target, pose)
-        self.steps = 0
         return self.moment(world, "none")
 
     def act(self, act: Act) -> Moment:
@@ -88,8 +95,7 @@ class GoalWorld:
         return self.moment(self.world, event)
 
     def moment(self, world: DoomWorld, event: Event) -> Moment:
-        sight, (number, waits) = world.look(), divmod(self.steps, self.refresh)
-        goal = self.goals[number] if not waits and number < len(self.goals) else None
+        sight, goal = world.look(), self.goals.get(self.steps)
         return Moment(sight.image, goal, self.steps, event, self.max_steps, sight.mask(world.target), world.pose())
 
     def with_room(self, seed: int) -> DoomWorld:
