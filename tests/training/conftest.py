@@ -24,6 +24,7 @@ from rocket_hf.commands import main as rocket_hf
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.publish import export_policy
+from rocket_hf.sims.doom.recording import record_rooms
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.train import main
@@ -55,6 +56,15 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="session")
 def filmed(tmp_path_factory):
     return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "filmed", video=True)
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory):
+    """Three rooms, six views of each, and the bot's ways to their objects: 7 to 52 frames long, most about twenty."""
+    folder = tmp_path_factory.mktemp("datasets") / "rooms"
+    with contextlib.chdir(folder.parent):  # where the engine leaves its settings
+        record_rooms(folder, rooms=3, views=6, workers=1)
+    return folder
 
 
 @pytest.fixture
