@@ -18,7 +18,7 @@ from ...sims.doom.world import DoomWorld, Event
 AWAY = 96  # of a goal's view from the straight way to the target, in units of the map
 SMALLEST_GOAL = 12  # pixels of a mask
 SEEN_WITHIN = 50  # degrees to either side, half an object's width beyond the picture's edge
-ATTEMPTS = 5_000
+ATTEMPTS = 50_000  # views looked for
 ROOMS_OF_A_FILE = 200  # which the engine reads at a time
 
 
