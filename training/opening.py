@@ -2,6 +2,7 @@
 
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ def open_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) 
     learner = make_learner(system, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
     batches = system.batches(last or 0)
-    first = list(islice(batches, 1))
+    first: list[list[Any]] = list(islice(batches, 1))
     torch.manual_seed(recipe.run.seed + accelerator.process_index)  # each rank drops out units of its own
     progress = Progress()
     if last is not None:  # after the loader has begun: it draws from the random state that is restored here

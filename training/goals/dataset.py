@@ -127,8 +127,8 @@ def episodes_of(dataset: int, table: dict[str, np.ndarray], first: int) -> list[
 
 def read_pictures(files: DatasetFiles, key: str, mode: str) -> Tensor:
     """All of a column, (frames, channels, H, W) uint8."""
-    total = int(files.lengths.sum())
-    height, width, channels = *files.meta.features[key]["shape"][:2], len(Image.new(mode, (1, 1)).getbands())
+    total, channels = int(files.lengths.sum()), len(Image.new(mode, (1, 1)).getbands())
+    height, width = files.meta.features[key]["shape"][:2]
     pixels = np.empty((total, height, width, channels), dtype=np.uint8)
     row, bar = 0, tqdm(total=total, desc=f"reading {key.rpartition('.')[2]}", unit="", leave=False, disable=None)
     for path in files.data_files():

@@ -7,7 +7,7 @@ is drawn from its position in the run, so that neither the number of ranks nor a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Generator, Tensor
@@ -105,10 +105,8 @@ class GoalSamples:
         pairs = pick_pairs(self.sights.pairs(plan.episode), count, draw)  # (G, 2): number of the object, row
         goal_index = torch.randint(count, (steps,), generator=draw)
         rest = self.rest.expand(steps, -1)
-        return self.assemble(
-            plan, rows, torch.zeros(steps, dtype=torch.bool), pairs[:, 0], pairs[:, 1], goal_index,
-            previous_actions=rest, actions=torch.full_like(rest, NOBODY_SAYS),
-        )  # fmt: skip
+        nobody_says, is_pad = torch.full_like(rest, NOBODY_SAYS), torch.zeros(steps, dtype=torch.bool)
+        return self.assemble(plan, rows, is_pad, pairs, goal_index, rest, nobody_says)
 
     def of_walk(self, plan: Plan, frames: range) -> GoalSample:
         """From the first frame of the segment on; steps after its last one are padding."""
@@ -117,18 +115,24 @@ class GoalSamples:
         is_pad = rows >= frames.stop
         rows = rows.clamp_max(frames.stop - 1)
         executed = self.data.executed[(rows - 1).clamp_min(0)]
-        return self.assemble(
-            plan, rows, is_pad, torch.full((count,), episode.target), self.goals_of_walk(episode, draw),
-            changing_index(count, steps, draw),
-            previous_actions=torch.where((rows == episode.frames.start)[:, None], self.rest, executed),
-            actions=self.data.actions[rows],
-        )  # fmt: skip
+        previous = torch.where((rows == episode.frames.start)[:, None], self.rest, executed)
+        goal_rows = self.goals_of_walk(episode, draw)
+        pairs = torch.stack([torch.full_like(goal_rows, episode.target), goal_rows], dim=1)
+        goal_index = changing_index(count, steps, draw)
+        return self.assemble(plan, rows, is_pad, pairs, goal_index, previous, self.data.actions[rows])
 
     def assemble(
-        self, plan: Plan, rows: Tensor, is_pad: Tensor, objects: Tensor, goal_rows: Tensor, goal_index: Tensor,
-        **actions: Any,
-    ) -> GoalSample:  # fmt: skip
-        """`objects` and `goal_rows` (G,) say what is marked in which picture."""
+        self,
+        plan: Plan,
+        rows: Tensor,
+        is_pad: Tensor,
+        pairs: Tensor,
+        goal_index: Tensor,
+        previous: Tensor,
+        actions: Tensor,
+    ) -> GoalSample:
+        """`pairs` (G, 2) say which object is marked in which picture."""
+        objects, goal_rows = pairs.unbind(dim=1)
         data, episode = self.data, plan.episode
         told = describe_masks(data.objects[rows] == objects[goal_index][:, None, None])
         return GoalSample(
@@ -145,7 +149,8 @@ class GoalSamples:
             dataset=torch.tensor(episode.dataset),
             episode_index=torch.tensor(episode.number),
             frame_index=rows[0] - episode.frames.start,
-            **actions,
+            previous_actions=previous,
+            actions=actions,
         )
 
     def goal_rows(self, episode: Episode) -> tuple[Tensor, Tensor]:
