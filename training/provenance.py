@@ -115,13 +115,21 @@ def duration(seconds: float) -> str:
 
 
 def base_of(recipe: Recipe) -> Source | None:
-    """The Hub repository of the policy that was trained; of a folder, the one that it was converted from."""
+    """The Hub repository of the policy that was trained; of a folder, the one that it was converted from. A policy that
+    was new has none."""
+    if not recipe.policy:
+        return None
     folder = Path(recipe.policy)
     if not folder.is_dir():
         name, _, revision = recipe.policy.partition("@")
         return Source(name, revision or cached_commit(name, "config.json", None, "model"))
-    report = folder / REPORT
-    if not report.is_file():
+    return converted_from(folder)
+
+
+def converted_from(folder: Path | None) -> Source | None:
+    """The Hub repository of a converted policy, which its report names."""
+    report = folder / REPORT if folder is not None else None
+    if report is None or not report.is_file():
         return None
     told = json.loads(report.read_text())
     return Source(told["source"], told["revision"]) if "/" in told["source"] else None
@@ -157,6 +165,8 @@ def control_rate(recipe: Recipe) -> float | None:
 
 def base_licence(recipe: Recipe) -> str | None:
     """As the README beside the base's weights states it."""
+    if not recipe.policy:
+        return None
     folder = Path(recipe.policy)
     if not folder.is_dir():
         name, _, revision = recipe.policy.partition("@")
