@@ -20,6 +20,7 @@ COMMANDS = (
     "doctor",
     "eval",
     "layers",
+    "pretrain-eyes",
     "pretrain-teacher",
     "publish",
     "simulate",

@@ -16,10 +16,10 @@ OF_STEPS = (
 )  # fmt: skip
 
 
-def chunks_of(plans: Sequence[Plan], chunk_steps: int, most: int) -> int:
-    """That walks need; views are there for whatever is left of a pass, and alone they fill all."""
+def chunks_of(plans: Sequence[Plan], chunk_steps: int) -> int:
+    """That walks need, and views fill with them; views alone have nothing to remember, so that one is enough."""
     lengths = [len(plan.frames) for plan in plans if plan.frames is not None]
-    return -(-max(lengths) // chunk_steps) if lengths else most
+    return -(-max(lengths) // chunk_steps) if lengths else 1
 
 
 def cut(samples: Sequence[GoalSample], chunk_steps: int, count: int) -> Iterator[GoalChunk]:
@@ -49,7 +49,7 @@ class GoalBatches:
         goals, first = self.samples.goals, step * self.batch_size
         plans = [self.samples.plan(position, step < goals.warmup_steps)
                  for position in range(first, first + self.batch_size)]  # fmt: skip
-        count = chunks_of(plans, goals.chunk_steps, goals.chunks)
+        count = chunks_of(plans, goals.chunk_steps)
         chunks: list[GoalChunk] = []
         for number in range(self.passes):
             start = (number * self.ranks + self.rank) * self.each

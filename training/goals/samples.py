@@ -23,6 +23,7 @@ from .dataset import Episode, RecordedRooms
 from .sights import Sights
 
 NOTHING_TO_DO = -1  # the interaction of a view
+PREFERS_SEEN = 0.6  # of the steps of views: otherwise two of three would ask after something out of sight
 
 
 class GoalSample(TypedDict):
@@ -103,7 +104,8 @@ class GoalSamples:
         draw, steps, count = plan.draw, self.length, self.goals.goals
         rows = pick(torch.arange(plan.episode.frames.start, plan.episode.frames.stop), steps, draw)
         pairs = pick_pairs(self.sights.pairs(plan.episode), count, draw)  # (G, 2): number of the object, row
-        goal_index = torch.randint(count, (steps,), generator=draw)
+        seen = (self.data.objects[rows][:, None] == pairs[:, 0, None, None]).flatten(2).any(dim=2)  # (L, G)
+        goal_index = asked_after(seen, draw)
         rest = self.rest.expand(steps, -1)
         nobody_says, is_pad = torch.full_like(rest, NOBODY_SAYS), torch.zeros(steps, dtype=torch.bool)
         return self.assemble(plan, rows, is_pad, pairs, goal_index, rest, nobody_says)
@@ -187,6 +189,12 @@ def pick_pairs(by_object: Sequence[Tensor], count: int, draw: Generator) -> Tens
     """Of objects in turn, in a random order, so that rare ones come as often as others: (count, 2)."""
     turns = pick(torch.arange(len(by_object)), count, draw).tolist()
     return torch.stack([by_object[turn][whole_number(len(by_object[turn]), draw)] for turn in turns])
+
+
+def asked_after(seen: Tensor, draw: Generator) -> Tensor:
+    """One of the goals for each step (steps,), from which of them are in sight, (steps, goals) bool."""
+    prefers = torch.rand(len(seen), 1, generator=draw) < PREFERS_SEEN
+    return (torch.rand(seen.shape, generator=draw) + (seen & prefers)).argmax(dim=1)
 
 
 def changing_index(goals: int, steps: int, draw: Generator) -> Tensor:
