@@ -7,10 +7,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .facts import Adapter, Artefact, Evaluation, GeneratedDataset, Provenance
+from .facts import Adapter, Artefact, Evaluation, GeneratedDataset, GoalArtefact, Provenance
 from .figures import inline, loss_curves, success_rates
 
 PAPER = "2602.17951"
+GOAL_PAPER = "2503.02505"
 ENVIRONMENT = Environment(
     loader=PackageLoader("rocket_hf.hub_cards", "."),
     undefined=StrictUndefined,
@@ -21,12 +22,18 @@ ENVIRONMENT = Environment(
 
 
 def model_card(artefact: Artefact, provenance: Provenance) -> str:
-    metadata = policy_metadata(artefact, provenance) | {"library_name": "transformers"}
+    metadata = policy_metadata(artefact.repo, provenance, vla_tags(artefact)) | {"library_name": "transformers"}
     return render("model_card.md.jinja", metadata, artefact=artefact, provenance=provenance)
 
 
+def goal_card(artefact: GoalArtefact, provenance: Provenance) -> str:
+    tags = ["robotics", "rocket2", "visual-goals", "imitation-learning", f"arxiv:{GOAL_PAPER}"]
+    metadata = policy_metadata(artefact.repo, provenance, tags) | {"library_name": "transformers"}
+    return render("goal_card.md.jinja", metadata, artefact=artefact, provenance=provenance)
+
+
 def adapter_card(artefact: Artefact, provenance: Provenance, adapter: Adapter) -> str:
-    metadata = policy_metadata(artefact, provenance)
+    metadata = policy_metadata(artefact.repo, provenance, vla_tags(artefact))
     metadata |= {"library_name": "peft", "base_model": adapter.base.id, "base_model_relation": "adapter"}
     metadata["tags"] = ["lora", *metadata["tags"]]
     return render("adapter_card.md.jinja", metadata, artefact=artefact, provenance=provenance, adapter=adapter)
@@ -42,18 +49,20 @@ def dataset_card(dataset: GeneratedDataset) -> str:
     return render("dataset_card.md.jinja", metadata, dataset=dataset)
 
 
-def policy_metadata(artefact: Artefact, provenance: Provenance) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "license": provenance.licence,
-        "pipeline_tag": "robotics",
-        "base_model": provenance.base_model.id,
-        "tags": ["robotics", "vla", "lerobot", "rocket", artefact.backbone, f"arxiv:{PAPER}"],
-    }
+def vla_tags(artefact: Artefact) -> list[str]:
+    return ["robotics", "vla", "lerobot", "rocket", artefact.backbone, f"arxiv:{PAPER}"]
+
+
+def policy_metadata(repo: str, provenance: Provenance, tags: list[str]) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"license": provenance.licence, "pipeline_tag": "robotics"}
+    if provenance.base_model is not None:
+        metadata["base_model"] = provenance.base_model.id
+    metadata["tags"] = tags
     if provenance.datasets:
         metadata["datasets"] = [dataset.id for dataset in provenance.datasets]
     if provenance.evaluations:
         results = [result(entry) for entry in provenance.evaluations]
-        metadata["model-index"] = [{"name": artefact.repo.split("/")[-1], "results": results}]
+        metadata["model-index"] = [{"name": repo.split("/")[-1], "results": results}]
     return metadata
 
 
@@ -70,7 +79,8 @@ def render(template: str, metadata: dict[str, Any], **facts: Any) -> str:
     for name, value in facts.items():
         require_finite(value, name)
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    helpers = {"loss_curves": loss_curves, "success_rates": success_rates, "inline": inline, "paper": PAPER}
+    helpers = {"loss_curves": loss_curves, "success_rates": success_rates, "inline": inline}
+    helpers |= {"paper": PAPER, "goal_paper": GOAL_PAPER}
     return ENVIRONMENT.get_template(template).render(metadata=head, **helpers, **facts)
 
 

@@ -40,6 +40,25 @@ class Evaluation:
 
 
 @dataclass
+class GoalRates:
+    """Of one player: how often it came to what was marked, and how often to something else first."""
+
+    shown: str  # how often the goal was marked anew; empty for who does not look
+    player: str
+    reached: Evaluation
+    wrong: Evaluation
+
+
+@dataclass
+class GoalEvaluation:
+    """Episodes after goals, of the policy and of chance from the same starts."""
+
+    suite: str
+    most_steps: int | None
+    rates: list[GoalRates]
+
+
+@dataclass
 class Teacher:
     """The 3D vision model that the policy was aligned with; it is not part of what is published."""
 
@@ -68,12 +87,13 @@ class Provenance:
     """What only those who publish a policy know of it."""
 
     licence: str
-    base_model: Source
+    base_model: Source | None  # none of a policy that began with nothing
     datasets: list[Source] = field(default_factory=list)
     training: Training | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     control_rate: float | None = None  # Hz
     conventions: str = ""  # rotation, gripper, frames of reference, in a sentence
+    after_goals: list[GoalEvaluation] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +123,25 @@ class Artefact:
     versions: dict[str, str]
     tolerances: dict[str, float] = field(default_factory=dict)
     image_effect: float = 0.0
+
+
+@dataclass
+class GoalArtefact:
+    """The same of a policy that goes after what is marked in a picture."""
+
+    repo: str
+    revision: str
+    parameters: int
+    dtype: str
+    image_size: tuple[int, ...]  # height, width
+    actions: list[tuple[str, int, int]]  # by factor, in the order of an action's columns: choices, and that of rest
+    minecraft: bool  # whether they are Minecraft's buttons and camera
+    interactions: dict[str, int]  # what can be done with the goal
+    window_steps: int
+    heads: list[str]  # that were kept
+    versions: dict[str, str]
+    tolerances: dict[str, float] = field(default_factory=dict)
+    effects: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from .openvla_actions import ActionHead  # noqa: F401
 from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
 from .policy_smolvla import SmolVLAPolicy
-from .self_test import SelfTestReport, find_self_test, read_self_test, run_self_test
+from .self_test import SelfTestReport, own_self_test, read_self_test, run_self_test
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 from .strict_model import StrictModel
@@ -100,9 +100,7 @@ class RocketForActionPrediction(StrictModel):
 
     def self_test(self) -> SelfTestReport:
         """Whether this policy still gives the actions that it was published with; a ValueError says how it does not."""
-        commit = getattr(self.config, "_commit_hash", None)  # which newer versions of transformers do not note
-        path = find_self_test(self.config._name_or_path, commit or self.revision)
-        return run_self_test(self, read_self_test(path))
+        return run_self_test(self, read_self_test(own_self_test(self)))
 
     def check(self, batch: Batch, more: set[str]) -> None:
         config = self.config

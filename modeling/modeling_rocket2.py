@@ -19,8 +19,10 @@ from .rocket2_actions import ActionChoice, ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
 from .rocket2_contract import Goal, GoalBatch, Memory, PolicyState, Rocket2Output, check_goal_batch, check_shape
 from .rocket2_minecraft import BUTTONS  # noqa: F401
+from .rocket2_self_test import Rocket2Report, read_goal_test, run_goal_test
 from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear, TemporalTransformer
 from .rocket2_views import ViewReader
+from .self_test import own_self_test
 from .strict_config import StrictConfig  # noqa: F401
 from .strict_model import StrictModel
 from .vit_block import VitBlock  # noqa: F401
@@ -172,15 +174,21 @@ class Rocket2ForActionPrediction(StrictModel):
         With a generator for each environment, what one of them does is not changed by those beside it. An environment
         that did something else than it was told puts that into the state as `previous_actions`.
         """
+        scores, state = self.look(images, goal, state)
+        action = self.action_heads.sample(scores, temperature, generator)
+        return action, replace(state, previous_actions=action)
+
+    @torch.no_grad()
+    def look(self, images: Tensor, goal: Goal | None, state: PolicyState) -> tuple[dict[str, Tensor], PolicyState]:
+        """A step without its action: the scores of each factor's choices, (B, choices), and what is remembered."""
         count = len(state.interactions)
         check_shape("images", images, (count, 3, *self.config.image_size))
         state = self.with_goal(state, goal) if goal is not None else state
         hidden, memory = self.temporal(self.tokens_of(images, state), state.memory)
         logits, said = self.read(hidden[:, None])
         scores = {name: guided(value[:, 0], state.guidance) for name, value in logits.items()}
-        action = self.action_heads.sample(scores, temperature, generator)
         seen = AuxiliaryHeads.seen({name: value[:count, 0] for name, value in said.items()})
-        return action, replace(state, memory=memory, previous_actions=action, seen=seen)
+        return scores, replace(state, memory=memory, seen=seen)
 
     def tokens_of(self, images: Tensor, state: PolicyState) -> Tensor:
         """One step's tokens; with guidance those of all environments twice, the second time without their goals."""
@@ -191,6 +199,10 @@ class Rocket2ForActionPrediction(StrictModel):
             goals = torch.cat([goals, state.no_goal.expand_as(goals)])
             interactions = torch.cat([interactions, torch.full_like(interactions, -1)])
         return self.step_tokens(agent, goals, interactions, previous, None)
+
+    def self_test(self) -> Rocket2Report:
+        """Whether this policy still does what it did where it was published; a ValueError says how it does not."""
+        return run_goal_test(self, read_goal_test(own_self_test(self)))
 
     def check(self, batch: GoalBatch) -> None:
         c, required = self.config, set(ACTS_ON)

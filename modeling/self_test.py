@@ -35,6 +35,10 @@ class SelfTest:
     image_effect: float  # how far off they are when the images are inverted
     versions: dict[str, str]
 
+    @property
+    def effects(self) -> dict[str, float]:
+        return {"images": self.image_effect}
+
     def write(self, path: Path) -> None:
         tensors = {"state": self.state, "actions": self.actions, "robot_actions": self.robot_actions}
         tensors |= {f"{BATCH}{name}": value for name, value in self.batch.items()}
@@ -65,6 +69,12 @@ def find_self_test(source: str, commit: str | None) -> Path:
             raise ValueError(f"{source} holds no {FILE}: `rocket-hf publish` writes one")
         return path
     return Path(hf_hub_download(source, FILE, revision=commit))
+
+
+def own_self_test(model: Any) -> Path:
+    """The file that lies beside a model's weights."""
+    commit = getattr(model.config, "_commit_hash", None)  # which newer versions of transformers do not note
+    return find_self_test(model.config._name_or_path, commit or model.revision)
 
 
 def versions() -> dict[str, str]:
@@ -105,6 +115,17 @@ class SelfTestReport:
             )
         return ""
 
+    def sentences(self) -> list[str]:
+        return [
+            f"actions {self.distance:.2%} off in {self.dtype}, at most {self.tolerance:.2%}",
+            f"other images change them by {self.image_effect:.2%}",
+        ]
+
+
+def kind_of_number(model: Any) -> str:
+    """Whose tolerance counts for a model: that of the nearest dtype."""
+    return "float32" if model.dtype in (torch.float32, torch.float64) else "bfloat16"
+
 
 def run_self_test(model: Any, test: SelfTest) -> SelfTestReport:
     """Runs the policy twice, on the observation and on its negative; ValueError if it is not what was published."""
@@ -114,14 +135,18 @@ def run_self_test(model: Any, test: SelfTest) -> SelfTestReport:
     report = SelfTestReport(
         dtype=str(model.dtype).removeprefix("torch."),
         distance=distance(actions, test.actions),
-        tolerance=test.tolerances["float32" if model.dtype in (torch.float32, torch.float64) else "bfloat16"],
+        tolerance=test.tolerances[kind_of_number(model)],
         image_effect=distance(others, actions),
         image_effect_wanted=test.image_effect,
         versions=test.versions,
     )
-    if problem := report.problem():
-        here = versions()
-        then = " and ".join(f"{name} {version}" for name, version in report.versions.items())
-        now = " and ".join(f"{name} {here[name]}" for name in report.versions)
-        raise ValueError(f"self-test failed: {problem}; it was written with {then}, here are {now}")
+    require_none(report.problem(), report.versions)
     return report
+
+
+def require_none(problem: str, published_with: dict[str, str]) -> None:
+    if problem:
+        here = versions()
+        then = " and ".join(f"{name} {version}" for name, version in published_with.items())
+        now = " and ".join(f"{name} {here[name]}" for name in published_with)
+        raise ValueError(f"self-test failed: {problem}; it was written with {then}, here are {now}")

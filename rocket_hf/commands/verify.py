@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     verified = verify(arguments.source, arguments.revision)
     report = verified.report
     print(f"verified   {verified.source}" + (f" at {verified.commit}" if verified.commit else ""))
-    print(f"           actions {report.distance:.2%} off in {report.dtype}, at most {report.tolerance:.2%}")
-    print(f"           other images change them by {report.image_effect:.2%}")
+    for told in report.sentences():
+        print(f"           {told}")
     written = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     print(f"           published with {written}")
     print(f"\n{verified.snippet}")

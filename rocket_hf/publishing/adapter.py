@@ -78,6 +78,7 @@ def build_adapter(
     trained_from: Path,
 ) -> None:
     told = provenance.base_model
+    assert told is not None
     base = pin_base(f"{told.id}@{told.revision}" if told.revision else told.id, trained_from)
     adapter = write_adapter(model, base, folder)
     write_processor(folder, processor)

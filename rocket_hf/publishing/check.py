@@ -16,22 +16,15 @@ import yaml
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
 from ..modeling.new_robot import FILE as ROBOT
 from ..modeling.self_test import FILE as SELF_TEST
-from ..modeling.self_test import read_self_test
-from .lerobot_pipelines import FILES as LEROBOT_FILES
+from .kinds import PROCESSOR_FILES, VLA, Kind, kind_of
 from .surroundings import shipped_files
 
 README = "README.md"
-PROCESSOR_FILES = (
-    "processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
 POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
-    *PROCESSOR_FILES, *LEROBOT_FILES, SELF_TEST, README,
+    SELF_TEST, README,
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ROBOT, *PROCESSOR_FILES, README)
 NEEDED = (README, SELF_TEST, "config.json", "adapter_config.json", "adapter_model.safetensors", ROBOT)
@@ -50,6 +43,10 @@ LOCAL_PATH = re.compile(
 )
 TRAINING_TENSORS = re.compile(r"alignment_head|\.lora_|base_layer|exp_avg|optimizer")
 TRAINING_KEYS = {"alignment", "teacher", "optimizer", "student_layers", "teacher_layers", "nested_widths"}
+BLIND = {
+    "images": "its images are turned into their negatives: it does not look, so look at its cameras and its data",
+    "goals": "its goals mark something else: it does not follow them, so look at its data",
+}
 VOCABULARY = ("vocab", "merges", "added_tokens")  # of a tokenizer: words of a language, not of this machine
 
 PIPELINE = "robotics"
@@ -63,28 +60,29 @@ LICENCES = {
 
 def check_policy(folder: Path) -> None:
     """A whole policy, as `AutoModel` loads it. ValueError names the first thing that must not be there."""
-    check_files(folder, POLICY_FILES)
+    kind = kind_of(folder)
+    check_files(folder, (*POLICY_FILES, *kind.beside), kind)
     check_config(folder)
-    check_weights(folder)
-    check_self_test(folder)
-    check_common(folder)
+    check_weights(folder, kind)
+    check_self_test(folder, kind)
+    check_common(folder, kind)
 
 
 def check_adapter(folder: Path) -> None:
     """A LoRA adapter, as `PeftModel` loads it."""
-    check_files(folder, ADAPTER_FILES)
+    check_files(folder, ADAPTER_FILES, VLA)
     config = read_json(folder / "adapter_config.json")
     if not REPOSITORY.fullmatch(config.get("base_model_name_or_path") or "") or not config.get("revision"):
         raise ValueError("adapter_config.json must name its base by Hub id and revision")
     check_tensors(folder / "adapter_model.safetensors", re.compile(r"alignment_head|exp_avg|optimizer"))
-    check_common(folder)
+    check_common(folder, VLA)
 
 
-def check_common(folder: Path) -> None:
+def check_common(folder: Path, kind: Kind) -> None:
     for path in sorted(folder.glob("*.py")):
         check_code(path, {other.stem for other in folder.glob("*.py")})
     check_texts(folder)
-    check_card(folder / README)
+    check_card(folder / README, kind)
 
 
 def refuse_links(folder: Path) -> None:
@@ -93,8 +91,8 @@ def refuse_links(folder: Path) -> None:
             raise ValueError(f"{path.relative_to(folder)} is a symbolic link: put the file itself there")
 
 
-def check_files(folder: Path, allowed: tuple[str, ...]) -> None:
-    code = {path.name for path in shipped_files()}
+def check_files(folder: Path, allowed: tuple[str, ...], kind: Kind) -> None:
+    code = {path.name for path in shipped_files(kind.code)}
     there = sorted(folder.rglob("*"))
     for path in there:
         name = str(path.relative_to(folder))
@@ -130,11 +128,11 @@ def nested_keys(value: Any) -> Iterator[str]:
             yield from nested_keys(inner)
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path, kind: Kind) -> None:
     """Every weight of the policy once, finite, of its shape; and nothing else."""
-    config = RocketConfig.from_pretrained(folder)
+    config = kind.model.config_class.from_pretrained(folder)
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in RocketForActionPrediction(config).state_dict().items()}
+        wanted = {name: tuple(value.shape) for name, value in kind.model(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         shapes = check_tensors(path, TRAINING_TENSORS)
@@ -165,14 +163,11 @@ def check_tensors(path: Path, forbidden: re.Pattern[str]) -> dict[str, tuple[int
     return shapes
 
 
-def check_self_test(folder: Path) -> None:
+def check_self_test(folder: Path, kind: Kind) -> None:
     check_tensors(folder / SELF_TEST, TRAINING_TENSORS)
-    test = read_self_test(folder / SELF_TEST)
-    if not 0 < test.image_effect < math.inf:
-        raise ValueError(
-            "the actions of this policy are the same when its images are turned into their negatives: "
-            "it does not look, so look at its cameras and its data, or train it longer"
-        )
+    for name, effect in kind.read_self_test(folder / SELF_TEST).effects.items():
+        if not 0 < effect < math.inf:
+            raise ValueError(f"the actions of this policy are the same when {BLIND[name]}, or train it longer")
 
 
 # Code and texts
@@ -237,14 +232,15 @@ def read_json(path: Path) -> dict[str, Any]:
 # The card
 
 
-def check_card(path: Path) -> None:
+def check_card(path: Path, kind: Kind) -> None:
     """Its metadata, as the Hub wants it; without asking the Hub."""
     try:
         values = metadata_load(path) or {}
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"the metadata of {path.name} is no valid YAML: {' '.join(str(error).split())}") from None
     for name, (fits, wanted) in CARD.items():
-        if not fits(values.get(name)):
+        needless = name == "base_model" and not kind.has_base and name not in values
+        if not (needless or fits(values.get(name))):
             raise ValueError(f"the card needs {name}: {wanted}; it says {values.get(name)!r}")
     if values["license"] == "other" and not values.get("license_name"):
         raise ValueError("the card says license: other, so it needs a license_name")

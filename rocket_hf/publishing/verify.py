@@ -8,35 +8,37 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoModel, AutoProcessor
 
+from ..modeling.rocket2_self_test import Rocket2Report
 from ..modeling.self_test import FILE as SELF_TEST
 from ..modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
 from .check import check_code, check_config, check_self_test, check_weights
 from .failures import in_one_sentence
+from .kinds import VLA, Kind, kind_of
 
 READ = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt"]
 PIXEL = 1 / 255
 
-SNIPPET = """\
-from transformers import AutoModel, AutoProcessor
-
-policy = AutoModel.from_pretrained("{source}",{pin} trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{source}",{pin} trust_remote_code=True)"""
+LOADED = '{name} = {auto}.from_pretrained("{source}",{pin} trust_remote_code=True)'
 
 
 @dataclass
 class Verified:
     source: str
     commit: str | None  # of a repository on the Hub
-    report: SelfTestReport
+    report: SelfTestReport | Rocket2Report
+    kind: Kind
 
     @property
     def snippet(self) -> str:
-        return snippet(self.source, self.commit)
+        return snippet(self.source, self.commit, self.kind)
 
 
-def snippet(source: str, revision: str | None) -> str:
+def snippet(source: str, revision: str | None, kind: Kind = VLA) -> str:
     """How to load a policy, with its code and weights pinned to one revision."""
-    return SNIPPET.format(source=source, pin=f' revision="{revision}",' if revision else "")
+    loaded = {"policy": "AutoModel"} | ({"processor": "AutoProcessor"} if kind.has_processor else {})
+    pin = f' revision="{revision}",' if revision else ""
+    lines = [LOADED.format(name=name, auto=auto, source=source, pin=pin) for name, auto in loaded.items()]
+    return "\n".join([f"from transformers import {', '.join(loaded.values())}", "", *lines])
 
 
 def verify(source: str, revision: str | None = None) -> Verified:
@@ -46,17 +48,21 @@ def verify(source: str, revision: str | None = None) -> Verified:
         raise ValueError(f"{source} is an adapter: verify its base, and load it as its card says")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} holds no policy: there is no config.json")
+    kind = kind_of(folder)
     find_self_test(str(folder), None)
     check_config(folder)
     for path in sorted(folder.glob("*.py")):
         check_code(path, {other.stem for other in folder.glob("*.py")})
-    check_weights(folder)
-    check_self_test(folder)
-    model, processor = load(source if commit else str(folder), commit)
-    require_one_commit(model, processor, commit)
+    check_weights(folder, kind)
+    check_self_test(folder, kind)
+    place = source if commit else str(folder)
+    model = load(AutoModel, place, commit)
+    processor = load(AutoProcessor, place, commit) if kind.has_processor else None
+    require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
     report = model.self_test()
-    check_processor(processor, read_self_test(folder / SELF_TEST))
-    return Verified(source, commit, SelfTestReport(**vars(report)))
+    if processor is not None:
+        check_processor(processor, read_self_test(folder / SELF_TEST))
+    return Verified(source, commit, kind.report(**vars(report)), kind)
 
 
 def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
@@ -72,19 +78,18 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
         return Path(snapshot_download(source, revision=commit, allow_patterns=READ)), commit
 
 
-def load(source: str, commit: str | None) -> tuple[Any, Any]:
-    model = AutoModel.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
-    return model, AutoProcessor.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
+def load(auto: Any, source: str, commit: str | None) -> Any:
+    return auto.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
 
 
-def require_one_commit(model: Any, processor: Any, commit: str | None) -> None:
+def require_one_commit(parts: list[Any], commit: str | None) -> None:
     """The configuration and the classes say of which commit they are; the weights are those of the configuration."""
     if commit is None:
         return
-    noted = getattr(model.config, "_commit_hash", None) or commit  # newer versions of transformers note none
+    noted = getattr(parts[0].config, "_commit_hash", None) or commit  # newer versions of transformers note none
     if noted != commit:
         raise ValueError(f"the configuration is of commit {noted}, the files are of {commit}")
-    for part in (model, model.config, processor):
+    for part in parts:
         if commit not in type(part).__module__.split("."):
             raise ValueError(f"the code of {type(part).__name__} is not that of commit {commit}")
 

@@ -10,12 +10,15 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from rocket_hf.hub_cards.cards import adapter_card, dataset_card, model_card
+from rocket_hf.hub_cards.cards import adapter_card, dataset_card, goal_card, model_card
 from rocket_hf.hub_cards.facts import (
     Adapter,
     Artefact,
     Evaluation,
     GeneratedDataset,
+    GoalArtefact,
+    GoalEvaluation,
+    GoalRates,
     Provenance,
     Robot,
     Source,
@@ -49,7 +52,15 @@ DATASET = GeneratedDataset(
     "ada/reach", "v1", "cc-by-4.0", "MuJoCo 3.3", ["reach the cube"], 100, 5000, 20.0, {"front": (48, 64)}, 6, 5,
     command="rocket-hf simulate", versions={"lerobot": "0.6"},
 )  # fmt: skip
+GOAL_ARTEFACT = GoalArtefact(
+    "ada/scout", "main", 1_000_000, "float32", (60, 80), [("walk", 3, 0), ("turn", 9, 4)], False,
+    {"none": -1, "hunt": 0}, 128, ["point"], {"torch": "2.11"}, {"float32": 0.005}, {"images": 0.4, "goals": 0.2},
+)  # fmt: skip
+AFTER_GOALS = GoalEvaluation(
+    "vizdoom", 60, [GoalRates("every 30 steps", "this policy", Evaluation("own", 48, 50), Evaluation("own", 1, 50))]
+)
 MODEL_CARD = model_card(ARTEFACT, PROVENANCE)
+GOAL_CARD = goal_card(GOAL_ARTEFACT, replace(PROVENANCE, after_goals=[AFTER_GOALS]))
 ADAPTER_CARD = adapter_card(ARTEFACT, PROVENANCE, ADAPTER)
 DATASET_CARD = dataset_card(DATASET)
 
@@ -128,7 +139,16 @@ def test_what_is_not_known_is_left_out():
     assert "More Information Needed" not in bare + MODEL_CARD + ADAPTER_CARD + DATASET_CARD
 
 
-@pytest.mark.parametrize("card", [MODEL_CARD, ADAPTER_CARD, DATASET_CARD])
+def test_a_card_of_a_policy_with_goals_leaves_out_what_is_not_known():
+    told = "| every 30 steps | this policy | 96.0 % (86.5 - 98.9 %) | 2.0 % (0.4 - 10.5 %) | 50 |"
+    bare = goal_card(replace(GOAL_ARTEFACT, heads=[]), Provenance("mit", None))
+    for words in (told, "lerobot/pi05_base", "## Training", "20 Hz", "steps per second", "`point`", "state.seen"):
+        assert (words in GOAL_CARD) == (words != "20 Hz") and words not in bare, words
+    assert metadata(bare).keys() == {"license", "pipeline_tag", "tags", "library_name"}
+    assert "in place of `main`, write the commit that `rocket-hf verify ada/scout` prints" in bare
+
+
+@pytest.mark.parametrize("card", [MODEL_CARD, ADAPTER_CARD, DATASET_CARD, GOAL_CARD])
 def test_snippets_are_python_and_markdown_is_clean(card):
     snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert snippets

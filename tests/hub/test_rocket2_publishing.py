@@ -1,0 +1,293 @@
+"""A ROCKET-2 is published, verified and loaded by strangers as a VLA is: goals, memory and kept heads included."""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rocket_hf.commands import main
+from rocket_hf.hub_cards.facts import Provenance
+from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
+from rocket_hf.publishing.check import check_policy
+from rocket_hf.publishing.goal_policy import publish_goal_policy_to_folder
+from rocket_hf.publishing.surroundings import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
+from rocket_hf.publishing.verify import verify
+
+from ..modeling.rocket2_tiny import random_model
+from .clients import HIDDEN, run
+from .policies import tiny_policy, write_published
+
+PROVENANCE = Provenance("mit", None)
+KEPT = ["visibility", "point"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Rocket2ForActionPrediction:
+    """As it has trained, with all three heads; its actions are three columns, not in the order of the alphabet."""
+    return random_model(action_factors={"walk": 2, "turn": 9, "strafe": 3}, rest_action=[0, 4, 0])
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory) -> Path:
+    """As a run leaves it, with the heads that its recipe keeps."""
+    folder = tmp_path_factory.mktemp("run") / "policy"
+    policy = model.for_inference(KEPT)
+    policy.save_pretrained(folder)
+    write_rocket2_surroundings(folder, policy.config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "scout"
+    return publish_goal_policy_to_folder(model, folder, PROVENANCE, keep=KEPT, tag="v1")
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    """A copy to spoil."""
+    return shutil.copytree(published, tmp_path / "scout")
+
+
+@pytest.fixture(scope="module")
+def report(model, tmp_path_factory) -> Path:
+    """What `rocket-hf eval --env vizdoom` writes of this policy, of eight episodes."""
+    from rocket_hf.evaluation.goals.report import GoalReport, Result
+    from rocket_hf.evaluation.identity import goal_fingerprint
+    from rocket_hf.evaluation.report import Identity
+
+    from ..evaluation.test_goals_report import run as episodes
+
+    folder = tmp_path_factory.mktemp("report")
+    identity = Identity("scout", None, goal_fingerprint(model))
+    result = Result(identity, {1: episodes("tttttttw"), 30: episodes("ttttww--")})
+    GoalReport(result, None, episodes("t-wwwwww"), {"max_steps": 60}, {"torch": "2.11"}).write(folder)
+    return folder
+
+
+def play(model) -> dict[str, torch.Tensor]:
+    """Actions, scores and what is seen in four steps, with a goal from the second one on. The last bits depend on how
+    weights lie in memory: each is copied."""
+    from dataclasses import replace
+
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+    pixels, draw = torch.Generator().manual_seed(1), torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (4, 2, 3, *model.config.image_size), generator=pixels, dtype=torch.uint8)
+    masks = torch.rand(2, *model.config.image_size, generator=pixels) > 0.5
+    goal = replace(model.no_goal(2), images=frames[3], masks=masks, interactions=torch.tensor([6, 0]))
+    state, told = model.initial_state(2), []
+    for step, frame in enumerate(frames):
+        scores, _ = model.look(frame, goal if step == 1 else None, state)
+        action, state = model.step(frame, goal if step == 1 else None, state, generator=draw)
+        told.append([action.float(), *scores.values(), *(state.seen[name].view(2, -1) for name in sorted(state.seen))])
+    return {str(n): torch.stack(part).contiguous() for n, part in enumerate(zip(*told, strict=True))}
+
+
+COMMANDS = """
+import sys
+from rocket_hf.commands import main
+
+policy, report = sys.argv[1:]
+publish = ["publish", policy, "--repo", "ada/scout", "--tag", "v1", "--license", "mit", "--evaluation", report]
+assert main(publish) == main(publish) == 0
+assert main(["verify", "ada/scout", "--revision", "v1"]) == 0
+assert main(["verify", "ada/none"]) == 2
+"""
+
+STRANGER = (
+    HIDDEN
+    + "import re\nfrom pathlib import Path\nimport torch\n"
+    + inspect.getsource(play)
+    + """
+from huggingface_hub import hf_hub_download
+from safetensors.torch import save_file
+
+card = Path(hf_hub_download("ada/scout", "README.md", revision="v1")).read_text()
+(snippet,) = re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL)
+exec(snippet)
+assert type(policy).__module__.startswith("transformers_modules.")
+assert max(policy.self_test().distances.values()) < 1e-6
+save_file(play(policy), sys.argv[1])
+"""
+)
+
+
+@pytest.mark.needs_lerobot
+def test_it_goes_to_the_hub_and_a_stranger_runs_the_snippet_of_its_card(hub, model, exported, report, tmp_path):
+    """By the commands in one process; in another, without this package, the policy is the trained one to the bit."""
+    code, printed, errors = run(hub.url, COMMANDS, exported, report, home=tmp_path / "publisher")
+    assert code == 0, errors
+    commit = hub.model("ada/scout").tags["v1"]
+    assert f"published  ada/scout at {commit}, tag v1" in printed and f"unchanged  ada/scout at {commit}" in printed
+    assert f'"ada/scout", revision="{commit}", trust_remote_code=True)' in printed and "AutoProcessor" not in printed
+    assert f"verified   ada/scout at {commit}" in printed and "other goals change the scores by" in printed
+
+    out = tmp_path / "played.safetensors"
+    code, printed, errors = run(hub.url, STRANGER, out, home=tmp_path / "stranger")
+    assert code == 0, errors
+    steps = printed.splitlines()
+    assert len(steps) == 3 and all(step.startswith("{'walk': ") and "'visibility': " in step for step in steps)
+    own, theirs = play(model.for_inference(KEPT)), load_file(out)
+    assert len(own) == 6 and own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+def test_a_folder_holds_the_policy_and_nothing_of_its_training(model, published):
+    code = {path.name for path in shipped_files(ROCKET2_CLASSES)}
+    files = {"config.json", "model.safetensors", "self_test.safetensors", "README.md"}
+    assert {path.name for path in published.iterdir()} == code | files
+    weights, trained = load_file(published / "model.safetensors"), model.state_dict()
+    assert trained.keys() - weights.keys() == {"auxiliary.box.weight", "auxiliary.box.bias"}
+    assert all(torch.equal(value, trained[name]) for name, value in weights.items())
+    assert json.loads((published / "config.json").read_text())["auxiliary_heads"] == KEPT
+
+
+def test_a_dtype_is_chosen_and_its_distance_told(model, tmp_path):
+    folder = publish_goal_policy_to_folder(model, tmp_path / "half", PROVENANCE, dtype=torch.bfloat16)
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    report = verify(str(folder)).report
+    assert report.dtype == "bfloat16" and 0 < report.distances["scores"] < report.tolerance
+    assert "not part of this repository" in (folder / "README.md").read_text()
+
+
+def test_the_heads_that_people_see_may_be_left_behind_when_it_is_loaded(published):
+    report = Rocket2ForActionPrediction.from_pretrained(published, auxiliary_heads=["point"]).self_test()
+    assert report.distances.keys() == {"scores", "point"} and report.others == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("temporal.blocks.1.attention.value.weight", "the scores of actions are .*% off"),
+        ("action_heads.factors.act_strafe.weight", "the scores of actions are .*% off"),
+        ("previous_action.action.factors.act_turn.weight", "the scores of actions are .*% off"),
+        ("auxiliary.point.weight", "the values of the head 'point' are .*% off"),
+    ],
+)
+def test_a_damaged_weight_is_noticed(folder, name, sentence):
+    weights = load_file(folder / "model.safetensors")
+    weights[name].neg_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"self-test failed: {sentence} .* in float32 they may be 0.50% off; .* torch"):
+        verify(str(folder))
+
+
+def test_a_policy_that_does_not_follow_its_goals_is_refused(model, tmp_path):
+    deaf = random_model()
+    with torch.no_grad():
+        deaf.views.goal_projection.weight.zero_()
+    with pytest.raises(ValueError, match="the same when its goals mark something else: it does not follow them"):
+        publish_goal_policy_to_folder(deaf, tmp_path / "deaf", PROVENANCE)
+    assert not list(tmp_path.iterdir())
+
+
+def with_weight(name: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors") | {name: torch.zeros(3)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return spoil
+
+
+SPOILS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    (lambda folder: (folder / "self_test.safetensors").unlink(), "self_test.safetensors is missing"),
+    (lambda folder: (folder / "rocket2_views.py").unlink(), "rocket2_views.py is missing"),
+    (lambda folder: (folder / "processor_config.json").write_text("{}"), "processor_config.json does not belong"),
+    (lambda folder: (folder / "modeling_rocket.py").write_text(""), "modeling_rocket.py does not belong"),
+    (with_weight("auxiliary.box.bias"), "1 weights are missing, left over .* auxiliary.box.bias"),
+    (with_weight("optimizer.step"), "optimizer.step, which is of training alone"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), SPOILS, ids=[sentence for _, sentence in SPOILS])
+def test_what_does_not_belong_is_refused(folder, spoil, sentence):
+    spoil(folder)
+    with pytest.raises(ValueError, match=sentence):
+        check_policy(folder)
+
+
+# The command
+
+
+def publish(*arguments: object) -> int:
+    return main(["publish", *map(str, arguments)])
+
+
+@pytest.mark.needs_lerobot
+def test_the_card_tells_what_is_known(exported, report, tmp_path, capsys):
+    told = ("--license", "mit", "--base", "ada/eyes@" + "c" * 40, "--evaluation", report, "--success", "maze=9/10")
+    more = ("--rate", 8.75, "--conventions", "turn 4 is straight on", "--keep", "none", "--tag", "v2")
+    assert publish(exported, "--to", tmp_path / "scout", *told, *more) == 0
+    assert "heads      none kept" in capsys.readouterr().out
+    card = (tmp_path / "scout" / "README.md").read_text()
+    for words in (
+        "| `walk` | 2 | 0 |\n| `turn` | 9 | 4 |\n| `strafe` | 3 | 0 |", "of 32 x 48 pixels", "turn 4 is straight on",
+        "It takes 8.75 steps per second", "eyes) at `" + "c" * 40, "## Evaluation in vizdoom", "in at most 60 steps",
+        "| at every step | this policy | 87.5 % (52.9 - 97.8 %) | 12.5 % (2.2 - 47.1 %) | 8 |",
+        "| every 30 steps | this policy | 50.0 % (21.5 - 78.5 %) | 25.0 % (7.1 - 59.1 %) | 8 |",
+        "|  | random | 12.5 % (2.2 - 47.1 %) | 75.0 % (40.9 - 92.9 %) | 8 |", "| maze | 90.0 % | 10 |",
+        "value: 0.5", 'repo, revision = "you/scout", "v2"', "not part of this repository", "arxiv.org/abs/2503.02505",
+    ):  # fmt: skip
+        assert words in card, words
+    assert "\n\n\n\n" not in card and "None |" not in card and "AutoProcessor" not in card
+
+
+@pytest.mark.needs_lerobot
+def test_a_converted_policy_keeps_no_head_but_those_asked_for(exported, tmp_path):
+    converted = shutil.copytree(exported, tmp_path / "converted")
+    (converted / "conversion.json").write_text(json.dumps({"source": "ada/public", "revision": "d" * 40}))
+    assert publish(converted, "--to", tmp_path / "none", "--license", "mit") == 0
+    assert publish(converted, "--to", tmp_path / "point", "--license", "mit", "--keep", "point") == 0
+    for name, heads in (("none", []), ("point", ["point"])):
+        assert json.loads((tmp_path / name / "config.json").read_text())["auxiliary_heads"] == heads
+        assert f"(https://huggingface.co/ada/public) at `{'d' * 40}`" in (tmp_path / name / "README.md").read_text()
+
+
+@pytest.mark.needs_lerobot
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--adapter",), "ROCKET-2 is trained whole, so there is no adapter of it: leave --adapter out"),
+        (("--keep", "box"), "this policy has no head 'box' to keep"),
+        (("--evaluation", "metaworld.json"), "is no report of `rocket-hf eval --env vizdoom`"),
+        (("--evaluation", "none.json"), "none.json"),
+        ((), "nothing says under which licence this policy is: pass --license"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(exported, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    overall = {"suite": "metaworld", "overall": {"successes": 1, "episodes": 2}, "policy": {"fingerprint": "x"}}
+    Path("metaworld.json").write_text(json.dumps(overall))
+    licence = ("--license", "mit") if arguments else ()
+    assert publish(exported, "--to", "out", *licence, *arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rocket-hf publish: ") and sentence in error
+    assert not Path("out").exists()
+
+
+@pytest.mark.needs_lerobot
+def test_folders_of_another_kind_are_told_by_name(exported, report, tmp_path, capsys):
+    told = ("--to", tmp_path / "out", "--license", "mit")
+    other = tmp_path / "llama"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "llama"}')
+    assert publish(other, *told) == main(["verify", str(other)]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    sentence = "is of a model of type 'llama': give a policy's folder, of a VLA or of ROCKET-2"
+    assert all(sentence in error for error in errors[-2:])
+    bare = shutil.copytree(exported, tmp_path / "bare", ignore=lambda *_: ["model.safetensors"])
+    assert publish(bare, *told) == 2
+    assert "model.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
+    Rocket2ForActionPrediction(random_model().config).save_pretrained(tmp_path / "other")
+    assert publish(tmp_path / "other", *told, "--evaluation", report) == 2
+    assert "is of another policy than the one that would be published" in capsys.readouterr().err
+    vla = write_published(tmp_path / "vla", tiny_policy())
+    assert publish(vla, *told, "--base", "ada/base", "--keep", "point") == 2
+    assert "--keep is for the heads of ROCKET-2, and this is a VLA" in capsys.readouterr().err
