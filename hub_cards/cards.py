@@ -80,8 +80,8 @@ def render(template: str, metadata: dict[str, Any], **facts: Any) -> str:
         require_finite(value, name)
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     helpers = {"loss_curves": loss_curves, "success_rates": success_rates, "inline": inline}
-    helpers |= {"paper": PAPER, "goal_paper": GOAL_PAPER}
-    return ENVIRONMENT.get_template(template).render(metadata=head, **helpers, **facts)
+    papers = {"paper": PAPER, "goal_paper": GOAL_PAPER}
+    return ENVIRONMENT.get_template(template).render(metadata=head, **helpers, **papers, **facts)
 
 
 def require_finite(value: Any, name: str) -> None:

@@ -132,9 +132,9 @@ class Rocket2Report:
         return ""
 
     def sentences(self) -> list[str]:
-        off = (f"{called(name)} {off:.2%} off" for name, off in self.distances.items())
+        allowed = f"in {self.dtype}, at most {self.tolerance:.2%}"
         return [
-            f"{', '.join(off)} in {self.dtype}, at most {self.tolerance:.2%}",
+            *(f"{called(name)} {off:.2%} off {allowed}" for name, off in self.distances.items()),
             f"{self.others:.0%} of the choices drawn otherwise, at most {self.most_others:.0%}",
             *(f"{OTHER[name]} change the scores by {effect:.2%}" for name, effect in self.effects.items()),
         ]

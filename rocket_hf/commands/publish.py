@@ -165,9 +165,8 @@ def tell_goal_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
     from rocket_hf.training import provenance as told
 
     recipe = origin.recipe
-    began = recipe is not None and bool(recipe.policy)
-    base = base_given(arguments) or (told.base_of(recipe) if began else told.converted_from(origin.policy))
-    licence = arguments.license or (told.base_licence(recipe) if began else None)
+    base = base_given(arguments) or (told.base_of(recipe) if recipe else told.converted_from(origin.policy))
+    licence = arguments.license or (told.base_licence(recipe) if recipe else None)
     if licence is None:
         raise ValueError("nothing says under which licence this policy is: pass --license")
     provenance = provenance_of(arguments, origin, base, licence)
