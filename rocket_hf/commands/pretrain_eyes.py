@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from transformers.utils import logging
+
     from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
     from rocket_hf.publishing.surroundings import staged, write_rocket2_surroundings
     from rocket_hf.training.goals.dataset import RecordedRooms
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.training.goals.policy import check_fits
     from rocket_hf.training.recipe_files import read_recipe
 
+    logging.disable_progress_bar()
     goals = read_recipe(arguments.recipe).goals
     if goals is None:
         raise ValueError(f"--recipe {arguments.recipe} is not for ROCKET-2: take rocket2")

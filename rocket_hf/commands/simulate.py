@@ -101,6 +101,6 @@ def print_table(recorded: "Recorded", arguments: argparse.Namespace, seconds: fl
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"\n{arguments.out}: {size / 1e6:.1f} MB in {seconds:.0f} s")
     if arguments.suite == "vizdoom":
-        print(f"next: accelerate launch training/train.py --recipe rocket2 --dataset {arguments.out}")
+        print(f"next: rocket-hf pretrain-eyes {arguments.out} --out eyes")
     else:
         print(f"next: rocket-hf adapt POLICY --dataset {arguments.out}")

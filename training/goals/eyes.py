@@ -93,8 +93,7 @@ def names_of_objects(data: RecordedRooms) -> tuple[list[str], dict[tuple[int, in
     for files in data.sets:
         columns = read_columns(files.id, files.data_files(), ["room", "target", "task_index"])
         rows = zip(*(columns[name].reshape(-1).tolist() for name in ("room", "target", "task_index")), strict=True)
-        tasks = files.tasks()
-        called |= {(room, target): tasks[task] for room, target, task in set(rows) if target}
+        called |= {(room, target): files.tasks[task] for room, target, task in set(rows) if target}
     if not called:
         raise ValueError("no episode of the dataset is after an object, so none of them has a name: record some")
     names = sorted(set(called.values()))
