@@ -30,9 +30,10 @@ from .conftest import (
 pytestmark = pytest.mark.needs_lerobot
 
 TINY = {
+    "goals__config__rgb_frozen": False, "goals__config__heads": 2, "goals__config__rgb_heads": 2,
     "goals__config__width": 16, "goals__config__rgb_width": 16, "goals__config__rgb_mlp_width": 16,
     "goals__config__mask_width": 8, "goals__config__patch_size": 20, "goals__config__spatial_layers": 1,
-    "goals__config__view_tokens": 2, "goals__chunk_steps": 6, "goals__goals": 2, "goals__warmup_steps": 2,
+    "goals__config__view_tokens": 2, "goals__chunk_steps": 6, "goals__chunks": 2, "goals__goals": 2, "goals__warmup_steps": 2,
     "schedule__kind": "constant", "schedule__warmup": 0, "run__steps": 4, "run__validate_every": 2,
     "run__save_every": 2, "run__keep": 9, "run__log_every": 1, "run__validation_samples": 5, "data__validation": 0.34,
 }  # fmt: skip
@@ -74,7 +75,7 @@ def test_what_it_says_and_leaves_behind(four):
     out, outcome = four
     lines = steps_of(out)
     assert all(line["skipped"] == 0 and line["chunks"] in (1, 2) for line in lines)
-    weights = {"action": 0.1, "visibility": 0.1, "point": 1.0, "box": 1.0}
+    weights = {"action": 0.125, "visibility": 1.0, "point": 4.0, "box": 2.0}
     for line in lines[2:]:
         named = {name: value for name, value in line.items() if name.startswith(("action/", "auxiliary/"))}
         assert len(named) == 6
@@ -230,7 +231,9 @@ def test_what_cannot_be_is_one_sentence(rooms, tmp_path, changes, said):
 
 
 def test_a_dataset_of_something_else_is_named(stored, policies, rooms, tmp_path):
-    outcome = run_training("--recipe", "rocket2", "--dataset", stored, "--out", tmp_path / "run")
+    outcome = run_training(
+        "--recipe", "rocket2", "--dataset", stored, "--out", tmp_path / "run", *settings(**TINY)
+    )  # fmt: skip
     assert (
         outcome.code == 2 and "has no column 'observation.images.view': `rocket-hf simulate vizdoom`" in outcome.stderr
     )
