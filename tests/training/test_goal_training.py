@@ -33,7 +33,8 @@ TINY = {
     "goals__config__rgb_frozen": False, "goals__config__heads": 2, "goals__config__rgb_heads": 2,
     "goals__config__width": 16, "goals__config__rgb_width": 16, "goals__config__rgb_mlp_width": 16,
     "goals__config__mask_width": 8, "goals__config__patch_size": 20, "goals__config__spatial_layers": 1,
-    "goals__config__view_tokens": 2, "goals__chunk_steps": 6, "goals__chunks": 2, "goals__goals": 2, "goals__warmup_steps": 2,
+    "goals__config__view_tokens": 2, "goals__chunk_steps": 6, "goals__chunks": 2, "goals__goals": 2,
+    "goals__warmup_steps": 2,
     "schedule__kind": "constant", "schedule__warmup": 0, "run__steps": 4, "run__validate_every": 2,
     "run__save_every": 2, "run__keep": 9, "run__log_every": 1, "run__validation_samples": 5, "data__validation": 0.34,
 }  # fmt: skip
