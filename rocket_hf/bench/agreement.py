@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from rocket_hf.bench import step
 from rocket_hf.bench.measure import interleaved, median_ratio
 from rocket_hf.training.agreement import gradient_agreement
+from rocket_hf.training.aligned import AlignedSystem
 from rocket_hf.training.run import Learner
 from rocket_hf.training.targets import CachedTargets
 
@@ -24,7 +25,9 @@ WAYS = ("cached", "live")
 
 
 def agreement_job(stage: step.Stage, learner: Learner):
-    numbers, source = count(), learner.system.preparation.targets
+    assert isinstance(learner.system, AlignedSystem)
+    numbers, preparation = count(), learner.system.preparation
+    source = preparation.targets
     fake = learner.policy.config.fake_batch(stage.setting.batch_size, step.PROMPT_LENGTH)
     numeric = {key: value for key, value in fake.items() if key != "images"}
 
@@ -33,7 +36,7 @@ def agreement_job(stage: step.Stage, learner: Learner):
         raw: Any = {**numeric, "images": stage.frames.pictures(chosen)}
         if isinstance(source, CachedTargets):
             raw["features"] = default_collate([source.cache.read(index) for index in chosen])
-        gradient_agreement(learner, learner.system.preparation, raw)
+        gradient_agreement(learner, preparation, raw)
         learner.times.take()
         if stage.device.type == "cuda":
             torch.cuda.synchronize()

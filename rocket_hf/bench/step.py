@@ -166,6 +166,7 @@ class Stage:
     def job_of(self, learner: Learner) -> Job:
         """One step, each time of other frames."""
         numbers = count()
+        assert isinstance(learner.system, AlignedSystem)
         config, source = learner.policy.config, learner.system.preparation.targets
         fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
         numeric = {key: value for key, value in fake.items() if key != "images"}

@@ -72,10 +72,11 @@ def open_eyes(
 def prepare(policy: Rocket2ForActionPrediction) -> None:
     """Places that can be told from the start, and queries that differ: drawn as small as usual, both are drowned by
     what is in the picture."""
+    rows, columns = policy.config.grid
     with torch.no_grad():
         for encoder in (policy.views.rgb, policy.views.mask):
             places = encoder.position_embedding.weight[1:]  # the first is the class token's
-            places.copy_(POSITIONS * waves(*policy.config.grid, places.shape[1]))
+            places.copy_(POSITIONS * waves(rows, columns, places.shape[1]))
         nn.init.normal_(policy.views.queries.weight)
 
 

@@ -68,7 +68,7 @@ class GoalSamples:
         seed: int,
     ):
         self.data, self.sights, self.goals, self.seed = data, sights, goals, seed
-        self.rest, self.hidden = torch.tensor(list(config.rest_action)), config.previous_action_dropout
+        self.rest, self.hidden = torch.tensor(config.rest_action), config.previous_action_dropout
         self.length = goals.chunk_steps * goals.chunks
         chosen = set(rooms)
         self.views = [episode for episode in data.episodes if episode.room in chosen and self.sights.pairs(episode)]
