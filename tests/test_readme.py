@@ -13,6 +13,11 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
+FEW_STEPS = " ".join(
+    f"--set {change}"
+    for change in ("run.steps=4", "goals.warmup_steps=2", "run.save_every=2", "run.validate_every=2", "run.log_every=1",
+                   "run.validation_samples=4", "data.validation=0.34")
+)  # fmt: skip
 TESTS = ".venv/bin/python -m pytest --numprocesses auto --dist loadfile"
 
 
@@ -79,8 +84,32 @@ def test_the_code_runs_in_order(workplace):
 
 
 def test_every_code_block_is_one_of_those():
-    languages = ["console", "console", "python", "console", "python", "python", "text"]
+    languages = ["console", "console", "python", "console", "python", "python", "sh", "text"]
     assert [name for name, _ in BLOCKS] == languages
+
+
+@pytest.mark.slow
+def test_the_commands_of_rocket2_go_one_after_the_other(tmp_path):
+    """As they stand, but for less long."""
+    smaller = {
+        "simulate": ("--rooms 300", "--rooms 3 --views 6 --workers 1"),
+        "pretrain-eyes": ("--out eyes", "--out eyes --steps 10"),
+        "launch": ("--dataset rooms", f"--dataset rooms --out runs/rocket2 {FEW_STEPS}"),
+        "eval": ("--episodes 200", "--episodes 2 --refresh 30 --max-steps 4 --workers 0"),
+        "publish": ("--repo you/name", "--to published"),
+    }
+    programs = {"rocket-hf": ["-m", "rocket_hf.commands"], "accelerate": [str(ROOT / "training" / "train.py")]}
+    lines = [line.partition("#")[0].strip() for line in blocks("sh")[0].strip().splitlines()]
+    assert [line.split()[1] for line in lines] == list(smaller)
+    for line in lines:
+        long, short = smaller[line.split()[1]]
+        assert long in line
+        program, *words = line.replace(long, short).replace("launch training/train.py ", "").split()
+        done = subprocess.run(
+            [sys.executable, *programs[program], *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "published" / "self_test.safetensors").is_file()
 
 
 def test_the_tree_names_every_file():
