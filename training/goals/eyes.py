@@ -43,8 +43,13 @@ class EyesReport:
 class NamedPictures:
     """Pictures of some rooms, and what the objects in them are called: 0, or 1 + the number of a name."""
 
-    images: Tensor  # (n, 3, H, W) uint8
+    data: RecordedRooms
+    rows: Tensor  # (n,), where they are in the data
     named: Tensor  # (n, H, W) uint8
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Some of them, (rows, 3, H, W) uint8."""
+        return self.data.images[self.rows[rows]]
 
     def shares(self, rows: Tensor, patch: int, names: int) -> Tensor:
         """How much of each patch is what: (rows, P, 1 + names)."""
@@ -102,17 +107,14 @@ def names_of_objects(data: RecordedRooms) -> tuple[list[str], dict[tuple[int, in
 
 
 def pictures_of(data: RecordedRooms, called: dict[tuple[int, int], int], rooms: list[int]) -> NamedPictures:
-    images, named = [], []
-    for episode in data.episodes:
-        if episode.room in rooms:
-            frames = slice(episode.frames.start, episode.frames.stop)
-            names = torch.zeros(256, dtype=torch.uint8)  # by the numbers that the pictures hold
-            for (room, number), name in called.items():
-                if room == episode.room:
-                    names[number] = 1 + name
-            images.append(data.images[frames])
-            named.append(names[data.objects[frames].long()])
-    return NamedPictures(torch.cat(images), torch.cat(named))
+    names = {room: torch.zeros(256, dtype=torch.uint8) for room in rooms}  # by the numbers that the pictures hold
+    for (room, number), name in called.items():
+        if room in names:
+            names[room][number] = 1 + name
+    chosen = [episode for episode in data.episodes if episode.room in names]
+    rows = [torch.arange(episode.frames.start, episode.frames.stop) for episode in chosen]
+    named = [names[episode.room][data.objects[part].long()] for episode, part in zip(chosen, rows, strict=True)]
+    return NamedPictures(data, torch.cat(rows), torch.cat(named))
 
 
 def train(policy: Rocket2ForActionPrediction, head: nn.Linear, pictures: NamedPictures, steps: int, seed: int) -> None:
@@ -123,8 +125,8 @@ def train(policy: Rocket2ForActionPrediction, head: nn.Linear, pictures: NamedPi
     weight = torch.tensor([1.0] + [OBJECT_WEIGHT] * names)
     draw = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(steps), desc="eyes", leave=False, disable=None):
-        rows = torch.randint(len(pictures.images), (BATCH,), generator=draw)
-        scores = head(policy.views.picture_features(pictures.images[rows]))
+        rows = torch.randint(len(pictures.rows), (BATCH,), generator=draw)
+        scores = head(policy.views.picture_features(pictures.images(rows)))
         loss = -(pictures.shares(rows, patch, names) * weight * scores.log_softmax(dim=-1)).sum(dim=-1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -143,9 +145,9 @@ def judge(policy: Rocket2ForActionPrediction, head: nn.Linear, pictures: NamedPi
     """Shares of patches: of those that an object covers, which are called by its name; of empty ones, which are seen as
     something."""
     right, wrong = [], []
-    for rows in torch.arange(len(pictures.images)).split(BATCH):
+    for rows in torch.arange(len(pictures.rows)).split(BATCH):
         shares = pictures.shares(rows, policy.config.patch_size, head.out_features - 1)
-        said = head(policy.views.picture_features(pictures.images[rows])).argmax(dim=-1)
+        said = head(policy.views.picture_features(pictures.images(rows))).argmax(dim=-1)
         covered = shares[..., 1:].amax(dim=-1) > COVERED
         right.append((said == shares[..., 1:].argmax(dim=-1) + 1)[covered])
         wrong.append((said != NOTHING)[shares[..., NOTHING] > CLEAR])

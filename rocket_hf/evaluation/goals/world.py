@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from ...sims.doom.maps import OBJECTS, Point, Pose, Room, make_room
-from ...sims.doom.world import DoomWorld, Event
+from ...sims.doom.world import DoomWorld, Event, WorldsAtHand
 
 AWAY = 96  # of a goal's view from the straight way to the target, in units of the map
 SMALLEST_GOAL = 12  # pixels of a mask
@@ -73,7 +73,7 @@ class GoalWorld:
     """One episode at a time."""
 
     def __init__(self) -> None:
-        self.world: DoomWorld | None = None
+        self.worlds = WorldsAtHand(ROOMS_OF_A_FILE)
         self.goals: dict[int, GoalView] = {}  # by the step at which they are shown
         self.steps = self.max_steps = 0
 
@@ -82,34 +82,25 @@ class GoalWorld:
 
     def begin(self, order: Begin) -> Moment:
         start, shown = order.start, range(0, order.max_steps, order.refresh)
-        world, pose = self.with_room(start.seed), start_pose(start)
+        world, pose = self.worlds.with_room(start.seed), start_pose(start)
         self.goals = dict(zip(shown, first_goals(world, start, pose, len(shown)), strict=True))
         self.steps, self.max_steps = 0, order.max_steps
         world.enter(start.seed, start.target, pose)
         return self.moment(world, "none")
 
     def act(self, act: Act) -> Moment:
-        assert self.world is not None, "an episode is started before it goes on"
-        event = self.world.step(act.choices)
+        world = self.worlds.world
+        assert world is not None, "an episode is started before it goes on"
+        event = world.step(act.choices)
         self.steps += 1
-        return self.moment(self.world, event)
+        return self.moment(world, event)
 
     def moment(self, world: DoomWorld, event: Event) -> Moment:
         sight, goal = world.look(), self.goals.get(self.steps)
         return Moment(sight.image, goal, self.steps, event, self.max_steps, sight.mask(world.target), world.pose())
 
-    def with_room(self, seed: int) -> DoomWorld:
-        """To start the engine takes longer than many an episode, so it gets the rooms that come next as well."""
-        if self.world is None or seed not in self.world.rooms:
-            self.close()
-            first = seed // ROOMS_OF_A_FILE * ROOMS_OF_A_FILE
-            self.world = DoomWorld([make_room(number) for number in range(first, first + ROOMS_OF_A_FILE)])
-        return self.world
-
     def close(self) -> None:
-        if self.world is not None:
-            self.world.close()
-            self.world = None
+        self.worlds.close()
 
 
 def starts(episodes: int, first_seed: int) -> list[Start]:

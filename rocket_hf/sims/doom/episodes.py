@@ -19,7 +19,7 @@ from ..expert import Demonstration
 from .actions import FACTORS, REST
 from .bot import Bot
 from .maps import OBJECTS, make_room
-from .world import EVENTS, MAX_STEPS, SIZE, DoomWorld, Sight
+from .world import EVENTS, MAX_STEPS, SIZE, DoomWorld, Sight, WorldsAtHand
 
 PUSHED = 0.08  # how often, per step
 LONGEST_PUSH = 4  # steps
@@ -69,24 +69,17 @@ def numbers(dtype: str, *names: str) -> dict[str, Any]:
 
 
 class DoomWorker:
-    """Keeps the world of some rooms, since to start the engine takes longer than an episode."""
-
     def __init__(self) -> None:
-        self.world: DoomWorld | None = None
+        self.worlds = WorldsAtHand(ROOMS_OF_A_FILE)
 
     def __call__(self, job: Job) -> Demonstration:
-        if self.world is None or job.room not in self.world.rooms:
-            self.close()
-            first = job.room // ROOMS_OF_A_FILE * ROOMS_OF_A_FILE
-            self.world = DoomWorld([make_room(seed) for seed in range(first, first + ROOMS_OF_A_FILE)])
+        world = self.worlds.with_room(job.room)
         if job.target is None:
-            return Demonstration(VIEWS, job.room, 0, views(self.world, job.room, job.views))
-        return approach(self.world, job.room, job.target)
+            return Demonstration(VIEWS, job.room, 0, views(world, job.room, job.views))
+        return approach(world, job.room, job.target)
 
     def close(self) -> None:
-        if self.world is not None:
-            self.world.close()
-        self.world = None
+        self.worlds.close()
 
 
 def views(world: DoomWorld, seed: int, count: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .actions import BUTTONS, buttons
-from .maps import Pose, Room, write_wad
+from .maps import Pose, Room, make_room, write_wad
 
 SIZE = (60, 80)  # height, width of pictures; the engine draws twice as finely
 TICS = 4  # of a step
@@ -94,6 +94,28 @@ class DoomWorld:
     def close(self) -> None:
         self.game.close()
         self.folder.cleanup()
+
+
+class WorldsAtHand:
+    """Keeps the world of the last room asked for, and of its neighbours: starting the engine takes longer than an
+    episode."""
+
+    def __init__(self, together: int):
+        """`together` rooms are in the file that the engine reads."""
+        self.together = together
+        self.world: DoomWorld | None = None
+
+    def with_room(self, seed: int) -> DoomWorld:
+        if self.world is None or seed not in self.world.rooms:
+            self.close()
+            first = seed // self.together * self.together
+            self.world = DoomWorld([make_room(number) for number in range(first, first + self.together)])
+        return self.world
+
+    def close(self) -> None:
+        if self.world is not None:
+            self.world.close()
+        self.world = None
 
 
 def at(label: Any, place: tuple[float, float]) -> bool:
