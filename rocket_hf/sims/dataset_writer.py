@@ -12,6 +12,9 @@ from .contract import Environment
 from .expert import Demonstration
 
 DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # metres; what is farther, as the sky is, is recorded as DEPTH_MAX
+# Without it the same pictures give another video now and then: with small pictures, x264's fast code for it reads what
+# happens to be in memory.
+X264 = "mbtree=0"
 # Every frame by itself: of frames that build on others, x265 stores some wrongly at twelve bits, for all that it says
 # of itself that it is lossless.
 X265 = "lossless=1:pools=none:frame-threads=1:log-level=none"
@@ -43,8 +46,16 @@ def numbers(names: Any) -> dict[str, Any]:
     return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
 
 
+def picture_encoder() -> Any:
+    """In full colours: at such sizes halved ones blur a whole object."""
+    from lerobot.configs import RGBEncoderConfig
+
+    options = {"x264-params": X264}
+    return RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=18, preset="veryfast", extra_options=options)
+
+
 def open_writer(folder: Path, environment: Environment, image_size: int, depth: bool, resume: bool) -> Any:
-    from lerobot.configs import DepthEncoderConfig, RGBEncoderConfig
+    from lerobot.configs import DepthEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     how = {
@@ -53,13 +64,7 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
         "streaming_encoding": True,
         "encoder_queue_maxsize": QUEUE,
         "encoder_threads": 1,
-        "rgb_encoder": RGBEncoderConfig(
-            vcodec="h264",
-            pix_fmt="yuv444p",  # at such sizes halved colours blur a whole object
-            crf=15,
-            preset="veryfast",
-            extra_options={"x264-params": "sync-lookahead=0"},  # the same pictures give the same video, always
-        ),
+        "rgb_encoder": picture_encoder(),
         "depth_encoder": DepthEncoderConfig(
             depth_min=DEPTH_MIN,
             depth_max=DEPTH_MAX,

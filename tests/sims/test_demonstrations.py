@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,6 +20,7 @@ import pytest
 import torch
 
 from rocket_hf.commands import main
+from rocket_hf.sims.dataset_writer import picture_encoder
 from rocket_hf.sims.demonstrations import record
 from rocket_hf.sims.expert import NEXT_SEED, demonstrate, replay, solve
 from rocket_hf.sims.interruption import SIGNALS, Interruption
@@ -126,6 +129,43 @@ def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
     said = record(tmp_path / "by-two", "metaworld", TASKS, 2, image_size=32, depth=True, workers=2)
     assert said == recorded[1]
     same_recording(tmp_path / "by-two", recorded[0])
+
+
+ENCODE_OFTEN = """
+import io, json, sys
+from fractions import Fraction
+import av, numpy as np
+from PIL import Image
+
+pictures, encoder, chance, seen = np.load(sys.argv[1]), json.loads(sys.argv[2]), np.random.default_rng(0), set()
+for _ in range(60):
+    sizes = [*chance.integers(8, 2_000, 300), *chance.integers(500, 150_000, 60)]
+    litter = [chance.integers(-40, 40, size, np.int16) for size in sizes]
+    while litter:  # in any order, so that what an encoder gets of it is not clean
+        litter.pop(chance.integers(len(litter)))
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as video:
+        stream = video.add_stream(encoder["codec"], 80, options=encoder["options"])
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], encoder["pix_fmt"]
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_image(Image.fromarray(picture))
+            frame.pts, frame.time_base = number, Fraction(1, 80)
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+    seen.add(file.getvalue())
+print(len(seen))
+"""
+
+
+def test_the_same_pictures_give_the_same_video_whatever_was_in_memory(make, tmp_path):
+    environment = make("handle-press-v3")
+    frames = replay(environment, 0, solve(environment, 0), depth=False)
+    np.save(tmp_path / "pictures.npy", [frame["observation.images.corner2"] for frame in frames])
+    by = picture_encoder()
+    encoder = {"codec": by.vcodec, "pix_fmt": by.pix_fmt, "options": by.get_codec_options(1, as_strings=True)}
+    command = [sys.executable, "-c", ENCODE_OFTEN, tmp_path / "pictures.npy", json.dumps(encoder)]
+    used_again = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(10**9)}  # freed memory is, as it is in a long run
+    assert subprocess.run(command, capture_output=True, text=True, env=used_again).stdout.strip() == "1"
 
 
 # Starts that the expert fails
