@@ -15,7 +15,7 @@ HELP = "simulate, train, evaluate and publish on this machine, without a downloa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=20, help="demonstrations of each task (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each policy (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=320, help="training steps of each policy (default: %(default)s)")
     parser.add_argument("--rollouts", type=int, default=10, help="of each task and policy (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
 
