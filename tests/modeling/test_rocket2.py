@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
 
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
@@ -48,6 +47,7 @@ def capture(model, monkeypatch) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("part", "channels"), [("rgb", 3), ("mask", 1)])
 def test_encoders_are_timms(model, part, channels):
+    timm = pytest.importorskip("timm", reason="timm is the oracle of the encoders")
     ours, config = getattr(model.views, part), model.config
     width, heads, depth = (getattr(config, f"{part}_{size}") for size in ("width", "heads", "depth"))
     theirs = timm.create_model(
