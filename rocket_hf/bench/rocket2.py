@@ -5,7 +5,7 @@ Both have seen 128 steps, give the scores of the same step and agree. The policy
 """
 
 import statistics
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ SMALL = Rocket2Config(
     action_space="factored", action_factors={"move": 5, "turn": 11, "act": 3},
 )  # fmt: skip
 ROUNDS, EARLY, LATE = 7, 10, 1000
-AROUND = 9  # steps over which the time of a step is taken
+AROUND = 9  # steps whose time is taken together
 THREADS = 1  # more would wait for each other at these sizes
 
 
@@ -62,12 +62,7 @@ def speedup(episode: Episode) -> dict[str, Any]:
     for number in range(last):
         state = episode.step(state, number)
     assert torch.equal(episode.step(state, last).previous_actions, episode.recompute())
-
-    def steps() -> None:
-        for _ in range(AROUND):
-            episode.step(state, last)
-
-    seconds = interleaved({"memory": steps, "recompute": episode.recompute}, ROUNDS)
+    seconds = interleaved({"memory": steps_from(episode, state, last), "recompute": episode.recompute}, ROUNDS)
     seconds["memory"] = [taken / AROUND for taken in seconds["memory"]]
     return {
         "memory_speedup": round(median_ratio(seconds["recompute"], seconds["memory"]), 1),
@@ -75,22 +70,34 @@ def speedup(episode: Episode) -> dict[str, Any]:
     }
 
 
+def steps_from(episode: Episode, state: PolicyState, number: int) -> Callable[[], None]:
+    """The same step, several times: one alone is too short to be timed."""
+
+    def steps() -> None:
+        for _ in range(AROUND):
+            episode.step(state, number)
+
+    return steps
+
+
 def growth(episode: Episode) -> dict[str, Any]:
-    """The time of a step around the tenth and at the end of a thousand, and the bytes that are carried on."""
-    state, seconds, sizes = episode.start(), [], []
+    """The time of the tenth step and of the thousandth, in turns, and the bytes that are carried on."""
+    state, kept = episode.start(), {}
     for number in tqdm(range(LATE), desc="steps", leave=False, disable=None):
-        begin = time.process_time()
+        if number + 1 in (EARLY, LATE):
+            kept[number + 1] = state
         state = episode.step(state, number)
-        seconds.append(time.process_time() - begin)
-        sizes.append(sum(tensor.nbytes for tensor in (*state.memory, state.goals, state.previous_actions)))
-    early, late = (
-        statistics.median(seconds[end - AROUND : end]) for end in (EARLY + AROUND // 2, LATE)
-    )  # fmt: skip
+    seconds = interleaved({f"step_{n}": steps_from(episode, state, n - 1) for n, state in kept.items()}, ROUNDS)
+    early, late = seconds.values()
     return {
-        f"step_{LATE}_to_step_{EARLY}": round(late / early, 3),
-        "milliseconds": {f"step_{EARLY}": round(1000 * early, 2), f"step_{LATE}": round(1000 * late, 2)},
-        "state_mib": {f"step_{EARLY}": mebibytes(sizes[EARLY]), f"step_{LATE}": mebibytes(sizes[-1])},
+        f"step_{LATE}_to_step_{EARLY}": round(median_ratio(late, early), 3),
+        "milliseconds": {name: round(1000 * statistics.median(taken) / AROUND, 2) for name, taken in seconds.items()},
+        "state_mib": {f"step_{n}": mebibytes(bytes_of(state)) for n, state in kept.items()},
     }
+
+
+def bytes_of(state: PolicyState) -> int:
+    return sum(tensor.nbytes for tensor in (*state.memory, state.goals, state.previous_actions))
 
 
 def mebibytes(size: int) -> float:
