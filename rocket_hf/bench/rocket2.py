@@ -44,9 +44,12 @@ class Episode:
             self.batch["previous_actions"][:, number + 1] = action
         return state
 
-    def start(self) -> PolicyState:
+    def after(self, steps: int) -> PolicyState:
+        """So many steps from the beginning."""
         state = self.policy.initial_state()
         self.batch["previous_actions"][:, 0] = state.previous_actions
+        for number in tqdm(range(steps), desc="steps", leave=False, disable=None):
+            state = self.step(state, number)
         return state
 
     def recompute(self) -> torch.Tensor:
@@ -58,9 +61,8 @@ class Episode:
 
 
 def speedup(episode: Episode) -> dict[str, Any]:
-    last, state = episode.policy.config.window_steps - 1, episode.start()
-    for number in range(last):
-        state = episode.step(state, number)
+    last = episode.policy.config.window_steps - 1
+    state = episode.after(last)
     assert torch.equal(episode.step(state, last).previous_actions, episode.recompute())
     seconds = interleaved({"memory": steps_from(episode, state, last), "recompute": episode.recompute}, ROUNDS)
     seconds["memory"] = [taken / AROUND for taken in seconds["memory"]]
@@ -82,17 +84,14 @@ def steps_from(episode: Episode, state: PolicyState, number: int) -> Callable[[]
 
 def growth(episode: Episode) -> dict[str, Any]:
     """The time of the tenth step and of the thousandth, in turns, and the bytes that are carried on."""
-    state, kept = episode.start(), {}
-    for number in tqdm(range(LATE), desc="steps", leave=False, disable=None):
-        if number + 1 in (EARLY, LATE):
-            kept[number + 1] = state
-        state = episode.step(state, number)
-    seconds = interleaved({f"step_{n}": steps_from(episode, state, n - 1) for n, state in kept.items()}, ROUNDS)
+    states = {number: episode.after(number - 1) for number in (EARLY, LATE)}
+    jobs = {f"step_{number}": steps_from(episode, state, number - 1) for number, state in states.items()}
+    seconds = interleaved(jobs, ROUNDS)
     early, late = seconds.values()
     return {
         f"step_{LATE}_to_step_{EARLY}": round(median_ratio(late, early), 3),
         "milliseconds": {name: round(1000 * statistics.median(taken) / AROUND, 2) for name, taken in seconds.items()},
-        "state_mib": {f"step_{n}": mebibytes(bytes_of(state)) for n, state in kept.items()},
+        "state_mib": {f"step_{number}": mebibytes(bytes_of(state)) for number, state in states.items()},
     }
 
 
