@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .facts import Adapter, Artefact, Evaluation, GeneratedDataset, GoalArtefact, Provenance
+from .facts import Adapter, Artifact, Evaluation, GeneratedDataset, Provenance, Rocket2Artifact
 from .figures import inline, loss_curves, success_rates
 
 PAPER = "2602.17951"
@@ -21,27 +21,27 @@ ENVIRONMENT = Environment(
 )
 
 
-def model_card(artefact: Artefact, provenance: Provenance) -> str:
-    metadata = policy_metadata(artefact.repo, provenance, vla_tags(artefact)) | {"library_name": "transformers"}
-    return render("model_card.md.jinja", metadata, artefact=artefact, provenance=provenance)
+def model_card(artifact: Artifact, provenance: Provenance) -> str:
+    metadata = policy_metadata(artifact.repo, provenance, vla_tags(artifact)) | {"library_name": "transformers"}
+    return render("model_card.md.jinja", metadata, artifact=artifact, provenance=provenance)
 
 
-def goal_card(artefact: GoalArtefact, provenance: Provenance) -> str:
+def rocket2_card(artifact: Rocket2Artifact, provenance: Provenance) -> str:
     tags = ["robotics", "rocket2", "visual-goals", "imitation-learning", f"arxiv:{GOAL_PAPER}"]
-    metadata = policy_metadata(artefact.repo, provenance, tags) | {"library_name": "transformers"}
-    return render("goal_card.md.jinja", metadata, artefact=artefact, provenance=provenance)
+    metadata = policy_metadata(artifact.repo, provenance, tags) | {"library_name": "transformers"}
+    return render("rocket2_card.md.jinja", metadata, artifact=artifact, provenance=provenance)
 
 
-def adapter_card(artefact: Artefact, provenance: Provenance, adapter: Adapter) -> str:
-    metadata = policy_metadata(artefact.repo, provenance, vla_tags(artefact))
+def adapter_card(artifact: Artifact, provenance: Provenance, adapter: Adapter) -> str:
+    metadata = policy_metadata(artifact.repo, provenance, vla_tags(artifact))
     metadata |= {"library_name": "peft", "base_model": adapter.base.id, "base_model_relation": "adapter"}
     metadata["tags"] = ["lora", *metadata["tags"]]
-    return render("adapter_card.md.jinja", metadata, artefact=artefact, provenance=provenance, adapter=adapter)
+    return render("adapter_card.md.jinja", metadata, artifact=artifact, provenance=provenance, adapter=adapter)
 
 
 def dataset_card(dataset: GeneratedDataset) -> str:
     metadata = {
-        "license": dataset.licence,
+        "license": dataset.license,
         "task_categories": ["robotics"],
         "tags": ["LeRobot", "robotics", "simulation"],
         "configs": [{"config_name": "default", "data_files": "data/*/*.parquet"}],
@@ -49,12 +49,12 @@ def dataset_card(dataset: GeneratedDataset) -> str:
     return render("dataset_card.md.jinja", metadata, dataset=dataset)
 
 
-def vla_tags(artefact: Artefact) -> list[str]:
-    return ["robotics", "vla", "lerobot", "rocket", artefact.backbone, f"arxiv:{PAPER}"]
+def vla_tags(artifact: Artifact) -> list[str]:
+    return ["robotics", "vla", "lerobot", "rocket", artifact.backbone, f"arxiv:{PAPER}"]
 
 
 def policy_metadata(repo: str, provenance: Provenance, tags: list[str]) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"license": provenance.licence, "pipeline_tag": "robotics"}
+    metadata: dict[str, Any] = {"license": provenance.license, "pipeline_tag": "robotics"}
     if provenance.base_model is not None:
         metadata["base_model"] = provenance.base_model.id
     metadata["tags"] = tags

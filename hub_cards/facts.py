@@ -34,13 +34,13 @@ class Evaluation:
     def interval(self) -> tuple[float, float]:
         """Wilson's, at 95 %: honest for few episodes and for rates near 0 and 1."""
         n, rate, square = self.episodes, self.rate, Z95**2
-        centre = (rate + square / (2 * n)) / (1 + square / n)
+        center = (rate + square / (2 * n)) / (1 + square / n)
         half = Z95 * ((rate * (1 - rate) + square / (4 * n)) / n) ** 0.5 / (1 + square / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return max(0.0, center - half), min(1.0, center + half)
 
 
 @dataclass
-class GoalRates:
+class Rocket2Rates:
     """Of one player: how often it came to what was marked, and how often to something else first."""
 
     shown: str  # how often the goal was marked anew; empty for who does not look
@@ -50,12 +50,12 @@ class GoalRates:
 
 
 @dataclass
-class GoalEvaluation:
+class Rocket2Evaluation:
     """Episodes after goals, of the policy and of chance from the same starts."""
 
     suite: str
     most_steps: int | None
-    rates: list[GoalRates]
+    rates: list[Rocket2Rates]
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Teacher:
 
     name: str
     revision: str | None = None
-    licence: str | None = None
-    note: str = ""  # what its licence means for this policy
+    license: str | None = None
+    note: str = ""  # what its license means for this policy
 
 
 @dataclass
@@ -86,14 +86,14 @@ class Training:
 class Provenance:
     """What only those who publish a policy know of it."""
 
-    licence: str
+    license: str
     base_model: Source | None  # none of a policy that began with nothing
     datasets: list[Source] = field(default_factory=list)
     training: Training | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     control_rate: float | None = None  # Hz
     conventions: str = ""  # rotation, gripper, frames of reference, in a sentence
-    after_goals: list[GoalEvaluation] = field(default_factory=list)
+    after_goals: list[Rocket2Evaluation] = field(default_factory=list)
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Robot:
 
 
 @dataclass
-class Artefact:
+class Artifact:
     """What is published, as it is found in the files."""
 
     repo: str
@@ -126,7 +126,7 @@ class Artefact:
 
 
 @dataclass
-class GoalArtefact:
+class Rocket2Artifact:
     """The same of a policy that goes after what is marked in a picture."""
 
     repo: str
@@ -161,7 +161,7 @@ class GeneratedDataset:
 
     repo: str
     revision: str
-    licence: str
+    license: str
     simulator: str
     tasks: list[str]
     episodes: int

@@ -9,7 +9,7 @@ from .facts import Evaluation
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 150, 20, 40
-COLOURS = ("#2a6fdb", "#d1495b", "#3c8d53", "#8f5bb5", "#c98a1b", "#4b5563")
+COLORS = ("#2a6fdb", "#d1495b", "#3c8d53", "#8f5bb5", "#c98a1b", "#4b5563")
 POINTS = 160  # of a curve, at most
 Points = Sequence[tuple[int, float]]
 
@@ -36,10 +36,10 @@ def loss_curves(curves: dict[str, Points]) -> str:
 
     lines = axes(low, high, last)
     for number, (name, points) in enumerate(thinned.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         path = " ".join(place(step, value) for step, value in points if value > 0)
-        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        lines.append(text(WIDTH - RIGHT + 8, TOP + 12 + 16 * number, name, "start", colour))
+        lines.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        lines.append(text(WIDTH - RIGHT + 8, TOP + 12 + 16 * number, name, "start", color))
     return frame(lines, HEIGHT)
 
 
@@ -68,14 +68,14 @@ def success_rates(evaluations: Sequence[Evaluation]) -> str:
         top = 8 + 28 * number
         low, high = (180 + 380 * end for end in entry.interval)
         lines.append(text(172, top + 15, entry.suite, "end"))
-        lines.append(f'<rect x="180" y="{top}" width="{380 * entry.rate:.1f}" height="20" fill="{COLOURS[0]}"/>')
+        lines.append(f'<rect x="180" y="{top}" width="{380 * entry.rate:.1f}" height="20" fill="{COLORS[0]}"/>')
         lines.append(f'<path d="M{low:.1f} {top + 10}H{high:.1f}" stroke="#111" stroke-width="2"/>')
         lines.append(text(570, top + 15, f"{entry.rate:.1%}", "start"))
     return frame(lines, height)
 
 
-def text(x: float, y: float, words: str, anchor: str, colour: str = "#444") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
+def text(x: float, y: float, words: str, anchor: str, color: str = "#444") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(words)}</text>'
 
 
 def frame(lines: list[str], height: int) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
+from rocket_hf.export.lerobot_pipelines import IMAGES, MODES, features
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.publishing.lerobot_pipelines import IMAGES, MODES, features
 
 # The fields that are keys of config.json.
 OURS = (

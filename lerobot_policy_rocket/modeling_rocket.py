@@ -1,4 +1,4 @@
-"""Our policies as lerobot's tools call them: normalised batches in, a loss or normalised actions out."""
+"""Our policies as lerobot's tools call them: normalized batches in, a loss or normalized actions out."""
 
 from collections import deque
 from pathlib import Path
@@ -9,12 +9,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from rocket_hf.export.lerobot_pipelines import ACTION, NEUTRAL, STATE
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.normalization import Statistics
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import write_surroundings
-from rocket_hf.publishing.lerobot_pipelines import ACTION, NEUTRAL, STATE
+from rocket_hf.publishing.package import write_surroundings
 
 from .configuration_rocket import LeRobotRocketConfig, camera_of
 
@@ -22,7 +22,7 @@ MODEL = "model."  # what this class puts before the names of our weights
 
 
 class LeRobotRocketPolicy(PreTrainedPolicy):
-    """The processor makes pictures and prompts; lerobot's pipelines normalise."""
+    """The processor makes pictures and prompts; lerobot's pipelines normalize."""
 
     config_class = LeRobotRocketConfig
     name = "rocket"
@@ -82,7 +82,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **more: Any) -> Tensor:
-        """Normalised actions (B, chunk, action_dim); `noise` may be given, (B, chunk, widest action)."""
+        """Normalized actions (B, chunk, action_dim); `noise` may be given, (B, chunk, widest action)."""
         noise = {"noise": more["noise"]} if more.get("noise") is not None else {}
         return self.model.predict_action_chunk(**self.inputs(batch), **noise)
 
@@ -95,7 +95,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         return self.queue.popleft()
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Our batch, of lerobot's, whose state is normalised and whose pictures lie in 0..1."""
+        """Our batch, of lerobot's, whose state is normalized and whose pictures lie in 0..1."""
         images = {camera_of(key): batch[key] for key in self.config.image_features if key in batch}
         images = {camera: images.get(camera) for camera in self.config.cameras}
         pixels, present = self.processor.prepare_images(images, {})

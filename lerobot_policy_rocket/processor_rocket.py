@@ -13,7 +13,7 @@ from lerobot.processor import (
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 
-from rocket_hf.publishing.lerobot_pipelines import FILES
+from rocket_hf.export.lerobot_pipelines import FILES
 
 from .configuration_rocket import LeRobotRocketConfig
 

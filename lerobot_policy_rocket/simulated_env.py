@@ -15,8 +15,8 @@ from lerobot.envs import EnvConfig
 from lerobot.envs.utils import freeze_after_episode_end
 
 from rocket_hf.evaluation.videos import side_by_side
-from rocket_hf.publishing.lerobot_pipelines import ACTION, IMAGES, STATE
-from rocket_hf.sims.contract import Environment
+from rocket_hf.export.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.sims.environment import Environment
 from rocket_hf.sims.metaworld import CAMERAS, MetaWorldEnvironment
 from rocket_hf.sims.suites import make_environment
 

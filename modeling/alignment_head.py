@@ -32,10 +32,10 @@ class NestedProjector(nn.Module):
         self.fc2 = ProjectorLinear(hidden_width, target_width)
 
     def forward(self, stream: Tensor, width: int) -> Tensor:
-        normalised = F.layer_norm(
+        normalized = F.layer_norm(
             stream.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
         ).to(self.fc1.weight.dtype)
-        hidden = F.gelu(F.linear(normalised, self.fc1.weight[:width], self.fc1.bias[:width]))
+        hidden = F.gelu(F.linear(normalized, self.fc1.weight[:width], self.fc1.bias[:width]))
         return F.linear(hidden, self.fc2.weight[:, :width], self.fc2.bias)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
 
+from .errors import UserError
 from .strict_config import StrictConfig
 
 
@@ -83,17 +84,17 @@ class OpenVLAPolicyConfig(StrictConfig):
         )
         for tower in ("dino", "siglip"):
             if getattr(self, f"{tower}_depth") < 2:
-                raise ValueError(f"OpenVLAPolicyConfig.{tower}_depth must be at least 2: the last block is not used")
+                raise UserError(f"OpenVLAPolicyConfig.{tower}_depth must be at least 2: the last block is not used")
 
     def validate_tokens(self) -> None:
         if not 2 <= self.action_bins <= self.base_vocab_size <= self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 "OpenVLAPolicyConfig needs 2 <= action_bins <= base_vocab_size <= vocab_size, got "
                 f"{self.action_bins}, {self.base_vocab_size}, {self.vocab_size}"
             )
         for token in ("empty_token_id", "end_token_id"):
             if not 0 <= getattr(self, token) < self.vocab_size:
-                raise ValueError(f"OpenVLAPolicyConfig.{token}={getattr(self, token)} is not in the vocabulary")
+                raise UserError(f"OpenVLAPolicyConfig.{token}={getattr(self, token)} is not in the vocabulary")
 
     @property
     def image_grid(self) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
 from .configuration_smolvla import SmolVLAConfig
-from .contract import Batch, resolve_layer
+from .errors import UserError
+from .policy_interface import Batch, resolve_layer
 from .strict_config import StrictConfig, nearest
 
 POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig, OpenVLAPolicyConfig)}
@@ -41,7 +42,7 @@ class AlignmentConfig(StrictConfig):
     def validate_pairs(self) -> None:
         students, teachers = len(self.student_layers), len(self.teacher_layers)
         if students != teachers or not students:
-            raise ValueError(
+            raise UserError(
                 "student_layers and teacher_layers are pairs, at least one: "
                 f"got {students} student layers and {teachers} teacher layers"
             )
@@ -49,19 +50,19 @@ class AlignmentConfig(StrictConfig):
 
     def validate_widths(self) -> None:
         if self.projector == "independent" and self.nesting != "none":
-            raise ValueError('independent projectors have full width: set nesting="none", or projector="shared"')
+            raise UserError('independent projectors have full width: set nesting="none", or projector="shared"')
         if (self.nesting == "explicit") != (self.nested_widths is not None):
-            raise ValueError('nested_widths is given exactly when nesting="explicit"')
+            raise UserError('nested_widths is given exactly when nesting="explicit"')
         if self.nesting in ("increasing", "decreasing") and len(self.student_layers) == 1:
-            raise ValueError('a single pair has nothing to nest: set nesting="none"')
+            raise UserError('a single pair has nothing to nest: set nesting="none"')
         if self.nested_widths is not None:
             if len(self.nested_widths) != len(self.student_layers):
-                raise ValueError(
+                raise UserError(
                     f"nested_widths needs one width per pair: got {len(self.nested_widths)} "
                     f"for {len(self.student_layers)} pairs"
                 )
             if not all(1 <= width <= self.hidden_width for width in self.nested_widths):
-                raise ValueError(f"nested_widths must lie in 1..hidden_width={self.hidden_width}: {self.nested_widths}")
+                raise UserError(f"nested_widths must lie in 1..hidden_width={self.hidden_width}: {self.nested_widths}")
 
     def widths(self) -> list[int]:
         """The number of hidden units of each pair, from the shallowest to the deepest."""
@@ -79,7 +80,7 @@ class AlignmentConfig(StrictConfig):
         students = [resolve_layer(layer, depth) for layer in self.student_layers]
         pairs = list(zip(students, self.teacher_layers, strict=True))
         if students != sorted(students) or len(set(pairs)) != len(pairs):
-            raise ValueError(f"student_layers must go from shallow to deep and no pair may repeat: {pairs}")
+            raise UserError(f"student_layers must go from shallow to deep and no pair may repeat: {pairs}")
         return pairs
 
 
@@ -114,11 +115,11 @@ class RocketConfig(StrictConfig):
     def validate_robot(self) -> None:
         self.require_positive("state_dim", "action_dim", "chunk_size")
         if not 1 <= len(self.cameras) <= 4 or len(set(self.cameras)) != len(self.cameras):
-            raise ValueError(f"cameras must be 1 to 4 different names, got {list(self.cameras)}")
+            raise UserError(f"cameras must be 1 to 4 different names, got {list(self.cameras)}")
         for part in ("state", "action"):
             names, dim = getattr(self, f"{part}_names"), getattr(self, f"{part}_dim")
             if names is not None and len(names) != dim:
-                raise ValueError(f"{part}_names has {len(names)} names, {part}_dim is {dim}")
+                raise UserError(f"{part}_names has {len(names)} names, {part}_dim is {dim}")
 
     def validate_limits(self) -> None:
         """Where a backbone has no limit, it says None."""
@@ -127,7 +128,7 @@ class RocketConfig(StrictConfig):
         for name, size in sizes.items():
             most = getattr(self.policy_config, f"max_{name}")
             if most is not None and size > most:
-                raise ValueError(f"{name}={size} is above policy_config.max_{name}={most}")
+                raise UserError(f"{name}={size} is above policy_config.max_{name}={most}")
 
     def validate_layers(self) -> None:
         if self.alignment is not None:
@@ -175,8 +176,8 @@ def build(value: Any, known: dict[str, type[StrictConfig]], default: str | None 
     if isinstance(value, StrictConfig) and type(value).model_type in known:
         return value
     if not isinstance(value, dict):
-        raise ValueError(f"expected {' or '.join(kind.__name__ for kind in known.values())} or a dict, got {value!r}")
+        raise UserError(f"expected {' or '.join(kind.__name__ for kind in known.values())} or a dict, got {value!r}")
     model_type = value.get("model_type", default)
     if model_type not in known:
-        raise ValueError(f"unknown model_type {model_type!r}: {nearest(str(model_type), known)}")
+        raise UserError(f"unknown model_type {model_type!r}: {nearest(str(model_type), known)}")
     return known[model_type](**value)

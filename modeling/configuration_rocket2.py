@@ -5,7 +5,8 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 
-from .rocket2_contract import GoalBatch
+from .errors import UserError
+from .rocket2_interface import Rocket2Batch
 from .strict_config import StrictConfig
 
 # What the agent is to do with the object under the mask; -1 where there is nothing to be done.
@@ -75,29 +76,29 @@ class Rocket2Config(StrictConfig):
         )  # fmt: skip
         self.require_multiples(width="heads", rgb_width="rgb_heads", mask_width="mask_heads")
         if len(self.image_size) != 2 or any(side < 1 or side % self.patch_size for side in self.image_size):
-            raise ValueError(
+            raise UserError(
                 f"image_size is a height and a width, both multiples of patch_size={self.patch_size}: "
                 f"got {list(self.image_size)}"
             )
         for name in ("spatial_dropout", "previous_action_dropout"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
+                raise UserError(f"{name} is a probability, got {getattr(self, name)}")
 
     def validate_actions(self) -> None:
         factors = self.factors
         if not factors or any(choices < 2 for choices in factors.values()):
-            raise ValueError(f"action_factors names at least one factor, each of two choices or more: got {factors}")
+            raise UserError(f"action_factors names at least one factor, each of two choices or more: got {factors}")
         if dotted := sorted(name for name in factors if "." in name):
-            raise ValueError(f"the name of a factor has no dot: {dotted[0]!r}")
+            raise UserError(f"the name of a factor has no dot: {dotted[0]!r}")
         if self.action_space == "minecraft" and factors != MINECRAFT_FACTORS:
-            raise ValueError(f'action_space="minecraft" has the factors {MINECRAFT_FACTORS}, got {factors}')
+            raise UserError(f'action_space="minecraft" has the factors {MINECRAFT_FACTORS}, got {factors}')
         rest = self.rest_action or ()
         if len(rest) != len(factors) or not all(0 <= n < m for n, m in zip(rest, factors.values(), strict=True)):
-            raise ValueError(f"rest_action is one choice of each of {factors}, got {list(rest)}")
+            raise UserError(f"rest_action is one choice of each of {factors}, got {list(rest)}")
 
     def validate_heads(self) -> None:
         if wrong := sorted(set(self.auxiliary_heads) - AUXILIARY_HEADS.keys()):
-            raise ValueError(f"auxiliary_heads has {wrong[0]!r}; known: {', '.join(AUXILIARY_HEADS)}")
+            raise UserError(f"auxiliary_heads has {wrong[0]!r}; known: {', '.join(AUXILIARY_HEADS)}")
 
     @property
     def factors(self) -> dict[str, int]:
@@ -124,7 +125,7 @@ class Rocket2Config(StrictConfig):
         pairs = [[name, choices] for name, choices in self.factors.items()]
         return super().to_dict() | self.written_for_loading() | {"action_factors": pairs}
 
-    def fake_batch(self, batch_size: int = 2, steps: int = 3, goals: int = 2, seed: int = 0) -> GoalBatch:
+    def fake_batch(self, batch_size: int = 2, steps: int = 3, goals: int = 2, seed: int = 0) -> Rocket2Batch:
         """A batch drawn from `seed`: each step has one of the chunk's goals, the last steps of the last are padding."""
         draw = torch.Generator().manual_seed(seed)
 
@@ -136,7 +137,7 @@ class Rocket2Config(StrictConfig):
 
         is_pad = torch.zeros(batch_size, steps, dtype=torch.bool)
         is_pad[-1, steps // 2 + 1 :] = True
-        return GoalBatch(
+        return Rocket2Batch(
             images=whole(256, steps, 3, *self.image_size).to(torch.uint8),
             goal_images=whole(256, goals, 3, *self.image_size).to(torch.uint8),
             goal_masks=whole(2, goals, *self.image_size).bool(),

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, SiglipVisionConfig
 
+from .errors import UserError
 from .strict_config import StrictConfig
 
 
@@ -80,12 +81,12 @@ class SmolVLAConfig(StrictConfig):
         self.require_positive(*(self.declared() - {"image_start_ids", "image_end_ids"}))
         self.require_multiples(heads="kv_heads", vision_width="vision_heads")
         if self.image_size % (self.patch_size * self.pixel_shuffle):
-            raise ValueError(
+            raise UserError(
                 f"SmolVLAConfig.image_size={self.image_size} must be a multiple of "
                 f"patch_size x pixel_shuffle={self.patch_size * self.pixel_shuffle}"
             )
         if not all(0 <= number < self.vocab_size for number in (*self.image_start_ids, *self.image_end_ids)):
-            raise ValueError(
+            raise UserError(
                 f"image_start_ids and image_end_ids must lie in 0..{self.vocab_size - 1}: "
                 f"{list(self.image_start_ids)}, {list(self.image_end_ids)}"
             )

@@ -1,7 +1,7 @@
 """OpenVLA's eyes: DINOv2 and SigLIP side by side, each patch described by both.
 
 Both are read before their last block and without their final norm, so neither is made. There are no buffers: each tower
-normalises its own pixels. The attention is torch's own, whichever the language model uses.
+normalizes its own pixels. The attention is torch's own, whichever the language model uses.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_openvla import OpenVLAPolicyConfig
-from .contract import unit_range
+from .policy_interface import unit_range
 from .vit_block import VitBlock
 
 # Mean and standard deviation of the pixels, as the published preprocessor has them: ImageNet's rounded to bfloat16.

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from .contract import mean_over_steps
+from .policy_interface import mean_over_steps
 
-# The training times are TIME_SCALE * Beta(TIME_ALPHA, 1) + TIME_OFFSET, which favours noisy actions and never draws 0.
+# The training times are TIME_SCALE * Beta(TIME_ALPHA, 1) + TIME_OFFSET, which favors noisy actions and never draws 0.
 TIME_ALPHA, TIME_SCALE, TIME_OFFSET = 1.5, 0.999, 0.001
 # Periods of the sines that embed the time.
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0

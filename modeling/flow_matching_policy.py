@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 
 from .attention import AttentionInputs, KeysValues
 from .configuration_rocket import RocketConfig
-from .contract import Batch, Policy, PolicyOutput, resolve_layer
 from .flow_matching import draw_noise, draw_time, embed_time, flow_matching_loss, integrate
+from .policy_interface import Batch, Policy, PolicyOutput, resolve_layer
 
 
 class FlowMatchingPolicy(Policy):
@@ -85,7 +85,7 @@ class FlowMatchingPolicy(Policy):
         return PolicyOutput({"action/flow_matching": loss}, tapped)
 
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
-        """Normalised actions (B, chunk, max_action_dim), by Euler steps from noise that the generator draws."""
+        """Normalized actions (B, chunk, max_action_dim), by Euler steps from noise that the generator draws."""
         prefix, exists = self.embed_prefix(batch)
         shared = self.attention(exists)
         cache, _ = self.run_prefix(prefix, shared, batch, set())

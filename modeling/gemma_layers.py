@@ -21,11 +21,11 @@ class AdaptiveNorm(nn.Module):
         self.modulation = Modulation(width, 3 * width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden (B, sequence, width) and condition (B, width) to the normalised hidden state and the gate."""
+        """Hidden (B, sequence, width) and condition (B, width) to the normalized hidden state and the gate."""
         scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
         wide = hidden.float()
-        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normalised * (1 + scale.float()) + shift.float()).type_as(hidden), gate.type_as(hidden)
+        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normalized * (1 + scale.float()) + shift.float()).type_as(hidden), gate.type_as(hidden)
 
 
 class PlainNorm(GemmaRMSNorm):

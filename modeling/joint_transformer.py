@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import Attention, AttentionInputs, KeysValues, attend, rotate
+from .errors import UserError
 
 
 def add_residual(stream: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
@@ -19,7 +20,7 @@ def add_residual(stream: Tensor, branch: Tensor, gate: Tensor | None) -> Tensor:
 class HalfLayer(nn.Module):
     """One decoder layer of one of the two models, split where the attention joins them.
 
-    Its norms take the stream and a condition, or None, and return the normalised stream and a gate, or None.
+    Its norms take the stream and a condition, or None, and return the normalized stream and a gate, or None.
     """
 
     def __init__(self, attention: Attention, mlp: nn.Module, attention_norm: nn.Module, mlp_norm: nn.Module):
@@ -128,7 +129,7 @@ class CrossLayer(GradientCheckpointingLayer):
                 attended = attend(self.language.attention, rotate(query, rows), key, value, rows.mask)
                 continued = self.language.finish(prefix, attended, gate, None)
         if cached is None:
-            raise ValueError("a cross-attention layer needs the prefix or the keys and values cached from it")
+            raise UserError("a cross-attention layer needs the prefix or the keys and values cached from it")
         if suffix is not None:
             hidden, gate = self.expert.attention_norm(suffix, condition)
             query = rotate(self.expert.heads(self.expert.attention.q_proj, hidden), shared)

@@ -1,7 +1,7 @@
 """The model: a policy and, while it trains, its alignment head.
 
 - `forward` returns named losses; who trains multiplies them by weights and sums once.
-- `predict_action_chunk` returns normalised actions, which the processor turns into robot units.
+- `predict_action_chunk` returns normalized actions, which the processor turns into robot units.
 - `for_inference` drops the head. Loading is strict: only a head may be missing, whole, or left behind.
 """
 
@@ -20,18 +20,19 @@ from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
-from .contract import Batch, Policy, check_batch
 from .dual_vit_tower import DualVitTower  # noqa: F401
+from .errors import UserError
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import Modulation
 from .joint_transformer import JointLayer  # noqa: F401
 from .llama_layers import LlamaNorm
-from .new_robot import config_for_robot, new_layers, read_robot
 from .openvla_actions import ActionHead  # noqa: F401
+from .policy_interface import Batch, Policy, check_batch
 from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
 from .policy_smolvla import SmolVLAPolicy
+from .robot_adaptation import config_for_robot, new_layers, read_robot
 from .self_test import SelfTestReport, own_self_test, read_self_test, run_self_test
 from .siglip_tower import SiglipTower  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
@@ -84,17 +85,17 @@ class RocketForActionPrediction(StrictModel):
         head = self.alignment_head
         if targets is None:
             if head is not None and self.training:
-                raise ValueError("this model has an alignment head: pass the teacher's features as targets, or drop it")
+                raise UserError("this model has an alignment head: pass the teacher's features as targets, or drop it")
             return self.policy(batch, (), generator).losses
         if head is None:
-            raise ValueError("targets were passed to a model that has no alignment head")
+            raise UserError("targets were passed to a model that has no alignment head")
         self.check_targets(targets, batch)
         output = self.policy(batch, head.taps, generator)
         return output.losses | head(output.taps, targets, batch["camera_mask"])
 
     @torch.no_grad()
     def predict_action_chunk(self, generator: Generator | None = None, **batch: Unpack[Batch]) -> Tensor:
-        """Normalised actions (B, chunk, action_dim). The same generator, or noise in the batch, gives the same."""
+        """Normalized actions (B, chunk, action_dim). The same generator, or noise in the batch, gives the same."""
         self.check(batch, set())
         return self.policy.predict_action_chunk(batch, generator)[..., : self.config.action_dim]
 
@@ -124,9 +125,9 @@ class RocketForActionPrediction(StrictModel):
         shape = (*batch["camera_mask"].shape, rows * columns, self.config.alignment.target_width)
         for layer in self.config.alignment.teacher_layers:
             if layer not in targets:
-                raise ValueError(f"targets lack teacher layer {layer}; they have {', '.join(map(str, targets))}")
+                raise UserError(f"targets lack teacher layer {layer}; they have {', '.join(map(str, targets))}")
             if tuple(targets[layer].shape) != shape:
-                raise ValueError(f"targets[{layer}] must be {shape}, got {tuple(targets[layer].shape)}")
+                raise UserError(f"targets[{layer}] must be {shape}, got {tuple(targets[layer].shape)}")
 
     def for_inference(self) -> "RocketForActionPrediction":
         """The policy without its alignment head, in a model of its own that shares this one's weights."""
@@ -143,7 +144,7 @@ class RocketForActionPrediction(StrictModel):
         self, robot: Mapping[str, Any] | str | Path, revision: str | None = None
     ) -> "RocketForActionPrediction":
         """This policy for another robot, in a model that shares this one's weights: by its cameras, dimensions, chunk
-        and normalisation (see `RocketConfig`), or by an adapter's folder or repository, whose weights then go on it.
+        and normalization (see `RocketConfig`), or by an adapter's folder or repository, whose weights then go on it.
 
         Layers whose sizes the robot sets are new; `model.new_layers` names them."""
         robot = robot if isinstance(robot, Mapping) else read_robot(robot, revision)
@@ -164,7 +165,7 @@ class RocketForActionPrediction(StrictModel):
         """Between those that the policy knows. transformers' own method would miss the inner configurations."""
         known = self.policy.attention_implementations
         if attn_implementation not in known:
-            raise ValueError(f"attn_implementation must be one of {', '.join(known)}, got {attn_implementation!r}")
+            raise UserError(f"attn_implementation must be one of {', '.join(known)}, got {attn_implementation!r}")
         self.config._attn_implementation = attn_implementation
 
     @classmethod

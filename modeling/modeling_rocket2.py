@@ -14,12 +14,13 @@ from torch import Generator, Tensor, nn
 from transformers import initialization as init
 
 from .configuration_rocket2 import Rocket2Config
-from .contract import Batch  # noqa: F401  (named here so that it is shipped: see the package)
+from .errors import UserError
+from .policy_interface import Batch  # noqa: F401  (named here so that it is shipped: see the package)
 from .rocket2_actions import ActionChoice, ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
-from .rocket2_contract import Goal, GoalBatch, Memory, PolicyState, Rocket2Output, check_goal_batch, check_shape
+from .rocket2_interface import Goal, Memory, PolicyState, Rocket2Batch, Rocket2Output, check_goal_batch, check_shape
 from .rocket2_minecraft import BUTTONS  # noqa: F401
-from .rocket2_self_test import Rocket2Report, read_goal_test, run_goal_test
+from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, run_goal_test
 from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear, TemporalTransformer
 from .rocket2_views import ViewReader
 from .self_test import own_self_test
@@ -50,9 +51,9 @@ class Rocket2ForActionPrediction(StrictModel):
         self.post_init()
 
     def forward(
-        self, memory: Memory | None = None, generator: Generator | None = None, **batch: Unpack[GoalBatch]
+        self, memory: Memory | None = None, generator: Generator | None = None, **batch: Unpack[Rocket2Batch]
     ) -> Rocket2Output:
-        """Chunks of episodes (see `GoalBatch`), each going on from its `memory`, or from none.
+        """Chunks of episodes (see `Rocket2Batch`), each going on from its `memory`, or from none.
 
         Losses are "action/FACTOR" where the batch has actions, and "auxiliary/HEAD" where it says what is visible. The
         generator draws which previous actions training hides.
@@ -76,7 +77,7 @@ class Rocket2ForActionPrediction(StrictModel):
         logits, said = self.read(hidden.unflatten(1, (steps, -1)))
         return Rocket2Output(self.losses(logits, said, batch), memory, logits, said)
 
-    def losses(self, logits: dict[str, Tensor], said: dict[str, Tensor], batch: GoalBatch) -> dict[str, Tensor]:
+    def losses(self, logits: dict[str, Tensor], said: dict[str, Tensor], batch: Rocket2Batch) -> dict[str, Tensor]:
         is_pad = batch.get("is_pad", torch.zeros_like(batch["goal_index"], dtype=torch.bool))
         losses: dict[str, Tensor] = {}
         if "actions" in batch:
@@ -109,7 +110,7 @@ class Rocket2ForActionPrediction(StrictModel):
         """Before the first step, without a goal. With `guidance` k the scores of actions are (1 + k) times those with
         the goal minus k times those of a second memory that never has one; ROCKET-2 used 1.5."""
         if guidance < 0:
-            raise ValueError(f"guidance is 0 for none, or positive: got {guidance}")
+            raise UserError(f"guidance is 0 for none, or positive: got {guidance}")
         blank = self.no_goal(1)
         no_goal = self.views.goal_tokens(blank.images, blank.masks)
         return PolicyState(
@@ -153,7 +154,7 @@ class Rocket2ForActionPrediction(StrictModel):
         check_shape("goal.interactions", goal.interactions, (len(which),))
         kinds = self.config.interactions
         if not ((goal.interactions >= -1) & (goal.interactions < kinds)).all():
-            raise ValueError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
+            raise UserError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
         tokens = self.views.goal_tokens(goal.images, goal.masks)
         goals = state.goals.index_copy(0, which, tokens)
         return replace(state, goals=goals, interactions=state.interactions.index_copy(0, which, goal.interactions))
@@ -200,11 +201,11 @@ class Rocket2ForActionPrediction(StrictModel):
             interactions = torch.cat([interactions, torch.full_like(interactions, -1)])
         return self.step_tokens(agent, goals, interactions, previous, None)
 
-    def self_test(self) -> Rocket2Report:
+    def self_test(self) -> Rocket2SelfTestReport:
         """Whether this policy still does what it did where it was published; a ValueError says how it does not."""
-        return run_goal_test(self, read_goal_test(own_self_test(self)))
+        return run_goal_test(self, read_rocket2_self_test(own_self_test(self)))
 
-    def check(self, batch: GoalBatch) -> None:
+    def check(self, batch: Rocket2Batch) -> None:
         c, required = self.config, set(ACTS_ON)
         if c.reads_previous_action:
             required.add("previous_actions")
@@ -230,7 +231,7 @@ class Rocket2ForActionPrediction(StrictModel):
         its own that shares this one's weights."""
         keep = list(keep)
         if missing := sorted(set(keep) - set(self.config.auxiliary_heads)):
-            raise ValueError(f"this policy has no head {missing[0]!r} to keep; it has {self.config.auxiliary_heads}")
+            raise UserError(f"this policy has no head {missing[0]!r} to keep; it has {self.config.auxiliary_heads}")
         config = type(self.config).from_dict(self.config.to_dict(), auxiliary_heads=keep)
         with torch.device("meta"):
             model = type(self)(config)

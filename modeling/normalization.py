@@ -7,6 +7,8 @@ a vector that silently stays in robot units moves a robot.
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 # The statistics that each mode reads: a mean and a spread, or the two values that become -1 and 1.
 STATISTICS: dict[str, tuple[str, ...]] = {
     "identity": (),
@@ -26,16 +28,16 @@ class Normalizer:
     def __init__(self, name: str, dim: int, mode: str, statistics: Statistics):
         self.name, self.dim, self.mode = name, dim, mode
         if mode not in STATISTICS:
-            raise ValueError(f"{name}_normalization must be one of {', '.join(STATISTICS)}, got {mode!r}")
+            raise UserError(f"{name}_normalization must be one of {', '.join(STATISTICS)}, got {mode!r}")
         for key in STATISTICS[mode]:
             if key not in statistics:
                 there = ", ".join(statistics) or "nothing"
-                raise ValueError(
-                    f"{name} normalisation {mode!r} needs the statistic {key!r} of the {name}, which has only: {there}"
+                raise UserError(
+                    f"{name} normalization {mode!r} needs the statistic {key!r} of the {name}, which has only: {there}"
                 )
         for key in (*STATISTICS[mode], "mask"):
             if key in statistics and len(statistics[key]) != dim:
-                raise ValueError(
+                raise UserError(
                     f"the statistic {key!r} of the {name} has {len(statistics[key])} values, {name}_dim is {dim}"
                 )
         self.statistics = [torch.tensor(statistics[key], dtype=torch.float32) for key in STATISTICS[mode]]
@@ -47,10 +49,10 @@ class Normalizer:
             return vector
         first, second = (statistic.to(vector) for statistic in self.statistics)
         if self.mode == "mean_std":
-            normalised = (vector - first) / (second + SMALLEST)
+            normalized = (vector - first) / (second + SMALLEST)
         else:
-            normalised = 2 * (vector - first) / self.span(first, second) - 1
-        return torch.where(self.mask.to(vector.device), normalised, vector)
+            normalized = 2 * (vector - first) / self.span(first, second) - 1
+        return torch.where(self.mask.to(vector.device), normalized, vector)
 
     def unnormalize(self, vector: Tensor) -> Tensor:
         self.check(vector)
@@ -69,4 +71,4 @@ class Normalizer:
 
     def check(self, vector: Tensor) -> None:
         if vector.shape[-1] != self.dim:
-            raise ValueError(f"the {self.name} has {vector.shape[-1]} dimensions, the policy was made for {self.dim}")
+            raise UserError(f"the {self.name} has {vector.shape[-1]} dimensions, the policy was made for {self.dim}")

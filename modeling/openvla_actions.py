@@ -20,7 +20,7 @@ class ActionTokens:
         return self.end - edges_below
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The centres of the bins. The token of 1 itself, whose bin is empty, means the last bin."""
+        """The centers of the bins. The token of 1 itself, whose bin is empty, means the last bin."""
         index = (self.end - tokens - 1).clamp(0, self.bins - 2)
         return (2 * index.float() + 1) / (self.bins - 1) - 1
 

@@ -21,9 +21,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from .attention import AttentionInputs, attention_inputs
 from .configuration_openvla import OpenVLAPolicyConfig
 from .configuration_rocket import RocketConfig
-from .contract import Batch, Policy, PolicyOutput, image_tokens, mean_over_steps, resolve_layer
 from .dual_vit_tower import DualVitTower
 from .openvla_actions import ActionHead, ActionTokens, l1_error, token_error
+from .policy_interface import Batch, Policy, PolicyOutput, image_tokens, mean_over_steps, resolve_layer
 
 
 class GeluMlp(nn.Module):

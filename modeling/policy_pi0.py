@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from .attention import AttentionInputs, attention_inputs
 from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
-from .contract import Batch, image_tokens
 from .flow_matching import embed_time
 from .flow_matching_policy import FlowMatchingPolicy, pad_to
 from .gemma_layers import AdaptiveNorm, PlainNorm, gemma_half
 from .joint_transformer import JointLayer
+from .policy_interface import Batch, image_tokens
 from .siglip_tower import SiglipTower
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from .attention import AttentionInputs, attention_inputs
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
-from .contract import Batch, image_tokens
 from .flow_matching_policy import FlowMatchingPolicy, pad_to
 from .joint_transformer import CrossLayer, JointLayer
 from .llama_layers import LlamaNorm, llama_half
+from .policy_interface import Batch, image_tokens
 from .siglip_tower import SiglipTower
 
 

@@ -17,8 +17,9 @@ from .configuration_openvla import OpenVLAPolicyConfig  # noqa: F401  (named her
 from .configuration_pi0 import Pi0Config  # noqa: F401
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig  # noqa: F401
-from .contract import Batch  # noqa: F401
+from .errors import UserError
 from .normalization import Normalizer, Statistics
+from .policy_interface import Batch  # noqa: F401
 from .strict_config import nearest
 
 STATE_BINS = 256  # over [-1, 1], for a state that is written into the prompt
@@ -41,7 +42,7 @@ class RocketProcessor(ProcessorMixin):
     ):
         super().__init__(tokenizer)
         if resize not in RESIZES:
-            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
+            raise UserError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
         self.cameras, self.image_size, self.resize = list(cameras), image_size, resize
         self.prompt_template, self.max_prompt_length = prompt_template, max_prompt_length
         self.state_dim, self.action_dim = state_dim, action_dim
@@ -124,9 +125,9 @@ class RocketProcessor(ProcessorMixin):
         """Images (B, V, 3, size, size) in [0, 1] and which of them are there, (B, V)."""
         for name in [*images, *masks]:
             if name not in self.cameras:
-                raise ValueError(f"this policy has no camera {name!r}: {nearest(name, self.cameras)}")
+                raise UserError(f"this policy has no camera {name!r}: {nearest(name, self.cameras)}")
         if missing := [name for name in self.cameras if name not in images]:
-            raise ValueError(
+            raise UserError(
                 f"the observation lacks the camera {missing[0]!r}: pass its image, or None if the camera is not there"
             )
         resize = RESIZES[self.resize]
@@ -136,7 +137,7 @@ class RocketProcessor(ProcessorMixin):
             if image is not None
         }
         if not resized:
-            raise ValueError(f"every camera is None: at least one of {', '.join(self.cameras)} must have an image")
+            raise UserError(f"every camera is None: at least one of {', '.join(self.cameras)} must have an image")
         blank = torch.zeros_like(next(iter(resized.values())))
         pixels = torch.stack([resized.get(name, blank) for name in self.cameras], dim=1)
         there = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
@@ -146,11 +147,11 @@ class RocketProcessor(ProcessorMixin):
         return pixels * present[:, :, None, None, None], present
 
     def prompts(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
-        """Each task in one line and, where the template asks for it, the normalised state as numbers of bins."""
+        """Each task in one line and, where the template asks for it, the normalized state as numbers of bins."""
         numbers: list[list[int]] = [[] for _ in tasks]
         if "{state}" in self.prompt_template:
             if state is None:
-                raise ValueError("this policy reads the state in its prompt: pass the state")
+                raise UserError("this policy reads the state in its prompt: pass the state")
             edges = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
             numbers = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
         texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]
@@ -163,7 +164,7 @@ class RocketProcessor(ProcessorMixin):
         encoded = self.tokenizer(prompts, padding="max_length", max_length=self.max_prompt_length, padding_side="right")
         length, longest = max((len(row), prompt) for row, prompt in zip(encoded["input_ids"], prompts, strict=True))
         if length > self.max_prompt_length:
-            raise ValueError(
+            raise UserError(
                 f"a prompt has {length} tokens, max_prompt_length is {self.max_prompt_length}: shorten the task "
                 f"({longest[:60]!r} ...) or raise max_prompt_length"
             )
@@ -172,7 +173,7 @@ class RocketProcessor(ProcessorMixin):
 
 def require_samples(what: str, value: Sequence[Any] | Tensor, count: int) -> None:
     if len(value) != count:
-        raise ValueError(f"{what} has {len(value)} samples, the images have {count}")
+        raise UserError(f"{what} has {len(value)} samples, the images have {count}")
 
 
 def batched(value: Any, dims: int, device: torch.device) -> Tensor:
@@ -187,15 +188,15 @@ def to_unit_batch(name: str, image: Any) -> Tensor:
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     tensor = tensor[None] if tensor.dim() == 3 else tensor
     if tensor.dim() != 4 or 3 not in (tensor.shape[1], tensor.shape[-1]):
-        raise ValueError(f"camera {name!r}: an image must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
+        raise UserError(f"camera {name!r}: an image must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
     if tensor.shape[1] != 3:
         tensor = tensor.permute(0, 3, 1, 2)
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
     if not tensor.is_floating_point():
-        raise ValueError(f"camera {name!r}: an image must be uint8 or float in [0, 1], got {tensor.dtype}")
+        raise UserError(f"camera {name!r}: an image must be uint8 or float in [0, 1], got {tensor.dtype}")
     if tensor.device.type == "cpu" and not 0 <= float(tensor.min()) <= float(tensor.max()) <= 1 + 1e-3:
-        raise ValueError(
+        raise UserError(
             f"camera {name!r}: a float image must lie in [0, 1], got {float(tensor.min()):g} .. {float(tensor.max()):g}"
         )
     return tensor.float()
@@ -209,7 +210,7 @@ def stretch(images: Tensor, size: int) -> Tensor:
 
 
 def letterbox(images: Tensor, size: int) -> Tensor:
-    """As openpi and lerobot's pi0: keep the aspect ratio, plain bilinear, black bars around the centre."""
+    """As openpi and lerobot's pi0: keep the aspect ratio, plain bilinear, black bars around the center."""
     fitted = fit(images, size)
     down, right = size - fitted.shape[-2], size - fitted.shape[-1]
     return F.pad(fitted, (right // 2, right - right // 2, down // 2, down - down // 2))

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_rocket2 import AUXILIARY_HEADS
-from .contract import mean_over_steps
+from .policy_interface import mean_over_steps
 
 # How much each loss of ROCKET-2 weighs in the published training, by the beginning of its name.
 PUBLISHED_WEIGHTS = {"action": 0.01, "auxiliary/visibility": 0.01, "auxiliary/point": 0.1, "auxiliary/box": 0.1}
@@ -59,6 +59,6 @@ def extent(occupied: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = occupied.shape[-1]
     begin = occupied.int().argmax(dim=-1)
     end = count - occupied.flip(-1).int().argmax(dim=-1)
-    centres = torch.arange(count, device=occupied.device) + 0.5
-    mean = (pixels * centres).sum(dim=-1) / pixels.sum(dim=-1).clamp_min(1)
+    centers = torch.arange(count, device=occupied.device) + 0.5
+    mean = (pixels * centers).sum(dim=-1) / pixels.sum(dim=-1).clamp_min(1)
     return begin / count, end / count, mean / count

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .rocket2_contract import Goal
+from .rocket2_interface import Goal
 from .self_test import distance, kind_of_number, require_none
 
 SCORES, SEEN = "scores", "seen."
@@ -90,7 +90,7 @@ class Rocket2SelfTest:
         save_file(tensors, path, metadata={"self_test": json.dumps(told, sort_keys=True)})
 
 
-def read_goal_test(path: Path) -> Rocket2SelfTest:
+def read_rocket2_self_test(path: Path) -> Rocket2SelfTest:
     with safe_open(path, "pt") as file:
         told = json.loads(file.metadata()["self_test"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
@@ -100,7 +100,7 @@ def read_goal_test(path: Path) -> Rocket2SelfTest:
 
 
 @dataclass
-class Rocket2Report:
+class Rocket2SelfTestReport:
     dtype: str
     distances: dict[str, float]  # of the scores, and of what each head sees
     tolerance: float
@@ -144,12 +144,12 @@ def called(name: str) -> str:
     return "the scores of actions" if name == SCORES else f"the values of the head {name!r}"
 
 
-def run_goal_test(model: Any, test: Rocket2SelfTest) -> Rocket2Report:
+def run_goal_test(model: Any, test: Rocket2SelfTest) -> Rocket2SelfTestReport:
     """Plays the steps three times, as they were and with other images and goals; ValueError if it is not what was
     published."""
     wanted, kind = test.played, kind_of_number(model)
     played = play(model, test.shown, wanted.choices)
-    report = Rocket2Report(
+    report = Rocket2SelfTestReport(
         dtype=str(model.dtype).removeprefix("torch."),
         distances=distances(played, wanted),
         tolerance=test.tolerances[kind],

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .rocket2_contract import Memory
+from .rocket2_interface import Memory
 
 CURVES = 10
 # How large the rows of new weights are, by layer: attention starts out nearly even.
@@ -80,7 +80,7 @@ class BandedAttention(nn.Module):
 
 
 class TemporalBlock(GradientCheckpointingLayer):
-    """The first norm is on the stream itself, so attention adds to what is normalised."""
+    """The first norm is on the stream itself, so attention adds to what is normalized."""
 
     def __init__(self, width: int, heads: int, window: int, scale: float):
         super().__init__()

@@ -1,7 +1,7 @@
 """A published policy's check of itself: does it still do here what it did where it was published?
 
 `self_test.safetensors` holds one observation with the actions that the trained policy gave for it, and how far off a
-dtype may be. A library that changes a policy's behaviour is found when the policy is loaded, not on the robot.
+dtype may be. A library that changes a policy's behavior is found when the policy is loaded, not on the robot.
 """
 
 import json
@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .errors import UserError
+
 FILE = "self_test.safetensors"
 BATCH, IMAGE = "batch.", "image."  # prefixes of tensors in the file
 
@@ -29,7 +31,7 @@ class SelfTest:
     images: dict[str, Tensor]  # by camera, (3, H, W) uint8, as the robot's
     state: Tensor  # (S,) in robot units
     batch: dict[str, Tensor]  # what the processor made of it, with the noise
-    actions: Tensor  # (1, chunk, A) normalised, of the trained policy
+    actions: Tensor  # (1, chunk, A) normalized, of the trained policy
     robot_actions: Tensor  # the same in robot units
     tolerances: dict[str, float]  # by dtype, how far off the actions may be
     image_effect: float  # how far off they are when the images are inverted
@@ -62,11 +64,11 @@ def read_self_test(path: Path) -> SelfTest:
 def find_self_test(source: str, commit: str | None) -> Path:
     """The file of the folder or of the Hub repository that a model was loaded from, of the same commit."""
     if not source:
-        raise ValueError("this model was not loaded from a folder or a repository, so there is no self-test of it")
+        raise UserError("this model was not loaded from a folder or a repository, so there is no self-test of it")
     if Path(source).is_dir():
         path = Path(source) / FILE
         if not path.is_file():
-            raise ValueError(f"{source} holds no {FILE}: `rocket-hf publish` writes one")
+            raise UserError(f"{source} holds no {FILE}: `rocket-hf publish` writes one")
         return path
     return Path(hf_hub_download(source, FILE, revision=commit))
 
@@ -149,4 +151,4 @@ def require_none(problem: str, published_with: dict[str, str]) -> None:
         here = versions()
         then = " and ".join(f"{name} {version}" for name, version in published_with.items())
         now = " and ".join(f"{name} {here[name]}" for name in published_with)
-        raise ValueError(f"self-test failed: {problem}; it was written with {then}, here are {now}")
+        raise UserError(f"self-test failed: {problem}; it was written with {then}, here are {now}")

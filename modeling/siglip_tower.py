@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
-from .contract import unit_range
+from .policy_interface import unit_range
 
 
 class SiglipTower(nn.Module):

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .errors import UserError
+
 # Keys that transformers itself writes to config.json or passes to the constructor, beside the declared fields.
 PASSED_BY_TRANSFORMERS = frozenset({
     "model_type", "auto_map", "name_or_path", "_name_or_path", "_commit_hash", "torch_dtype", "num_labels",
@@ -34,7 +36,7 @@ class StrictConfig(PreTrainedConfig):
         known = self.own_keys()
         for key in kwargs:
             if key not in known and key not in PASSED_BY_TRANSFORMERS:
-                raise ValueError(f"{type(self).__name__} has no key {key!r}: {nearest(key, known)}")
+                raise UserError(f"{type(self).__name__} has no key {key!r}: {nearest(key, known)}")
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -52,7 +54,7 @@ class StrictConfig(PreTrainedConfig):
         overrides = {key: kwargs.pop(key) for key in (cls.own_keys() - {"dtype"}) & kwargs.keys()}
         if not kwargs.get("return_unused_kwargs"):
             for key in kwargs.keys() - PASSED_BY_TRANSFORMERS - {"return_unused_kwargs", "dtype"}:
-                raise ValueError(f"{cls.__name__} has no key {key!r}: {nearest(key, cls.own_keys())}")
+                raise UserError(f"{cls.__name__} has no key {key!r}: {nearest(key, cls.own_keys())}")
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,11 +70,11 @@ class StrictConfig(PreTrainedConfig):
     def require_positive(self, *names: str) -> None:
         for name in names:
             if getattr(self, name) < 1:
-                raise ValueError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
 
     def require_multiples(self, **divisors: str) -> None:
         """Of each named size, that it can be divided by another one."""
         for name, divisor in divisors.items():
             size, part = getattr(self, name), getattr(self, divisor)
             if size % part:
-                raise ValueError(f"{type(self).__name__}.{name}={size} must be a multiple of {divisor}={part}")
+                raise UserError(f"{type(self).__name__}.{name}={size} must be a multiple of {divisor}={part}")

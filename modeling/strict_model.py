@@ -4,6 +4,8 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from .errors import UserError
+
 
 class StrictModel(PreTrainedModel):
     def __init__(self, config: Any):
@@ -36,5 +38,5 @@ class StrictModel(PreTrainedModel):
         for problem, names in problems.items():
             if names:
                 listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-                raise ValueError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
+                raise UserError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
         return (model, info) if output_loading_info else model  # type: ignore[return-value]

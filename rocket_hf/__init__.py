@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .export.export_files import export_policy
     from .modeling.configuration_openvla import OpenVLAPolicyConfig
     from .modeling.configuration_pi0 import Pi0Config
     from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from .modeling.modeling_rocket import RocketForActionPrediction
     from .modeling.modeling_rocket2 import Rocket2ForActionPrediction
     from .modeling.processing_rocket import RocketProcessor
-    from .publish import export_policy
     from .teachers.load import load_teacher
 
 HOMES = {
@@ -30,7 +30,7 @@ HOMES = {
     "Rocket2ForActionPrediction": ".modeling.modeling_rocket2",
     "RocketForActionPrediction": ".modeling.modeling_rocket",
     "RocketProcessor": ".modeling.processing_rocket",
-    "export_policy": ".publish",
+    "export_policy": ".export.export_files",
     "load_teacher": ".teachers.load",
 }
 __all__ = [

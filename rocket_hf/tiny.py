@@ -142,7 +142,7 @@ def tiny_vggt_config(**changes: Any) -> VggtConfig:
     return VggtConfig(**(sizes | {"patch_embed_depth": 2, "patch_embed_heads": 2} | changes))
 
 
-def write_tiny_vggt(folder: Path, licence: str | None = "apache-2.0", **changes: Any) -> Path:
+def write_tiny_vggt(folder: Path, license: str | None = "apache-2.0", **changes: Any) -> Path:
     """A folder in the public layout of VGGT, weights and a head drawn from a fixed seed."""
     config = tiny_vggt_config(**changes)
     weights = VggtAggregator(config).state_dict()
@@ -153,6 +153,6 @@ def write_tiny_vggt(folder: Path, licence: str | None = "apache-2.0", **changes:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors | {"camera_head.token": torch.zeros(8)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    if licence is not None:
-        (folder / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    if license is not None:
+        (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n")
     return folder

@@ -17,7 +17,7 @@ CAMERAS = {"front": (48, 64), "wrist": (32, 32)}  # height, width
 TASKS = ("follow the red disc", "push the blue square")
 FPS = 10
 PURSUIT = 0.2  # the part of the way to the goal that the hand goes in one step
-GOAL_COLOUR, HAND_COLOUR = (220, 40, 30), (30, 60, 220)
+GOAL_COLOR, HAND_COLOR = (220, 40, 30), (30, 60, 220)
 SHAPE_SIZE = 0.12  # of a picture's height
 
 
@@ -125,6 +125,6 @@ def picture(goal: np.ndarray, hand: np.ndarray, size: tuple[int, int], camera: i
     x = 1 - x if camera % 2 else x
     pixels = np.stack([90 + 60 * x, 120 + 60 * y, np.full_like(x, 110)], axis=-1)
     pixels += np.random.default_rng(camera).integers(-grain, grain + 1, size=(height, width, 1))
-    pixels[np.hypot(x - goal[0], y - goal[1]) < SHAPE_SIZE] = GOAL_COLOUR
-    pixels[np.maximum(abs(x - hand[0]), abs(y - hand[1])) < SHAPE_SIZE / 2] = HAND_COLOUR
+    pixels[np.hypot(x - goal[0], y - goal[1]) < SHAPE_SIZE] = GOAL_COLOR
+    pixels[np.maximum(abs(x - hand[0]), abs(y - hand[1])) < SHAPE_SIZE / 2] = HAND_COLOR
     return pixels.astype(np.uint8)

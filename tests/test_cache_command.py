@@ -37,7 +37,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def vggt(tmp_path_factory) -> Path:
-    return write_tiny_vggt(tmp_path_factory.mktemp("teachers") / "vggt", licence="cc-by-nc-4.0")
+    return write_tiny_vggt(tmp_path_factory.mktemp("teachers") / "vggt", license="cc-by-nc-4.0")
 
 
 def arguments(dataset: Path, vggt: Path, out: Path, *more: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_info_says_what_is_there_and_what_is_not(built, capsys, tmp_path):
     printed = capsys.readouterr().out
     for said in (
         f"cameras     {FRONT}, {WRIST}",
-        "licence     cc-by-nc-4.0",
+        "license     cc-by-nc-4.0",
         "layers      2, -1 of 4",
         "9 of 9, in 1 of 1",
     ):
@@ -124,7 +124,7 @@ def test_verify_names_the_shard_that_is_corrupt(built, capsys, tmp_path):
     assert "Traceback" not in printed.err
 
 
-def test_build_says_the_licence_the_disk_the_variance_and_how_to_go_on(dataset, vggt, tmp_path, capsys):
+def test_build_says_the_license_the_disk_the_variance_and_how_to_go_on(dataset, vggt, tmp_path, capsys):
     out = tmp_path / "projected"
     more = ["--storage", "projected", "--width", "8", "--cameras", WRIST, "--grid", "1x2", "--resolution", "84"]
     assert main(arguments(dataset, vggt, out, *more)) == 0
@@ -177,7 +177,7 @@ def test_the_embedded_teacher_is_cached_with_all_its_layers(tmp_path, dataset):
     command = ["cache", "build", str(dataset), "--teacher", "embedded", "--out", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu", "--workers", "0"]) == 0
     manifest = Manifest.load(tmp_path / "out")
-    assert (manifest.teacher, manifest.licence, manifest.layers) == ("embedded", "apache-2.0", (1, 2, 3, 4))
+    assert (manifest.teacher, manifest.license, manifest.layers) == ("embedded", "apache-2.0", (1, 2, 3, 4))
 
 
 # Several processes

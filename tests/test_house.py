@@ -24,7 +24,7 @@ from rocket_hf.commands import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"modeling": "rocket_hf/modeling", "training": "rocket_hf/training", "hub_cards": "rocket_hf/hub_cards"}
-FRONT_DOOR = ("rocket_hf.commands", "rocket_hf.bench", "rocket_hf.experiments")
+FRONT_DOOR = ("rocket_hf.commands", "rocket_hf.bench", "rocket_hf.study")
 ENTRY_FILES = (
     "configuration_rocket", "modeling_rocket", "processing_rocket", "configuration_rocket2", "modeling_rocket2",
 )  # fmt: skip

@@ -93,7 +93,7 @@ def test_the_commands_of_rocket2_go_one_after_the_other(tmp_path):
     """As they stand, but for less long."""
     smaller = {
         "simulate": ("--rooms 300", "--rooms 3 --views 6 --workers 1"),
-        "pretrain-eyes": ("--out eyes", "--out eyes --steps 10"),
+        "pretrain-encoder": ("--out eyes", "--out eyes --steps 10"),
         "launch": ("--dataset rooms", f"--dataset rooms --out runs/rocket2 {FEW_STEPS}"),
         "eval": ("--episodes 200", "--episodes 2 --refresh 30 --max-steps 4 --workers 0"),
         "publish": ("--repo you/name", "--to published"),

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rocket_hf.atomic import sync
+from rocket_hf.errors import UserError
+from rocket_hf.files import sync
 
+from .distributed.deepspeed_zero import EngineOptimizer, Place, place_of
+from .distributed.placement import whole
 from .optimization import MovingAverage, trained
-from .placement import whole
-from .zero import EngineOptimizer, Place, place_of
 
 NAME = "step-{:08d}"
 NAMED = re.compile(r"step-(\d{8})")
@@ -90,7 +91,7 @@ class Checkpoints:
                 failure = [str(error)]
         if reason := "".join(gather_object(failure)):
             last = f"the checkpoint of step {self.steps()[-1]} is whole" if self.steps() else "there is no earlier one"
-            raise OSError(
+            raise UserError(
                 f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {last}"
             )
         return self.path(progress.step)
@@ -164,11 +165,11 @@ def put(places: Mapping[str, Place], values: Mapping[str, Tensor], folder: Path)
     """Copies each value to the place of its name, spread over ranks as that place is."""
     if places.keys() != values.keys():
         names = sorted(places.keys() ^ values.keys())
-        raise ValueError(f"{folder} is of another model or recipe: {len(names)} tensors differ, among them {names[0]}")
+        raise UserError(f"{folder} is of another model or recipe: {len(names)} tensors differ, among them {names[0]}")
     for name, place in places.items():
         if values[name].shape != place.shape:
             shapes = f"{tuple(values[name].shape)} there and {tuple(place.shape)} here"
-            raise ValueError(f"{folder} is of another model or recipe: {name} is {shapes}")
+            raise UserError(f"{folder} is of another model or recipe: {name} is {shapes}")
         value = values[name]
         if isinstance(place, DTensor):
             value = distribute_tensor(value.to(place.device), place.device_mesh, place.placements)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .parts import part_of
+from .distributed.deepspeed_zero import EngineOptimizer, Place, forget_whole, own_part, place_of
 from .recipe import AlignmentRecipe, OptimizerConfig, ScheduleConfig
-from .zero import EngineOptimizer, Place, forget_whole, own_part, place_of
+from .vla.parts import part_of
 
 
 def make_optimizer(

@@ -107,8 +107,8 @@ class AugmentationConfig:
     brightness: float = 0.0  # at most this much is added, of the range of the pixels
     contrast: float = 0.0  # factors in 1 +- this
     saturation: float = 0.0
-    hue: float = 0.0  # turns of the colour circle, at most, either way
-    colour_only: list[str] = field(default_factory=list)  # cameras that are neither cropped nor rotated: wrists
+    hue: float = 0.0  # turns of the color circle, at most, either way
+    color_only: list[str] = field(default_factory=list)  # cameras that are neither cropped nor rotated: wrists
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from accelerate.tracking import get_available_trackers
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket2 import AUXILIARY_HEADS
 from rocket_hf.modeling.strict_config import nearest
 
@@ -28,21 +29,21 @@ def check_trackers(trackers: list[str]) -> None:
     there = {str(tracker) for tracker in get_available_trackers()}
     for tracker in trackers:
         if tracker not in TRACKERS:
-            raise ValueError(f"run.trackers: there is no tracker {tracker!r}: {nearest(tracker, TRACKERS)}")
+            raise UserError(f"run.trackers: there is no tracker {tracker!r}: {nearest(tracker, TRACKERS)}")
         if tracker not in there:
-            raise ValueError(f"run.trackers: {tracker} is not installed: `pip install {tracker}`, or leave it out")
+            raise UserError(f"run.trackers: {tracker} is not installed: `pip install {tracker}`, or leave it out")
 
 
 def check_sources(recipe: Recipe) -> None:
     if not recipe.policy and recipe.goals is None:
-        raise ValueError("which policy is to be trained: pass --policy with a folder or a Hub id, or set policy")
+        raise UserError("which policy is to be trained: pass --policy with a folder or a Hub id, or set policy")
     if not recipe.data.datasets or not all(dataset.id for dataset in recipe.data.datasets):
-        raise ValueError("which data it is to be trained on: pass --dataset with a folder or a Hub id")
+        raise UserError("which data it is to be trained on: pass --dataset with a folder or a Hub id")
     if recipe.data.streaming and recipe.data.in_memory:
-        raise ValueError("data.streaming fetches pictures one by one and data.in_memory all at once: choose one")
+        raise UserError("data.streaming fetches pictures one by one and data.in_memory all at once: choose one")
     caches, datasets = recipe.teacher.caches, recipe.data.datasets
     if recipe.alignment is not None and caches and len(caches) != len(datasets):
-        raise ValueError(f"teacher.caches needs one folder per dataset: {len(caches)} for {len(datasets)} datasets")
+        raise UserError(f"teacher.caches needs one folder per dataset: {len(caches)} for {len(datasets)} datasets")
 
 
 def check_alignment(recipe: Recipe) -> None:
@@ -50,15 +51,13 @@ def check_alignment(recipe: Recipe) -> None:
     if alignment is None:
         return
     if (alignment.schedule == "constant") != (alignment.until is None):
-        raise ValueError("alignment.until, a step, is given exactly when alignment.schedule is linear or stop")
+        raise UserError("alignment.until, a step, is given exactly when alignment.schedule is linear or stop")
     at_least("alignment.until", alignment.until, 1)
     if alignment.weight <= 0:
-        raise ValueError(
-            f"alignment.weight must be above 0, got {alignment.weight}: to leave it out set alignment=null"
-        )
+        raise UserError(f"alignment.weight must be above 0, got {alignment.weight}: to leave it out set alignment=null")
     resolution = recipe.teacher.resolution
     if isinstance(resolution, str) and resolution not in ("camera", "teacher"):
-        raise ValueError(f"teacher.resolution is camera, teacher or a number of pixels, not {resolution!r}")
+        raise UserError(f"teacher.resolution is camera, teacher or a number of pixels, not {resolution!r}")
 
 
 def check_goals(recipe: Recipe) -> None:
@@ -75,17 +74,17 @@ def check_goals(recipe: Recipe) -> None:
     between("goals.own_goals", goals.own_goals, 0, 1)
     heads = auxiliary_heads(goals)
     if missing := [name for name in goals.keep if name not in heads]:
-        raise ValueError(
+        raise UserError(
             f"goals.keep: there is no head {missing[0]!r}, of those that train: {', '.join(heads) or 'none'}"
         )
     if not heads and (goals.warmup_steps or goals.views_share):
-        raise ValueError("views teach nothing but auxiliary heads, and all of them weigh 0: "
+        raise UserError("views teach nothing but auxiliary heads, and all of them weigh 0: "
                          "set goals.warmup_steps=0 and goals.views_share=0")  # fmt: skip
     if "auxiliary_heads" in goals.config:
-        raise ValueError("goals.config.auxiliary_heads follows from the weights: set goals.visibility, goals.point and "
+        raise UserError("goals.config.auxiliary_heads follows from the weights: set goals.visibility, goals.point and "
                          "goals.box to 0 or above instead")  # fmt: skip
     if not data.in_memory or data.streaming or data.workers:
-        raise ValueError("ROCKET-2 takes its samples from memory: set data.in_memory=true, data.streaming=false and "
+        raise UserError("ROCKET-2 takes its samples from memory: set data.in_memory=true, data.streaming=false and "
                          "data.workers=0")  # fmt: skip
     refuse_for_goals(recipe)
 
@@ -94,7 +93,7 @@ def refuse_for_goals(recipe: Recipe) -> None:
     plain = Recipe()
     for name in ("robot", "parts", "lora", "alignment", "teacher", "analysis"):
         if getattr(recipe, name) != getattr(plain, name):
-            raise ValueError(f"{name} has no meaning for ROCKET-2, which this recipe trains: leave it out")
+            raise UserError(f"{name} has no meaning for ROCKET-2, which this recipe trains: leave it out")
     for section, names in (
         ("data", ("augmentation",)),
         ("optimizer", ("projector_lr", "conflicts")),
@@ -102,12 +101,10 @@ def refuse_for_goals(recipe: Recipe) -> None:
     ):
         for name in names:
             if getattr(getattr(recipe, section), name) != getattr(getattr(plain, section), name):
-                raise ValueError(
-                    f"{section}.{name} has no meaning for ROCKET-2, which this recipe trains: leave it out"
-                )
+                raise UserError(f"{section}.{name} has no meaning for ROCKET-2, which this recipe trains: leave it out")
     for dataset in recipe.data.datasets:
         if dataset != DatasetConfig(dataset.id):
-            raise ValueError(f"of the dataset {dataset.id} ROCKET-2 takes all rooms and columns: give its id alone")
+            raise UserError(f"of the dataset {dataset.id} ROCKET-2 takes all rooms and columns: give its id alone")
 
 
 def auxiliary_heads(goals: GoalRecipe) -> list[str]:
@@ -134,7 +131,7 @@ def check_numbers(recipe: Recipe) -> None:
         above_zero(f"optimizer.{name}", getattr(optimizer, name))
     at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
     if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise ValueError(f"optimizer.betas are two numbers from 0 to below 1, got {optimizer.betas}")
+        raise UserError(f"optimizer.betas are two numbers from 0 to below 1, got {optimizer.betas}")
 
 
 def check_schedule(recipe: Recipe) -> None:
@@ -143,49 +140,49 @@ def check_schedule(recipe: Recipe) -> None:
     between("schedule.final", schedule.final, 0, 1)
     above_zero("schedule.factor", schedule.factor)
     if schedule.kind == "step" and not schedule.at:
-        raise ValueError("schedule.kind step needs schedule.at, the steps at which the learning rates fall")
+        raise UserError("schedule.kind step needs schedule.at, the steps at which the learning rates fall")
     if schedule.until is not None and schedule.kind != "cosine":
-        raise ValueError(f"schedule.until belongs to schedule.kind cosine, this one is {schedule.kind}")
+        raise UserError(f"schedule.until belongs to schedule.kind cosine, this one is {schedule.kind}")
     if schedule.until is not None and schedule.until <= schedule.warmup:
-        raise ValueError(
+        raise UserError(
             f"schedule.until={schedule.until} must come after schedule.warmup={schedule.warmup}, "
             "since the rates fall from there on"
         )
     if schedule.at and (schedule.kind != "step" or schedule.at != sorted(schedule.at)):
-        raise ValueError("schedule.at are ascending steps, and belong to schedule.kind step")
+        raise UserError("schedule.at are ascending steps, and belong to schedule.kind step")
 
 
 def check_analysis(recipe: Recipe) -> None:
     at_least("analysis.gradient_agreement_every", recipe.analysis.gradient_agreement_every, 0)
     if recipe.analysis.gradient_agreement_every and recipe.alignment is None:
-        raise ValueError(
+        raise UserError(
             "analysis.gradient_agreement_every compares layer pairs, and this recipe aligns none: set it to 0"
         )
 
 
 def above_zero(name: str, value: float | None) -> None:
     if value is not None and value <= 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
+        raise UserError(f"{name} must be above 0, got {value}")
 
 
 def at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise UserError(f"{name} must be at least {least}, got {value}")
 
 
 def between(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
-        raise ValueError(f"{name} must lie between {low} and {high:g}, got {value}")
+        raise UserError(f"{name} must lie between {low} and {high:g}, got {value}")
 
 
 def passes(recipe: Recipe, ranks: int) -> tuple[int, int]:
     """Samples per pass on one device, and passes per step, so that a step has `run.batch_size` samples."""
     whole, each = recipe.run.batch_size, recipe.run.device_batch_size
     if whole % ranks:
-        raise ValueError(f"run.batch_size={whole} cannot be shared by {ranks} processes: choose a multiple of {ranks}")
+        raise UserError(f"run.batch_size={whole} cannot be shared by {ranks} processes: choose a multiple of {ranks}")
     each = each or whole // ranks
     if whole % (ranks * each):
-        raise ValueError(
+        raise UserError(
             f"run.batch_size={whole} is no multiple of {ranks} processes x run.device_batch_size={each}: change one"
         )
     return each, whole // (ranks * each)

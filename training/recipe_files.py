@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import nearest
 
 from .recipe import Recipe
@@ -25,11 +26,11 @@ def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise ValueError(f"--set takes KEY=VALUE, for instance --set optimizer.lr=1e-4; got {change!r}")
+            raise UserError(f"--set takes KEY=VALUE, for instance --set optimizer.lr=1e-4; got {change!r}")
         try:
             set_value(values, key, yaml.safe_load(text))
         except yaml.YAMLError:
-            raise ValueError(f"--set {change!r}: the value is not valid YAML") from None
+            raise UserError(f"--set {change!r}: the value is not valid YAML") from None
     return typed(Recipe, values, "")
 
 
@@ -37,13 +38,13 @@ def read_yaml(name: str) -> dict[str, Any]:
     named = {path.stem: path for path in FOLDER.glob("*.yaml")}
     path = named.get(name, Path(name))
     if not path.is_file():
-        raise ValueError(f"there is no recipe {name!r}: {nearest(name, named)}; or give the path of a YAML file")
+        raise UserError(f"there is no recipe {name!r}: {nearest(name, named)}; or give the path of a YAML file")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold keys and values, as the recipes in {FOLDER.name}/ do")
+        raise UserError(f"{path} must hold keys and values, as the recipes in {FOLDER.name}/ do")
     like = values.pop("like", None)
     return merged(read_yaml(like) if like else {}, {"name": path.stem} | values)
 
@@ -68,7 +69,7 @@ def set_value(values: dict[str, Any], key: str, value: Any) -> None:
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise ValueError(f"--set {key}: there is nothing at {last!r}")
+        raise UserError(f"--set {key}: there is nothing at {last!r}")
 
 
 def step_into(place: Any, part: str, new: Any, key: str) -> Any:
@@ -80,7 +81,7 @@ def step_into(place: Any, part: str, new: Any, key: str) -> Any:
         if int(part) == len(place):
             place.append(new)
         return place[int(part)]
-    raise ValueError(f"--set {key}: there is nothing at {part!r}")
+    raise UserError(f"--set {key}: there is nothing at {part!r}")
 
 
 def typed(kind: Any, value: Any, where: str) -> Any:
@@ -94,26 +95,26 @@ def typed(kind: Any, value: Any, where: str) -> Any:
         return typed_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise ValueError(f"{where}: {value!r} is not one of its values; {nearest(str(value), map(str, arguments))}")
+            raise UserError(f"{where}: {value!r} is not one of its values; {nearest(str(value), map(str, arguments))}")
         return value
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise UserError(f"{where} must be a list, got {value!r}")
         return [typed(arguments[0], entry, f"{where}.{number}") for number, entry in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise ValueError(f"{where} must be a table, got {value!r}")
+            raise UserError(f"{where} must be a table, got {value!r}")
         return {str(key): typed(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     return typed_scalar(kind, value, where)
 
 
 def typed_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where or 'a recipe'} must be a table of keys and values, got {value!r}")
+        raise UserError(f"{where or 'a recipe'} must be a table of keys and values, got {value!r}")
     hints, prefix = get_type_hints(kind), f"{where}." if where else ""
     for key in value:
         if key not in hints:
-            raise ValueError(f"a recipe has no key {prefix}{key}: {nearest(str(key), hints)}")
+            raise UserError(f"a recipe has no key {prefix}{key}: {nearest(str(key), hints)}")
     return kind(**{key: typed(hints[key], entry, prefix + key) for key, entry in value.items()})
 
 
@@ -124,7 +125,7 @@ def typed_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
     for kind in left:
         if len(left) == 1 or isinstance(value, kind):
             return typed(kind, value, where)
-    raise ValueError(f"{where} must be {' or '.join(kind.__name__ for kind in left)}, got {value!r}")
+    raise UserError(f"{where} must be {' or '.join(kind.__name__ for kind in left)}, got {value!r}")
 
 
 def typed_scalar(kind: type, value: Any, where: str) -> Any:
@@ -133,11 +134,11 @@ def typed_scalar(kind: type, value: Any, where: str) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError(f"{where} must be a number, got {value!r}") from None
+            raise UserError(f"{where} must be a number, got {value!r}") from None
     if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} must be a finite number, got {value!r}")
+        raise UserError(f"{where} must be a finite number, got {value!r}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
+        raise UserError(f"{where} must be {kind.__name__}, got {value!r}")
     return value
 
 

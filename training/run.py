@@ -11,13 +11,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from rocket_hf.errors import UserError
+
 from .checkpoint import Checkpoints, Progress
-from .conflicts import Projection
+from .distributed.deepspeed_zero import EngineOptimizer
 from .journal import Journal, Times
 from .optimization import MovingAverage
 from .recipe import Recipe
 from .recipe_files import changed, differences, read_recipe, write_recipe
-from .zero import EngineOptimizer
+from .vla.gradient_projection import Projection
 
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
 UNFINISHED = f"{RECIPE}.tmp"  # all that a kill can leave of a run that did not begin
@@ -31,7 +33,7 @@ MAY_CHANGE = (
 Losses = dict[str, Tensor]
 
 
-class System(ABC):
+class TrainingTask(ABC):
     """What a run trains, apart from the loop: what a step reads, which losses that has, what is judged and kept."""
 
     policy: Any  # one of transformers' models
@@ -56,7 +58,7 @@ class System(ABC):
         """What the journal tells of the coming step besides its losses."""
 
     @abstractmethod
-    def losses(self, run: "Learner", raw: Any, step: int, carried: Any) -> tuple[Losses, Tensor, Any]:
+    def losses(self, run: "TrainState", raw: Any, step: int, carried: Any) -> tuple[Losses, Tensor, Any]:
         """The named losses of one pass, their weighted sum, and what the next pass of the same step goes on from."""
 
     @abstractmethod
@@ -77,12 +79,12 @@ class System(ABC):
 
 
 @dataclass
-class Learner:
+class TrainState:
     """What one training step needs."""
 
     recipe: Recipe
     accelerator: Accelerator
-    system: System
+    system: TrainingTask
     model: nn.Module  # as it is called: the policy, or DDP or DeepSpeed's engine around it
     optimizer: torch.optim.Optimizer | EngineOptimizer
     average: MovingAverage | None
@@ -95,7 +97,7 @@ class Learner:
 
 
 @dataclass
-class Run(Learner):
+class Run(TrainState):
     out: Path
     batches: Iterator[list[Any]]  # of each step
     checkpoints: Checkpoints
@@ -109,13 +111,13 @@ def step_to_resume(recipe: Recipe, out: Path, resume: bool) -> int | None:
     written = out / RECIPE
     steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
     if resume and not written.is_file():
-        raise ValueError(f"there is no run in {out} to resume: leave --resume out to begin one")
+        raise UserError(f"there is no run in {out} to resume: leave --resume out to begin one")
     if written.is_file() and resume:
         others = [key for key in differences(read_recipe(str(written)), recipe) if key not in MAY_CHANGE]
         if others:
-            raise ValueError(f"{', '.join(others)} differ from the run in {out}: give them as {written} has them")
+            raise UserError(f"{', '.join(others)} differ from the run in {out}: give them as {written} has them")
     elif out.exists() and any(path.name != UNFINISHED for path in out.iterdir()):
-        raise ValueError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
+        raise UserError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
     return steps[-1] if resume and steps else None
 
 
@@ -136,7 +138,7 @@ def tracked_settings(recipe: Recipe) -> dict[str, int | float | str]:
 
 
 def open_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:
-    """Which begins with what the user should know, such as a licence that forbids commercial use."""
+    """Which begins with what the user should know, such as a license that forbids commercial use."""
 
     def mean_over_ranks(numbers: Tensor) -> Tensor:
         return accelerator.reduce(numbers, "mean")

@@ -20,17 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
 
-from rocket_hf.sentences import MENDABLE, sentence
-from rocket_hf.training.dry_run import describe
-from rocket_hf.training.finish import export, save_batches, summary
-from rocket_hf.training.opening import open_run
+from rocket_hf.errors import USER_ERRORS, UserError, format_error
+from rocket_hf.training.distributed.placement import gradients_averaged, make_accelerator
+from rocket_hf.training.export import export, save_batches, summary
 from rocket_hf.training.optimization import alignment_weight, rate_factor, set_rates, update
-from rocket_hf.training.placement import gradients_averaged, make_accelerator
 from rocket_hf.training.recipe import Recipe, RunConfig
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import Learner, Losses, Run
+from rocket_hf.training.run import Losses, Run, TrainState
+from rocket_hf.training.setup import create_run
 from rocket_hf.training.validation import validate
+from rocket_hf.training.vla.dry_run import describe
 
 
 def train(run: Run) -> None:
@@ -73,7 +73,7 @@ def due_after(step: int, config: RunConfig) -> set[str]:
     return {what for what, count in every.items() if step % count == 0 or step == config.steps}
 
 
-def training_step(run: Learner, batches: list[Any], step: int) -> tuple[Losses, Tensor, Tensor]:
+def training_step(run: TrainState, batches: list[Any], step: int) -> tuple[Losses, Tensor, Tensor]:
     """One step of the optimizer: forward and backward for each batch, then the update, unless it is not finite."""
     losses: list[Losses] = []
     carried = None
@@ -91,7 +91,7 @@ def training_step(run: Learner, batches: list[Any], step: int) -> tuple[Losses, 
     return means, norm, skipped
 
 
-def forward_backward(run: Learner, raw: Any, step: int, passes: int, carried: Any) -> tuple[Losses, Any]:
+def forward_backward(run: TrainState, raw: Any, step: int, passes: int, carried: Any) -> tuple[Losses, Any]:
     """The named losses of one pass, whose weighted sum goes backward; and what the next pass goes on from."""
     losses, total, carried = run.system.losses(run, raw, step, carried)
     with run.times("student"):
@@ -128,7 +128,7 @@ def count_skipped(run: Run, records: list[dict[str, Any]]) -> None:
         run.journal.write([{"step": record["step"], "skipped_samples": gather_object(sample_names(raw))}])
         if progress.skipped_in_row >= most:
             path = save_batches(run, raw)
-            raise ValueError(
+            raise UserError(
                 f"{most} steps in a row had no finite loss, the last is step {record['step']}: "
                 f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
             )
@@ -197,14 +197,14 @@ def main(argv: list[str] | None = None) -> int:
         if given.dry_run:
             accelerator.print(describe(recipe, accelerator))
             return 0
-        run = open_run(recipe, out, given.resume, accelerator)
+        run = create_run(recipe, out, given.resume, accelerator)
         train(run)
         folder = export(run)
         if accelerator.is_main_process:
             print(summary(run, folder))
         accelerator.end_training()
-    except MENDABLE as error:
-        print(f"train.py: {sentence(error)}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print(f"train.py: {format_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"train.py: {error or 'interrupted'}", file=sys.stderr)

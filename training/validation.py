@@ -2,8 +2,8 @@
 
 import torch
 
+from .distributed.placement import predicting
 from .optimization import averaged
-from .placement import predicting
 from .run import Run
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ridge import LinearSums, with_constant
+from rocket_hf.ridge_regression import LinearSums, with_constant
 
 Batch = tuple[dict[int, Tensor], Tensor]  # features (N, V, T, C) by layer, log-depth (N, V, T, K), NaN where unknown
 Batches = Callable[..., Iterator[Batch]]

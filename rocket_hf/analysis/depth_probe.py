@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..modeling.modeling_rocket import RocketForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
-from ..teachers.contract import Grid
-from ..teachers.frozen import FrozenTeacher
-from ..teachers.registration import Window, register_features
-from ..teachers.scene import scene_pictures
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.teachers.frozen import FrozenTeacher
+from rocket_hf.teachers.registration import Window, register_features
+from rocket_hf.teachers.scene import scene_pictures
+from rocket_hf.teachers.teacher import Grid
+
 from .depth_heads import MlpHeads, RidgeHeads
 from .depth_samples import CHOOSE, LEARN, TEST, DepthSamples, patch_log_depth
 
@@ -34,7 +36,7 @@ Layers = Callable[[Sequence[int]], dict[int, Tensor]]  # of these rows of the sa
 
 @dataclass
 class DepthErrors:
-    """Of the frames held out. Depths are logarithms of metres."""
+    """Of the frames held out. Depths are logarithms of meters."""
 
     layers: list[int]
     choice_errors: list[float]  # by layer, the root mean squared logarithm, on the episodes that choose
@@ -83,7 +85,7 @@ def policy_layers(policy: RocketForActionPrediction, processor: RocketProcessor,
     layers = range(policy.config.policy_config.depth + 1)
     with_state = policy.config.policy_config.reads_state
     if with_state and samples.states.shape[1] != processor.state_dim:
-        raise ValueError(f"the policy reads a state of {processor.state_dim} numbers and that of the dataset has "
+        raise UserError(f"the policy reads a state of {processor.state_dim} numbers and that of the dataset has "
                          f"{samples.states.shape[1]}: record a dataset of the same robot")  # fmt: skip
 
     def features(rows: Sequence[int]) -> dict[int, Tensor]:

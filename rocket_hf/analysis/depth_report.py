@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_csv, write_text
+from rocket_hf.analysis.gradient_report import bootstrapped
+from rocket_hf.files import write_csv, write_text
+
 from .depth_probe import PLACE, DepthErrors
-from .gradients import bootstrapped
 
 RUN, UNTRAINED, TEACHER, CONSTANT = "run", "untrained", "teacher", "constant"
 COLUMNS = ("name", "kind", "layer", "relative_error", "low", "high", "close", "choice_error", "chosen")

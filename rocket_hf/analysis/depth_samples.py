@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..modeling.processing_rocket import RESIZES, RocketProcessor
-from ..modeling.strict_config import nearest
-from ..sims.rgbd import RgbdFrames
-from ..teachers.contract import Grid
-from ..teachers.pretraining.losses import FARTHEST, NEAREST, seen
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.processing_rocket import RESIZES, RocketProcessor
+from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.sims.rgbd import RgbdFrames
+from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, seen
+from rocket_hf.teachers.teacher import Grid
 
 LEARN, CHOOSE, TEST = "learn", "choose", "test"  # weights, how strongly to hold them small, the error that is told
 CHOOSING = 0.2  # of the episodes that are not held out
@@ -31,7 +32,7 @@ class DepthSamples:
 
     cameras: tuple[str, ...]
     images: Tensor  # (N, V, 3, H, W) uint8
-    depth: Tensor  # (N, V, H, W) float32, metres
+    depth: Tensor  # (N, V, H, W) float32, meters
     states: Tensor  # (N, state)
     tasks: list[str]  # N
     episodes: list[int]  # N
@@ -45,18 +46,18 @@ class DepthSamples:
 
     def of(self, camera: str) -> int:
         if camera not in self.cameras:
-            raise ValueError(f"the policy's camera {camera!r} has no depth here: {nearest(camera, self.cameras)}")
+            raise UserError(f"the policy's camera {camera!r} has no depth here: {nearest(camera, self.cameras)}")
         return self.cameras.index(camera)
 
 
 def read_samples(frames: RgbdFrames, samples: int, held_out_tasks: Collection[str], share: float) -> DepthSamples:
     """So many frames, evenly spread over all. `share`: of the episodes that are held out where no task is."""
     if samples < FEWEST:
-        raise ValueError(f"a probe needs at least {FEWEST} samples, and better hundreds: raise --samples")
+        raise UserError(f"a probe needs at least {FEWEST} samples, and better hundreds: raise --samples")
     parts = split(task_of_episode(frames), held_out_tasks, share)
     places = np.linspace(0, len(frames) - 1, min(samples, len(frames))).round().astype(int).tolist()
     if missing := {LEARN, CHOOSE, TEST} - {parts[int(frames.episodes[place])] for place in places}:
-        raise ValueError(f"{samples} samples leave no frame to {missing.pop()} with: raise --samples")
+        raise UserError(f"{samples} samples leave no frame to {missing.pop()} with: raise --samples")
     found = [frames[place] for place in tqdm(places, desc="frames", disable=None, leave=False)]
     return DepthSamples(
         frames.cameras,
@@ -76,15 +77,15 @@ def task_of_episode(frames: RgbdFrames) -> dict[int, str]:
 def split(tasks: dict[int, str], held_out_tasks: Collection[str], share: float) -> dict[int, str]:
     """The part of each episode: those of the held-out tasks, or a share of each task's, are for the test."""
     for task in sorted(set(held_out_tasks) - set(tasks.values())):
-        raise ValueError(f"the dataset has no task {task!r} to hold out: {nearest(task, set(tasks.values()))}")
+        raise UserError(f"the dataset has no task {task!r} to hold out: {nearest(task, set(tasks.values()))}")
     if not 0 < share < 1:
-        raise ValueError(f"the share of episodes to hold out lies between 0 and 1, got {share}")
+        raise UserError(f"the share of episodes to hold out lies between 0 and 1, got {share}")
     by_task = sorted(tasks, key=lambda episode: (tasks[episode], episode))
     test = [episode for episode in by_task if tasks[episode] in held_out_tasks] or spread(by_task, share)
     rest = [episode for episode in by_task if episode not in test]
     choose = spread(rest, CHOOSING)
     if not test or not choose or len(rest) == len(choose):
-        raise ValueError(
+        raise UserError(
             f"of {len(tasks)} episodes {len(test)} are held out, but a probe needs one at least to be tested on and "
             f"{FEWEST - 1} others to learn from: record more episodes, or hold out others"
         )
@@ -101,9 +102,9 @@ def spread(episodes: Sequence[int], share: float) -> list[int]:
 
 
 def resized_log_depth(depth: Tensor, processor: RocketProcessor) -> tuple[Tensor, Tensor]:
-    """Log-depths (N, V, H, W) of metres, in the policy's own picture, and how much of each pixel counts; (N, V, S, S).
+    """Log-depths (N, V, H, W) of meters, in the policy's own picture, and how much of each pixel counts; (N, V, S, S).
 
-    The processor resizes them as it does colours, so that they lie where the policy sees them, bars and all.
+    The processor resizes them as it does colors, so that they lie where the policy sees them, bars and all.
     """
     counts = seen(depth).float()
     between = (depth.clamp(NEAREST, FARTHEST).log() - LOW) / (HIGH - LOW)

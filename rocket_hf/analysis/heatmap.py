@@ -1,4 +1,4 @@
-"""Tables as pictures in greys, which print and copy as they are, and their numbers as CSV."""
+"""Tables as pictures in grays, which print and copy as they are, and their numbers as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..atomic import write_atomically, write_csv
+from rocket_hf.files import write_atomically, write_csv
 
 MOST_NUMBERS = 150  # cells, up to which each of them shows its number
 
@@ -28,7 +28,7 @@ def write_heatmap(
     marked: Sequence[tuple[int, int]] = (),
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A PNG in greys: bright is high. `marked` cells (row, column) have a dot; `labels` are of rows and columns."""
+    """A PNG in grays: bright is high. `marked` cells (row, column) have a dot; `labels` are of rows and columns."""
     height, width = values.shape
     figure = Figure(figsize=(2.4 + 0.34 * max(width, 6), 1.8 + 0.3 * max(height, 4)), layout="constrained", dpi=150)
     axes = figure.add_subplot()
@@ -51,5 +51,5 @@ def write_numbers(axes, values: np.ndarray, low: float, high: float) -> None:
     middle = (low + high) / 2
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour)
+            color = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=color)

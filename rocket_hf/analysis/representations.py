@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..atomic import write_text
-from ..layer_selection.by_measure import TOKENS, LayerBatch
-from ..layer_selection.measures import TableOfLayers, hsic_table, sample_tokens
-from ..modeling.alignment_head import AlignmentHead
+from rocket_hf.files import write_text
+from rocket_hf.layer_selection.by_measure import TOKENS, LayerBatch
+from rocket_hf.layer_selection.measures import TableOfLayers, hsic_table, sample_tokens
+from rocket_hf.modeling.alignment_head import AlignmentHead
+
 from .heatmap import write_heatmap, write_table
 
 Table = list[list[float]]

@@ -15,17 +15,17 @@ from torch.utils.data import default_collate
 
 from rocket_hf.bench import step
 from rocket_hf.bench.measure import interleaved, median_ratio
-from rocket_hf.training.agreement import gradient_agreement
-from rocket_hf.training.aligned import AlignedSystem
-from rocket_hf.training.run import Learner
-from rocket_hf.training.targets import CachedTargets
+from rocket_hf.training.run import TrainState
+from rocket_hf.training.vla.gradient_agreement import gradient_agreement
+from rocket_hf.training.vla.targets import CachedTargets
+from rocket_hf.training.vla.task import VLATrainingTask
 
 EVERY, ROUNDS = 100, 3
 WAYS = ("cached", "live")
 
 
-def agreement_job(stage: step.Stage, learner: Learner):
-    assert isinstance(learner.system, AlignedSystem)
+def agreement_job(stage: step.Stage, learner: TrainState):
+    assert isinstance(learner.system, VLATrainingTask)
     numbers, preparation = count(), learner.system.preparation
     source = preparation.targets
     fake = learner.policy.config.fake_batch(stage.setting.batch_size, step.PROMPT_LENGTH)

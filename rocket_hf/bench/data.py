@@ -1,7 +1,7 @@
 """Our loader against lerobot's own way, on the same generated datasets: pictures as PNG, and as video.
 
 lerobot's side is what `lerobot-train` builds: a LeRobotDataset with `delta_timestamps` in a torch DataLoader. Ours does
-more: it also normalises, tokenises the prompts and draws noise and times. Both read the same frames in the same order,
+more: it also normalizes, tokenizes the prompts and draws noise and times. Both read the same frames in the same order,
 without workers, so that one process's CPU time holds all of the work. Two cameras of 128 pixels, chunks of 50 steps.
 """
 

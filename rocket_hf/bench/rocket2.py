@@ -14,7 +14,7 @@ from tqdm import tqdm
 from rocket_hf.bench.measure import interleaved, median_ratio
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_contract import Goal, PolicyState
+from rocket_hf.modeling.rocket2_interface import Goal, PolicyState
 
 SMALL = Rocket2Config(
     image_size=(64, 80), rgb_depth=4, rgb_width=192, rgb_heads=3, rgb_mlp_width=768, mask_depth=2, mask_width=64,

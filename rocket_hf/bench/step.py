@@ -32,14 +32,14 @@ from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.registration import WHOLE, Registration
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from rocket_hf.tiny import character_tokenizer, tiny_statistics
-from rocket_hf.training.aligned import AlignedSystem
-from rocket_hf.training.opening import make_learner
-from rocket_hf.training.preparation import Preparation
 from rocket_hf.training.recipe import AlignmentRecipe, OptimizerConfig, PartsConfig, Recipe, RunConfig
-from rocket_hf.training.run import Learner
-from rocket_hf.training.sources import alignment_config
-from rocket_hf.training.targets import CachedTargets, LiveTargets, TargetSource
+from rocket_hf.training.run import TrainState
+from rocket_hf.training.setup import create_train_state
 from rocket_hf.training.train import training_step
+from rocket_hf.training.vla.model_inputs import Preparation
+from rocket_hf.training.vla.sources import alignment_config
+from rocket_hf.training.vla.targets import CachedTargets, LiveTargets, TargetSource
+from rocket_hf.training.vla.task import VLATrainingTask
 
 CAMERAS, CAMERA_SIZE, PROMPT_LENGTH, FRAMES = ("front", "wrist"), 224, 32, 8
 THREADS = 1  # more would wait for each other, and waiting counts as CPU time
@@ -124,7 +124,7 @@ class Stage:
         writer.write()
         self.folder = folder
 
-    def learner(self, way: str, pairs: int) -> Learner:
+    def learner(self, way: str, pairs: int) -> TrainState:
         recipe = self.recipe(pairs if way != "plain" else 0)
         targets = self.targets(way, recipe)
         torch.manual_seed(0)
@@ -140,8 +140,8 @@ class Stage:
             policy.alignment_head.float()
         processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
         preparation = Preparation(config, processor, targets, self.accelerator.device)
-        system = AlignedSystem(recipe, policy, processor, preparation, self.accelerator, sources=None)
-        return make_learner(system, recipe, self.accelerator)
+        system = VLATrainingTask(recipe, policy, processor, preparation, self.accelerator, sources=None)
+        return create_train_state(system, recipe, self.accelerator)
 
     def recipe(self, pairs: int) -> Recipe:
         """With the last `pairs` pairs of layers; ROCKET's projector where there are several."""
@@ -163,10 +163,10 @@ class Stage:
             return LiveTargets(self.teacher, layers, self.registration)
         return CachedTargets(FeatureCache(self.folder, layers=layers), self.registration, self.setting.dtype)
 
-    def job_of(self, learner: Learner) -> Job:
+    def job_of(self, learner: TrainState) -> Job:
         """One step, each time of other frames."""
         numbers = count()
-        assert isinstance(learner.system, AlignedSystem)
+        assert isinstance(learner.system, VLATrainingTask)
         config, source = learner.policy.config, learner.system.preparation.targets
         fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
         numeric = {key: value for key, value in fake.items() if key != "images"}

@@ -7,8 +7,8 @@ import argparse
 import importlib
 import sys
 
-from .. import __version__
-from ..sentences import MENDABLE, sentence
+from rocket_hf import __version__
+from rocket_hf.errors import USER_ERRORS, format_error
 
 COMMANDS = (
     "ablate",
@@ -20,7 +20,7 @@ COMMANDS = (
     "doctor",
     "eval",
     "layers",
-    "pretrain-eyes",
+    "pretrain-encoder",
     "pretrain-teacher",
     "publish",
     "simulate",
@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return commands[arguments.command].run(arguments)
-    except MENDABLE as error:
-        print(f"rocket-hf {arguments.command}: {sentence(error)}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print(f"rocket-hf {arguments.command}: {format_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nrocket-hf {arguments.command}: interrupted", file=sys.stderr)

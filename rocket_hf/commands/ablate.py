@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.errors import UserError
+
 from .arguments import require_at_least_one
 
 HELP = "the variants of alignment side by side"
@@ -40,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.experiments.ablation import Ablation
-    from rocket_hf.experiments.ablation_report import summary, write_report
+    from rocket_hf.study.ablation import Ablation
+    from rocket_hf.study.ablation_report import summary, write_report
 
     sizes = read_sizes(arguments)
     recipes = [name for name in arguments.recipes.split(",") if name]
@@ -55,19 +57,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is not None and arguments.episodes is not None:
-        raise ValueError("--episodes are of data that is made here, and --data has its own: give one of the two")
+        raise UserError("--episodes are of data that is made here, and --data has its own: give one of the two")
     episodes = (
         None if arguments.data is not None else arguments.episodes if arguments.episodes is not None else EPISODES
     )
     sizes = {"episodes": episodes, **{name: getattr(arguments, name) for name in SIZES}}
     require_at_least_one(arguments, *sizes, "seeds", "workers")
     if not arguments.recipes.strip(","):
-        raise ValueError(f"--recipes names no recipe: give some by commas, for instance {VARIANTS}")
+        raise UserError(f"--recipes names no recipe: give some by commas, for instance {VARIANTS}")
     return sizes
 
 
 def programs() -> dict:
     from rocket_hf.commands import main
-    from rocket_hf.experiments.ablation_training import train_in_child
+    from rocket_hf.study.ablation_training import train_in_child
 
     return {"rocket-hf": main, "accelerate launch training/train.py": train_in_child}

@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.modeling.configuration_rocket import RocketConfig
-    from rocket_hf.modeling.new_robot import config_for_robot
+    from rocket_hf.modeling.robot_adaptation import config_for_robot
     from rocket_hf.training import train
-    from rocket_hf.training.data.new_robot import robot_of_dataset, side_by_side
+    from rocket_hf.training.data.robot_from_dataset import robot_of_dataset, side_by_side
     from rocket_hf.training.recipe_files import read_recipe
-    from rocket_hf.training.sources import policy_folder
+    from rocket_hf.training.vla.sources import policy_folder
 
     changes = [f"policy={arguments.base}", f"data.datasets.0.id={arguments.dataset}", *arguments.set]
     recipe = read_recipe(arguments.recipe, changes)

@@ -74,11 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def gradients(arguments: argparse.Namespace, device: "torch.device") -> int:
-    from rocket_hf.analysis.gradients import write_agreement
-    from rocket_hf.training.gradient_analysis import analyze_gradients, described
-    from rocket_hf.training.reopened import reopen_aligned
+    from rocket_hf.analysis.gradient_analysis import analyze_gradients, described
+    from rocket_hf.analysis.gradient_report import write_agreement
+    from rocket_hf.analysis.restored_run import restore_run
 
-    reopened = reopen_aligned(arguments.run, device)
+    reopened = restore_run(arguments.run, device)
     agreement, about = analyze_gradients(reopened, arguments.parameters, arguments.samples, arguments.batch_size)
     out = arguments.out or arguments.run / "analysis"
     write_agreement(out, agreement, about)
@@ -88,10 +88,10 @@ def gradients(arguments: argparse.Namespace, device: "torch.device") -> int:
 
 
 def depth(arguments: argparse.Namespace, device: "torch.device") -> int:
+    from rocket_hf.analysis.depth_analysis import Probing, probe_runs, write_depth
     from rocket_hf.analysis.depth_report import answer, differences
     from rocket_hf.analysis.depth_samples import read_samples
     from rocket_hf.sims.rgbd import RgbdFrames
-    from rocket_hf.training.depth_analysis import Probing, probe_runs, write_depth
 
     frames = RgbdFrames(arguments.dataset)
     samples = read_samples(frames, arguments.samples, arguments.held_out_tasks, arguments.held_out_share)
@@ -105,8 +105,8 @@ def depth(arguments: argparse.Namespace, device: "torch.device") -> int:
 
 
 def representations(arguments: argparse.Namespace, device: "torch.device") -> int:
+    from rocket_hf.analysis.representation_analysis import analyze_representations, described
     from rocket_hf.analysis.representations import write_representations
-    from rocket_hf.training.representation_analysis import analyze_representations, described
 
     found, pairs, teacher_layers, about = analyze_representations(
         arguments.run, device, arguments.checkpoints, arguments.samples, arguments.batch_size

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from rocket_hf.errors import UserError
+
 
 def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
@@ -24,7 +26,7 @@ def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def name_of(source: str) -> str:

@@ -12,11 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rocket_hf.errors import UserError
+
 from .arguments import numbers, positive, resolution
 
 if TYPE_CHECKING:
     from rocket_hf.teachers.cache_manifest import Manifest
-    from rocket_hf.teachers.contract import Teacher
+    from rocket_hf.teachers.teacher import Teacher
 
 HELP = "store a teacher's features of a dataset"
 STORAGES = {
@@ -44,7 +46,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", type=numbers, help="as in 3,5,-1 (default for VGGT: those of ROCKET, or all of a small one)"
     )
     parser.add_argument(
-        "--cameras", type=words, help="the dataset's keys, best in the policy's order (default: all of colour)"
+        "--cameras", type=words, help="the dataset's keys, best in the policy's order (default: all of color)"
     )
     parser.add_argument(
         "--resolution", type=resolution, default="camera", help='"camera" (default), "teacher" or a side in pixels'
@@ -78,7 +80,7 @@ def build(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
-    from rocket_hf.teachers.licence import licence_note
+    from rocket_hf.teachers.license import license_note
     from rocket_hf.teachers.load import load_teacher
     from rocket_hf.training.data.dataset_frames import DatasetFrames
 
@@ -96,7 +98,7 @@ def build(arguments: argparse.Namespace) -> int:
         state.process_index, state.num_processes,
     )  # fmt: skip
     if state.is_main_process:
-        if note := licence_note(teacher.card.name, teacher.card.licence):
+        if note := license_note(teacher.card.name, teacher.card.license):
             print(note)
         writer.prepare()
     state.wait_for_everyone()
@@ -119,7 +121,7 @@ def chosen_layers(given: list[int] | None, teacher: "Teacher") -> list[int]:
     if isinstance(teacher, VggtTeacher):
         published = list(AlignmentConfig().teacher_layers)
         return published if max(published) <= teacher.card.depth else list(range(1, teacher.card.depth + 1))
-    raise ValueError(f"name the layers of {teacher.card.name} to store, of 1..{teacher.card.depth}: --layers 4,8,-1")
+    raise UserError(f"name the layers of {teacher.card.name} to store, of 1..{teacher.card.depth}: --layers 4,8,-1")
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -143,7 +145,7 @@ def described(manifest: "Manifest", finished: set[int]) -> list[tuple[str, str]]
         ("dataset", f"{manifest.dataset}@{manifest.revision}"),
         ("cameras", ", ".join(manifest.cameras)),
         ("teacher", f"{manifest.teacher} ({manifest.weights[:12]}) in {manifest.dtype}"),
-        ("licence", manifest.licence),
+        ("license", manifest.license),
         ("layers", f"{layers} of {manifest.depth}"),
         ("pictures", "{} x {} pixels (height x width)".format(*manifest.input_size)),
         ("grid", "{} x {} patches".format(*manifest.grid)),

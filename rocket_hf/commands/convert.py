@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.errors import UserError
+
 HELP = "convert a public checkpoint"
 FAMILIES = {
     "lerobot-pi0": "a folder of lerobot's pi0",
@@ -49,7 +51,7 @@ def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -
 
     if arguments.family == "rocket2":
         if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
-            raise ValueError(f"ROCKET-2 has no use for --{unused[0]}: leave it out")
+            raise UserError(f"ROCKET-2 has no use for --{unused[0]}: leave it out")
         found: Found = rocket2.read(folder)
     elif "openvla" in arguments.family:
         base = source_folder(arguments.base)[0] if arguments.base else None

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.experiments.demo import Demo
-    from rocket_hf.experiments.demo_report import summary, write_report
+    from rocket_hf.study.demo import Demo
+    from rocket_hf.study.demo_report import summary, write_report
 
     sizes = {name: getattr(arguments, name) for name in ("episodes", "steps", "rollouts")}
     require_at_least_one(arguments, *sizes, "workers")

@@ -11,21 +11,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import eval_goals
+from rocket_hf.commands import eval_rocket2 as eval_rocket2
+from rocket_hf.errors import UserError
+
 from .arguments import name_of, numbers, require_at_least_one
 
 if TYPE_CHECKING:
     from rocket_hf.evaluation.report import Report
 
 HELP = "success rates of a policy in simulated tasks"
-GOALS = "vizdoom"
+ROCKET2 = "vizdoom"
 # What only some worlds take, and what it is where it is not given.
 OF_TASKS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
 OF_GOALS = {"refresh": [1, 30, 90], "temperature": 1.0}
 EPISODES, SEED = 10, 100_000
 MINECRAFT = (
     "minecraft is not here: it would need MineStudio with its engine's archive and Java, and a world with a table of "
-    "actions like that of rocket_hf/sims/doom/actions.py; --env vizdoom is the world for ROCKET-2 policies"
+    "actions like that of rocket_hf/sims/vizdoom/actions.py; --env vizdoom is the world for ROCKET-2 policies"
 )
 
 
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     settle(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    report = eval_goals.evaluated(arguments) if arguments.env == GOALS else evaluated(arguments)
+    report = eval_rocket2.evaluated(arguments) if arguments.env == ROCKET2 else evaluated(arguments)
     print(report.as_markdown(), end="")
     if arguments.out is not None:
         report.write(arguments.out)
@@ -85,13 +87,13 @@ def settle(arguments: argparse.Namespace) -> None:
     from rocket_hf.sims.suites import SUITES
 
     if arguments.env == "minecraft":
-        raise ValueError(MINECRAFT)
-    require_known("rocket_hf", "suite", arguments.env, (*SUITES, GOALS))
-    own, others = (OF_GOALS, OF_TASKS) if arguments.env == GOALS else (OF_TASKS, OF_GOALS)
+        raise UserError(MINECRAFT)
+    require_known("rocket_hf", "suite", arguments.env, (*SUITES, ROCKET2))
+    own, others = (OF_GOALS, OF_TASKS) if arguments.env == ROCKET2 else (OF_TASKS, OF_GOALS)
     for name in others:
         if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is not for {arguments.env}: leave it out")
-    defaults = eval_goals.DEFAULTS if arguments.env == GOALS else {"episodes": EPISODES, "seed": SEED}
+            raise UserError(f"--{name.replace('_', '-')} is not for {arguments.env}: leave it out")
+    defaults = eval_rocket2.DEFAULTS if arguments.env == ROCKET2 else {"episodes": EPISODES, "seed": SEED}
     for name, value in (own | defaults).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -103,7 +105,7 @@ def evaluated(arguments: argparse.Namespace) -> "Report":
     from rocket_hf.sims.suites import chosen_tasks
 
     if arguments.tasks is None:
-        raise ValueError(f"{arguments.env} needs --tasks: names or groups of its tasks, or all")
+        raise UserError(f"{arguments.env} needs --tasks: names or groups of its tasks, or all")
     tasks = chosen_tasks(arguments.env, arguments.tasks)
     settings = read_settings(arguments)
     first = evaluate(arguments.policy, arguments, tasks, settings, "first")
@@ -114,7 +116,7 @@ def evaluated(arguments: argparse.Namespace) -> "Report":
 def require_positive(arguments: argparse.Namespace) -> None:
     require_at_least_one(arguments, "episodes", "max_steps", "image_size", "parallel")
     if arguments.workers < 0 or arguments.seed < 0:
-        raise ValueError("--workers and --seed must not be negative")
+        raise UserError("--workers and --seed must not be negative")
 
 
 def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     from rocket_hf.modeling.strict_config import nearest
 
     if arguments.protocol not in PROTOCOLS:
-        raise ValueError(f"there is no protocol {arguments.protocol!r}: {nearest(arguments.protocol, PROTOCOLS)}")
+        raise UserError(f"there is no protocol {arguments.protocol!r}: {nearest(arguments.protocol, PROTOCOLS)}")
     same = ("image_size", "execute", "max_steps", "workers", "parallel", "device")
     return {name: getattr(arguments, name) for name in same} | {
         "first_seed": arguments.seed,
@@ -136,7 +138,7 @@ def read_cameras(text: str) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in text.split(",") if entry]
     for own, _, environments in pairs:
         if not own or not environments:
-            raise ValueError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
+            raise UserError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
     return {own: environments for own, _, environments in pairs}
 
 
@@ -156,8 +158,8 @@ def evaluate(source: str, arguments: argparse.Namespace, tasks: list[str], setti
 
 def load(source: str) -> tuple[Any, Any, str | None]:
     """The policy, its processor, and its commit if it came from the Hub. The classes are this package's own."""
+    from rocket_hf.evaluation.trained_policy import find_origin, load_trained
     from rocket_hf.publishing.verify import fetch
-    from rocket_hf.training.trained_policy import find_origin, load_trained
 
     if Path(source).exists():
         return *load_trained(find_origin(Path(source))), None

@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rocket_hf.errors import UserError
+
 from .arguments import numbers, require_at_least_one, resolution
 
 if TYPE_CHECKING:
@@ -81,15 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
 def required(arguments: argparse.Namespace, name: str) -> Any:
     value = getattr(arguments, name)
     if value is None:
-        raise ValueError(f"--strategy {arguments.strategy} needs --{name.replace('_', '-')}")
+        raise UserError(f"--strategy {arguments.strategy} needs --{name.replace('_', '-')}")
     return value
 
 
 def check_measured(arguments: argparse.Namespace) -> None:
     if arguments.policy is None or arguments.dataset is None:
-        raise ValueError(f"--strategy {arguments.strategy} looks at layers on data: name POLICY and DATASET")
+        raise UserError(f"--strategy {arguments.strategy} looks at layers on data: name POLICY and DATASET")
     if arguments.student_depth is not None:
-        raise ValueError(f"--strategy {arguments.strategy} takes the depth from POLICY: leave --student-depth out")
+        raise UserError(f"--strategy {arguments.strategy} takes the depth from POLICY: leave --student-depth out")
     if arguments.strategy != "similarity":
         required(arguments, "teacher")
     require_at_least_one(arguments, "samples", "batch_size")
@@ -98,10 +100,10 @@ def check_measured(arguments: argparse.Namespace) -> None:
 def student_depth(arguments: argparse.Namespace) -> int:
     given = arguments.student_depth
     if (given is None) == (arguments.policy is None):
-        raise ValueError("the depth of the student is that of POLICY, or --student-depth: give one of the two")
+        raise UserError("the depth of the student is that of POLICY, or --student-depth: give one of the two")
     if given is not None:
         return given
-    from rocket_hf.training.layer_features import policy_depth
+    from rocket_hf.layer_selection.layer_features import policy_depth
 
     return policy_depth(arguments.policy)
 
@@ -109,10 +111,10 @@ def student_depth(arguments: argparse.Namespace) -> int:
 def teacher_depth(arguments: argparse.Namespace) -> int:
     given = arguments.teacher_depth
     if (given is None) == (arguments.teacher is None):
-        raise ValueError("the depth of the teacher is that of --teacher, or --teacher-depth: give one of the two")
+        raise UserError("the depth of the teacher is that of --teacher, or --teacher-depth: give one of the two")
     if given is not None:
         return given
-    from rocket_hf.training.layer_features import teacher_depth as depth_of
+    from rocket_hf.layer_selection.layer_features import teacher_depth as depth_of
 
     return depth_of(arguments.teacher)
 
@@ -123,13 +125,13 @@ def by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: in
     from transformers.utils import logging
 
     from rocket_hf.layer_selection.by_measure import make_measure
-    from rocket_hf.training.layer_features import Asked, measure_layers
+    from rocket_hf.layer_selection.layer_features import MeasurementConfig, measure_layers
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     on_cpu = accelerator.device.type == "cpu"
-    asked = Asked(
+    asked = MeasurementConfig(
         arguments.policy, arguments.dataset, arguments.teacher if arguments.strategy != "similarity" else None,
         arguments.resolution, arguments.dtype or ("float32" if on_cpu else "bfloat16"),
         arguments.samples, arguments.batch_size, arguments.workers,
@@ -146,7 +148,7 @@ def by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: in
 
 
 def report(arguments: argparse.Namespace, pairs: list["Pair"], measured_on: str = "") -> None:
-    from rocket_hf.layer_selection.written import as_changes, layers_of, reasons, write_recipe
+    from rocket_hf.layer_selection.recipe_output import as_changes, layers_of, reasons, write_recipe
 
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.publishing.surroundings import staged
+    from rocket_hf.export.export_files import staged
     from rocket_hf.sims.rgbd import RgbdFrames
     from rocket_hf.teachers.pretraining.folder import write_folder
     from rocket_hf.teachers.pretraining.make_teacher import make_teacher
@@ -72,8 +72,8 @@ def summary(report: dict) -> list[str]:
     data, depth, camera = report["data"], report["depth"], report["camera"]
     lines = [f"data        {data['frames']:,} scenes to train on, {data['held_out_frames']:,} of tasks held out"]
     lines += [f"depth       {errors['mean']:.3f} relative error: {name}" for name, errors in depth.items()]
-    metres, degrees = camera["translation_metres"], camera["rotation_degrees"]
-    lines.append(f"cameras     {metres * 100:.1f} cm and {degrees:.1f} degrees off, by median")
+    meters, degrees = camera["translation_meters"], camera["rotation_degrees"]
+    lines.append(f"cameras     {meters * 100:.1f} cm and {degrees:.1f} degrees off, by median")
     for layer, errors in report["layers"].items():
         lines.append(f"layer {layer:6s}{errors['untrained']:.3f} untrained -> {errors['trained']:.3f} trained")
     return lines

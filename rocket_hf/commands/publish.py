@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.errors import UserError
+
 HELP = "publish a trained policy or its adapter"
 DTYPES = ("float32", "bfloat16")
 
@@ -41,15 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.publishing.kinds import GOALS
-    from rocket_hf.training.trained_policy import find_origin
+    from rocket_hf.evaluation.trained_policy import find_origin
+    from rocket_hf.export.policy_kinds import ROCKET2
 
     if (arguments.repo is None) == (arguments.to is None):
-        raise ValueError("say where to: either --repo OWNER/NAME or --to FOLDER")
+        raise UserError("say where to: either --repo OWNER/NAME or --to FOLDER")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     origin = find_origin(arguments.source)
-    goals = kind_of_origin(origin) is GOALS
+    goals = kind_of_origin(origin) is ROCKET2
     require_fitting(arguments, goals)
     provenance = tell_goal_provenance(arguments, origin) if goals else tell_provenance(arguments, origin)
     if provenance.training and provenance.training.teacher and provenance.training.teacher.note:
@@ -60,27 +62,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 def kind_of_origin(origin: Any) -> Any:
     """A VLA or a ROCKET-2, by the policy's own configuration, or by the recipe of a run that has none yet."""
-    from rocket_hf.publishing.kinds import GOALS, VLA, kind_of
+    from rocket_hf.export.policy_kinds import ROCKET2, VLA, kind_of
 
     if origin.policy is not None:
         return kind_of(origin.policy)
-    return GOALS if origin.recipe.goals is not None else VLA
+    return ROCKET2 if origin.recipe.goals is not None else VLA
 
 
 def require_fitting(arguments: argparse.Namespace, goals: bool) -> None:
     if goals and arguments.adapter:
-        raise ValueError("ROCKET-2 is trained whole, so there is no adapter of it: leave --adapter out")
+        raise UserError("ROCKET-2 is trained whole, so there is no adapter of it: leave --adapter out")
     if not goals and arguments.keep is not None:
-        raise ValueError("--keep is for the heads of ROCKET-2, and this is a VLA: leave it out")
+        raise UserError("--keep is for the heads of ROCKET-2, and this is a VLA: leave it out")
 
 
 def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
     import torch
 
     from rocket_hf.evaluation.identity import fingerprint
-    from rocket_hf.publish import publish, publish_to_folder
-    from rocket_hf.publishing.kinds import VLA
-    from rocket_hf.training.trained_policy import load_trained
+    from rocket_hf.evaluation.trained_policy import load_trained
+    from rocket_hf.export.policy_kinds import VLA
+    from rocket_hf.publishing.package import publish, publish_to_folder
 
     model, processor = load_trained(origin)
     require_evaluated(fingerprint(model, processor), arguments.evaluation)
@@ -95,21 +97,21 @@ def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) 
 def publish_goals(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
     import torch
 
-    from rocket_hf.evaluation.identity import goal_fingerprint
-    from rocket_hf.publishing.goal_policy import publish_goal_policy, publish_goal_policy_to_folder
-    from rocket_hf.publishing.kinds import GOALS
-    from rocket_hf.training.trained_policy import load_trained_goals
+    from rocket_hf.evaluation.identity import rocket2_fingerprint
+    from rocket_hf.evaluation.trained_policy import load_trained_rocket2
+    from rocket_hf.export.policy_kinds import ROCKET2
+    from rocket_hf.publishing.rocket2 import publish_rocket2, publish_rocket2_to_folder
 
-    model = load_trained_goals(origin)
-    require_evaluated(goal_fingerprint(model), arguments.evaluation)
+    model = load_trained_rocket2(origin)
+    require_evaluated(rocket2_fingerprint(model), arguments.evaluation)
     keep = heads_to_keep(arguments.keep, origin, model)
     print(f"heads      {', '.join(keep) or 'none'} kept, which no action depends on")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     settings: dict[str, Any] = {"keep": keep, "tag": arguments.tag, "dtype": dtype, "shard": arguments.shard}
     if arguments.to is not None:
-        publish_goal_policy_to_folder(model, arguments.to, provenance, **settings)
+        publish_rocket2_to_folder(model, arguments.to, provenance, **settings)
         return tell_folder(arguments.to)
-    return tell(publish_goal_policy(model, arguments.repo, provenance, private=arguments.private, **settings), GOALS)
+    return tell(publish_rocket2(model, arguments.repo, provenance, private=arguments.private, **settings), ROCKET2)
 
 
 def heads_to_keep(asked: str | None, origin: Any, model: Any) -> list[str]:
@@ -124,16 +126,16 @@ def heads_to_keep(asked: str | None, origin: Any, model: Any) -> list[str]:
 
 def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
     from rocket_hf.evaluation.identity import fingerprint
+    from rocket_hf.evaluation.trained_policy import load_adapted, load_trained
     from rocket_hf.publishing.adapter import publish_adapter as push_adapter
     from rocket_hf.publishing.adapter import publish_adapter_to_folder
-    from rocket_hf.training.sources import policy_folder
-    from rocket_hf.training.trained_policy import load_adapted, load_trained
+    from rocket_hf.training.vla.sources import policy_folder
 
     recipe = origin.recipe
     if recipe is None or origin.checkpoint is None:
-        raise ValueError("an adapter is made from a run or one of its checkpoints: give one of those")
+        raise UserError("an adapter is made from a run or one of its checkpoints: give one of those")
     if recipe.lora.init in ("pissa", "olora"):
-        raise ValueError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
+        raise UserError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
     if arguments.evaluation:
         require_evaluated(fingerprint(*load_trained(origin)), arguments.evaluation)
     model, processor = load_adapted(origin)
@@ -147,30 +149,30 @@ def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any)
 
 def tell_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
     """What the run says, and the user where they say otherwise."""
-    from rocket_hf.training import provenance as told
+    from rocket_hf.publishing import provenance as told
 
     recipe = origin.recipe
     base = base_given(arguments) or (told.base_of(recipe) if recipe else None)
     if base is None:
-        raise ValueError("nothing says which model on the Hub was trained: pass --base OWNER/NAME")
-    licence = arguments.license or (told.base_licence(recipe) if recipe else None)
-    if licence is None:
-        raise ValueError(f"nothing says under which licence {base.id} is: pass --license")
-    return provenance_of(arguments, origin, base, licence)
+        raise UserError("nothing says which model on the Hub was trained: pass --base OWNER/NAME")
+    license = arguments.license or (told.base_license(recipe) if recipe else None)
+    if license is None:
+        raise UserError(f"nothing says under which license {base.id} is: pass --license")
+    return provenance_of(arguments, origin, base, license)
 
 
 def tell_goal_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
     """The same of a ROCKET-2, which may have begun with nothing."""
-    from rocket_hf.publishing.goal_results import read_goal_evaluation
-    from rocket_hf.training import provenance as told
+    from rocket_hf.publishing import provenance as told
+    from rocket_hf.publishing.rocket2_results import read_rocket2_evaluation
 
     recipe = origin.recipe
     base = base_given(arguments) or (told.base_of(recipe) if recipe else told.converted_from(origin.policy))
-    licence = arguments.license or (told.base_licence(recipe) if recipe else None)
-    if licence is None:
-        raise ValueError("nothing says under which licence this policy is: pass --license")
-    provenance = provenance_of(arguments, origin, base, licence)
-    provenance.after_goals = [read_goal_evaluation(path) for path in arguments.evaluation]
+    license = arguments.license or (told.base_license(recipe) if recipe else None)
+    if license is None:
+        raise UserError("nothing says under which license this policy is: pass --license")
+    provenance = provenance_of(arguments, origin, base, license)
+    provenance.after_goals = [read_rocket2_evaluation(path) for path in arguments.evaluation]
     return provenance
 
 
@@ -183,13 +185,13 @@ def base_given(arguments: argparse.Namespace) -> Any:
     return Source(name, revision or None)
 
 
-def provenance_of(arguments: argparse.Namespace, origin: Any, base: Any, licence: str) -> Any:
+def provenance_of(arguments: argparse.Namespace, origin: Any, base: Any, license: str) -> Any:
     from rocket_hf.hub_cards.facts import Provenance
-    from rocket_hf.training import provenance as told
+    from rocket_hf.publishing import provenance as told
 
     recipe = origin.recipe
     return Provenance(
-        licence=licence,
+        license=license,
         base_model=base,
         datasets=told.datasets_of(recipe) if recipe else [],
         training=told.training_of(recipe, origin.run, origin.checkpoint) if recipe else None,
@@ -206,7 +208,7 @@ def read_success(text: str) -> Any:
 
     match = re.fullmatch(r"(.+)=(\d+)/(\d+)", text)
     if match is None:
-        raise ValueError(f"--success takes SUITE=SUCCESSES/EPISODES, like libero_spatial=48/50, got {text!r}")
+        raise UserError(f"--success takes SUITE=SUCCESSES/EPISODES, like libero_spatial=48/50, got {text!r}")
     return Evaluation(match[1], int(match[2]), int(match[3]))
 
 
@@ -222,7 +224,7 @@ def require_evaluated(fingerprint: str, paths: list[Path]) -> None:
 
     for path in paths:
         if read_evaluation(path)[1] != fingerprint:
-            raise ValueError(
+            raise UserError(
                 f"{path} is of another policy than the one that would be published: evaluate this one first"
             )
 

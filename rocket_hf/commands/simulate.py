@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rocket_hf.errors import UserError
+
 if TYPE_CHECKING:
     from rocket_hf.sims.demonstrations import Recorded
 
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rooms", type=int, metavar="N", help="vizdoom: each with a way to each of its four objects")
     parser.add_argument("--views", type=int, metavar="N", help="vizdoom: from anywhere in each room (default: 16)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the dataset to write")
-    parser.add_argument("--depth", action="store_true", help="record depth in metres and the cameras' poses too")
+    parser.add_argument("--depth", action="store_true", help="record depth in meters and the cameras' poses too")
     parser.add_argument(
         "--workers", type=int, default=2, metavar="N", help="simulators at a time (default: %(default)s)"
     )
@@ -60,12 +62,12 @@ def require_own_options(arguments: argparse.Namespace) -> None:
     needed, others = (["rooms"], of_tasks) if arguments.suite == "vizdoom" else (of_tasks, of_rooms)
     for name in needed:
         if getattr(arguments, name) is None:
-            raise ValueError(f"{arguments.suite} needs --{name}")
+            raise UserError(f"{arguments.suite} needs --{name}")
     for name in others:
         if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name} is not for {arguments.suite}: it has --{' and --'.join(needed)}")
+            raise UserError(f"--{name} is not for {arguments.suite}: it has --{' and --'.join(needed)}")
     if arguments.suite == "vizdoom" and (arguments.depth or arguments.image_size is not None):
-        raise ValueError("vizdoom has no --depth and no --image-size: its pictures are 60 x 80 pixels")
+        raise UserError("vizdoom has no --depth and no --image-size: its pictures are 60 x 80 pixels")
 
 
 def demonstrations(arguments: argparse.Namespace) -> "Recorded":
@@ -85,7 +87,7 @@ def demonstrations(arguments: argparse.Namespace) -> "Recorded":
 
 
 def rooms(arguments: argparse.Namespace) -> "Recorded":
-    from rocket_hf.sims.doom.recording import record_rooms
+    from rocket_hf.sims.vizdoom.recording import record_rooms
 
     views = VIEWS if arguments.views is None else arguments.views
     return record_rooms(arguments.out, arguments.rooms, views, arguments.workers, arguments.seed)
@@ -101,6 +103,6 @@ def print_table(recorded: "Recorded", arguments: argparse.Namespace, seconds: fl
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"\n{arguments.out}: {size / 1e6:.1f} MB in {seconds:.0f} s")
     if arguments.suite == "vizdoom":
-        print(f"next: rocket-hf pretrain-eyes {arguments.out} --out eyes")
+        print(f"next: rocket-hf pretrain-encoder {arguments.out} --out eyes")
     else:
         print(f"next: rocket-hf adapt POLICY --dataset {arguments.out}")

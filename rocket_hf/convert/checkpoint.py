@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rocket_hf.errors import UserError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,21 +49,21 @@ class Checkpoint:
             for name in sorted(set(listed.values())):
                 self.add_safetensors(self.folder / name)
             if wrong := sorted(key for key in listed if key not in self.entries):
-                raise ValueError(f"{index.name} names {wrong[0]}, which {listed[wrong[0]]} does not hold")
+                raise UserError(f"{index.name} names {wrong[0]}, which {listed[wrong[0]]} does not hold")
         elif single.exists():
             self.add_safetensors(single)
         else:
-            raise FileNotFoundError(f"{self.folder} holds neither {single.name} nor {index.name}")
+            raise UserError(f"{self.folder} holds neither {single.name} nor {index.name}")
 
     def add_safetensors(self, path: Path) -> None:
         if not path.exists():
-            raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+            raise UserError(f"{path.name} is missing in {path.parent}")
         try:
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118
                     self._add(key, Entry(path, key, tuple(file.get_slice(key).get_shape())))
         except SafetensorError as error:
-            raise ValueError(f"{path.name} is damaged or cut off: {error}") from error
+            raise UserError(f"{path.name} is damaged or cut off: {error}") from error
 
     def add_pickle(self, path: Path, prefix: str) -> None:
         """A `.pt` file of tensors; their names get the prefix and lose the `module.` of distributed training."""
@@ -78,16 +80,16 @@ class Checkpoint:
             if found:
                 up = adapter.entries.get(name.replace(".lora_A.", ".lora_B."))
                 if up is None or f"{target}.weight" not in self.entries:
-                    raise ValueError(f"{name} of the adapter has no counterpart in the adapter or in the model")
+                    raise UserError(f"{name} of the adapter has no counterpart in the adapter or in the model")
                 self.deltas[f"{target}.weight"] = LoraDelta(entry, up, scale)
             elif ".lora_B.weight" not in name:
-                raise ValueError(f"the adapter has {name}, which is no low-rank update of a weight")
+                raise UserError(f"the adapter has {name}, which is no low-rank update of a weight")
 
     def split(self, name: str, *ends: int) -> None:
         """A tensor becomes several, of the rows up to each of the ends: NAME[0:1], NAME[1:3] and so on."""
         whole = self.entries[name]
         if not whole.shape or whole.shape[0] != ends[-1]:
-            raise ValueError(f"{name} has the shape {whole.shape}, it should have {ends[-1]} rows")
+            raise UserError(f"{name} has the shape {whole.shape}, it should have {ends[-1]} rows")
         del self.entries[name]
         for begin, end in zip((0, *ends), ends, strict=False):
             part = replace(whole, shape=(end - begin, *whole.shape[1:]), rows=(begin, end))
@@ -95,7 +97,7 @@ class Checkpoint:
 
     def _add(self, name: str, entry: Entry) -> None:
         if name in self.entries:
-            raise ValueError(f"{name} stands in {self.entries[name].file.name} and in {entry.file.name}")
+            raise UserError(f"{name} stands in {self.entries[name].file.name} and in {entry.file.name}")
         self.entries[name] = entry
 
     def read(self, name: str) -> Tensor:
@@ -109,7 +111,7 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name not in self.entries:
-            raise ValueError(f"the checkpoint lacks the tensor {name}")
+            raise UserError(f"the checkpoint lacks the tensor {name}")
         return self.entries[name].shape
 
     def digest(self) -> str:
@@ -129,23 +131,23 @@ def read_entry(entry: Entry) -> Tensor:
 
 def load_pickle(path: Path) -> dict[str, Tensor]:
     if not path.exists():
-        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+        raise UserError(f"{path.name} is missing in {path.parent}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{path.name} is not a file of tensors alone, and nothing in it was executed: {first}"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path.name} does not hold a dictionary of tensors")
+        raise UserError(f"{path.name} does not hold a dictionary of tensors")
     return content
 
 
 def read_json(path: Path) -> Any:
     if not path.exists():
-        raise FileNotFoundError(f"{path.name} is missing in {path.parent}")
+        raise UserError(f"{path.name} is missing in {path.parent}")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is not valid JSON: {error}") from error
+        raise UserError(f"{path.name} is not valid JSON: {error}") from error

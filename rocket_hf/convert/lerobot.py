@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..modeling.configuration_pi0 import Pi0Config
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.configuration_smolvla import SmolVLAConfig
-from ..modeling.flow_matching import MAX_PERIOD, MIN_PERIOD
-from ..modeling.processing_rocket import RocketProcessor
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
+from rocket_hf.modeling.flow_matching import MAX_PERIOD, MIN_PERIOD
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
 from .checkpoint import Checkpoint
 from .lerobot_folder import LeRobotFolder
 from .lerobot_names import EMBEDDING, EXPERT, SMOL, SMOL_EXPERT, TIED_HEAD, VLM, to_ours
@@ -39,7 +41,7 @@ def read(folder: Path, kind: str, tokenizer: str | None = None) -> FoundRocket:
     described = LeRobotFolder.read(folder, kind)
     for key, only in ONLY[kind].items():
         if described.config.get(key, only) != only:
-            raise ValueError(f"config.json sets {key}={described.config[key]}; only {only} is supported")
+            raise UserError(f"config.json sets {key}={described.config[key]}; only {only} is supported")
     checkpoint = Checkpoint(folder)
     checkpoint.add_weights()
     names = {name.removeprefix("model."): entry.shape for name, entry in checkpoint.entries.items()}
@@ -62,7 +64,7 @@ class Shapes:
 
     def __getitem__(self, name: str) -> tuple[int, ...]:
         if name not in self.shapes:
-            raise ValueError(f"the checkpoint lacks the tensor {name}")
+            raise UserError(f"the checkpoint lacks the tensor {name}")
         return self.shapes[name]
 
     def depth(self, prefix: str) -> int:

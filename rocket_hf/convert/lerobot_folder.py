@@ -1,4 +1,4 @@
-"""What a folder of a lerobot policy says beside its weights: features, chunk, normalisation, statistics."""
+"""What a folder of a lerobot policy says beside its weights: features, chunk, normalization, statistics."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..modeling.normalization import STATISTICS, Statistics
-from ..publishing import lerobot_pipelines
-from ..publishing.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.errors import UserError
+from rocket_hf.export import lerobot_pipelines
+from rocket_hf.export.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.modeling.normalization import STATISTICS, Statistics
+
 from .checkpoint import read_json
 
 MODES = {theirs: ours for ours, theirs in lerobot_pipelines.MODES.items()}
@@ -26,11 +28,11 @@ class LeRobotFolder:
     def read(cls, folder: Path, kind: str) -> "LeRobotFolder":
         config = read_json(folder / "config.json")
         if config.get("type") != kind:
-            raise ValueError(f"config.json is of a policy of type {config.get('type')!r}, this family reads {kind!r}")
+            raise UserError(f"config.json is of a policy of type {config.get('type')!r}, this family reads {kind!r}")
         pipeline = read_json(folder / "policy_preprocessor.json")
         steps = {step.get("registry_name"): step for step in pipeline["steps"]}
         if NORMALIZER not in steps:
-            raise ValueError(f"policy_preprocessor.json has no step {NORMALIZER}")
+            raise UserError(f"policy_preprocessor.json has no step {NORMALIZER}")
         tokenizer = steps.get("tokenizer_processor", {}).get("config", {}).get("tokenizer_name", "")
         return cls(config, read_statistics(folder, steps[NORMALIZER]), tokenizer)
 
@@ -46,14 +48,14 @@ class LeRobotFolder:
             "action": (self.config["output_features"], ACTION),
         }[part]
         if name not in features:
-            raise ValueError(f"config.json has no feature {name}")
+            raise UserError(f"config.json has no feature {name}")
         return features[name]["shape"][0]
 
     def mode(self, part: str) -> str:
         mapping = self.config["normalization_mapping"]
         mode = mapping[part.upper()]
         if mode not in MODES:
-            raise ValueError(f"the normalisation {mode} of the {part} is not supported; known: {', '.join(MODES)}")
+            raise UserError(f"the normalization {mode} of the {part} is not supported; known: {', '.join(MODES)}")
         return MODES[mode]
 
     def robot(self) -> dict[str, Any]:
@@ -70,11 +72,11 @@ class LeRobotFolder:
     def tokenizer(self, chosen: str | None) -> PreTrainedTokenizerBase:
         name = chosen or self.tokenizer_name
         if not name:
-            raise ValueError("policy_preprocessor.json names no tokenizer: pass --tokenizer with a folder or a Hub id")
+            raise UserError("policy_preprocessor.json names no tokenizer: pass --tokenizer with a folder or a Hub id")
         try:
             return AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer {name} cannot be loaded: pass --tokenizer with a folder or a Hub id"
             ) from error
 
@@ -85,7 +87,7 @@ def read_statistics(folder: Path, step: dict[str, Any]) -> dict[str, Statistics]
         return {}
     path = folder / step["state_file"]
     if not path.exists():
-        raise FileNotFoundError(f"{path.name} is missing in {folder}")
+        raise UserError(f"{path.name} is missing in {folder}")
     tensors, kept = load_file(path), {key for keys in STATISTICS.values() for key in keys}
     found: dict[str, Statistics] = {}
     for part, feature in (("state", STATE), ("action", ACTION)):

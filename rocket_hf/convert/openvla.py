@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..modeling.configuration_openvla import OpenVLAPolicyConfig
-from ..modeling.configuration_rocket import AlignmentConfig, RocketConfig
-from ..modeling.normalization import Statistics
-from ..modeling.processing_rocket import RocketProcessor
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
+from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
+from rocket_hf.modeling.normalization import Statistics
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
 from .checkpoint import Checkpoint, read_json
 from .plan import Drop, Rename
 from .timm_names import vit_rules
@@ -26,7 +28,7 @@ SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", " ")  # SentencePiece's space, and a pla
 DINO, SIGLIP = r"vision_backbone\.featurizer", r"vision_backbone\.fused_featurizer"
 HEAD, STATE, PROJECTORS = "action_head.", "proprio_projector.", "align_projectors."
 
-# The robots of the public code by (action, state) dimensions: steps of a chunk, normalisation, cameras.
+# The robots of the public code by (action, state) dimensions: steps of a chunk, normalization, cameras.
 ROBOTS = {
     (7, 8): (8, "quantile", ["image", "wrist_image"]),  # LIBERO
     (14, 14): (30, "min_max", ["image", "left_wrist_image", "right_wrist_image"]),  # ALOHA
@@ -117,7 +119,7 @@ def token_settings(config: dict[str, Any], vocabulary: int, tokenizer: PreTraine
     known = tokenizer.get_vocab()
     empty = next((known[space] for space in SPACES if space in known), None)
     if empty is None or tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no token for a space or none for the end")
+        raise UserError("the tokenizer has no token for a space or none for the end")
     return {
         "base_vocab_size": vocabulary - config.get("pad_to_multiple_of", 64),
         "action_bins": config.get("n_action_bins", 256),
@@ -131,14 +133,14 @@ def choose_statistics(folder: Path, config: dict[str, Any], key: str | None) -> 
     path = folder / "dataset_statistics.json"
     known = read_json(path) if path.exists() else config.get("norm_stats", {})
     if not known:
-        raise ValueError("there are no statistics: neither dataset_statistics.json nor norm_stats in config.json")
+        raise UserError("there are no statistics: neither dataset_statistics.json nor norm_stats in config.json")
     if key is None and len(known) > 1:
-        raise ValueError(
+        raise UserError(
             f"there are statistics of {len(known)} data sets, choose one with --statistics: {', '.join(known)}"
         )
     key = key or next(iter(known))
     if key not in known:
-        raise ValueError(f"there are no statistics of {key!r}; there are: {', '.join(known)}")
+        raise UserError(f"there are no statistics of {key!r}; there are: {', '.join(known)}")
     parts = {"action": "action", "proprio": "state"}
     return {ours: known[key][theirs] for theirs, ours in parts.items() if theirs in known[key]}
 
@@ -151,7 +153,7 @@ def single_pickle(folder: Path, stem: str) -> Path:
     """The one file `STEM--N_checkpoint.pt`."""
     files = sorted(folder.glob(f"{stem}--*_checkpoint.pt"))
     if len(files) != 1:
-        raise FileNotFoundError(f"{folder} holds {len(files)} files {stem}--*_checkpoint.pt, one is needed")
+        raise UserError(f"{folder} holds {len(files)} files {stem}--*_checkpoint.pt, one is needed")
     return files[0]
 
 
@@ -166,7 +168,7 @@ def read(
     the folder's own lora_adapter/ merged into them; else the folder's own, into which it has been merged already."""
     checkpoint, variant = Checkpoint(base or folder), "openvla" if family == "openvla" else "oft"
     if base is None and not has_weights(folder) and (folder / "lora_adapter").exists():
-        raise ValueError(f"{folder.name} holds a lora_adapter/ without the model: name the model with --base")
+        raise UserError(f"{folder.name} holds a lora_adapter/ without the model: name the model with --base")
     checkpoint.add_weights()
     if base is not None:
         checkpoint.add_lora(folder / "lora_adapter")
@@ -207,7 +209,7 @@ def robot(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics
     action = checkpoint.shape(f"{HEAD}model.fc2.weight")[0]
     state = checkpoint.shape(f"{STATE}fc1.weight")[1]
     if (action, state) not in ROBOTS:
-        raise ValueError(f"no public robot has {action} action and {state} state dimensions; known: {list(ROBOTS)}")
+        raise UserError(f"no public robot has {action} action and {state} state dimensions; known: {list(ROBOTS)}")
     chunk, mode, cameras = ROBOTS[action, state]
     return {
         "cameras": cameras,
@@ -225,12 +227,12 @@ def read_projectors(folder: Path, checkpoint: Checkpoint, depth: int) -> tuple[A
     pattern = rf"{re.escape(PROJECTORS)}(-?\d+)\.(\d+)\.(fc1|fc2|vlm_norm)\.(weight|bias)"
     matches = {name: match for name in checkpoint.entries if (match := re.fullmatch(pattern, name))}
     if members := sorted({match[2] for match in matches.values()} - {"0"}):
-        raise ValueError(f"align_projectors holds an ensemble (member {members[0]}), which has no counterpart here")
+        raise UserError(f"align_projectors holds an ensemble (member {members[0]}), which has no counterpart here")
     layers = sorted({match[1] for match in matches.values()}, key=lambda layer: int(layer) % depth)
     for name, match in matches.items():
         first = f"{PROJECTORS}{layers[0]}.0.{match[3]}.{match[4]}"
         if not torch.equal(checkpoint.read(name), checkpoint.read(first)):
-            raise ValueError(f"{name} differs from {first}: only projectors that all layers share can be converted")
+            raise UserError(f"{name} differs from {first}: only projectors that all layers share can be converted")
     hidden, target = (checkpoint.shape(f"{PROJECTORS}{layers[0]}.0.{layer}.weight")[0] for layer in ("fc1", "fc2"))
     alignment = AlignmentConfig(
         student_layers=[depth - 1 if layer == "-1" else int(layer) for layer in layers],

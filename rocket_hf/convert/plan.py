@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
+
 from .checkpoint import Checkpoint
 
 
@@ -52,7 +54,7 @@ def make_plan(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], rules:
             continue
         target = re.sub(rule.source, rule.target, name)
         if target in plan.moves and not rule.rows:
-            raise ValueError(f"{name} and {plan.moves[target][0]} would both become {target}")
+            raise UserError(f"{name} and {plan.moves[target][0]} would both become {target}")
         plan.moves.setdefault(target, []).append(name)
         if rule.rows:
             plan.rows.add(target)
@@ -64,20 +66,20 @@ def deciding_rule(name: str, rules: list[Rename | Drop]) -> int:
     for number, rule in enumerate(rules):
         if re.fullmatch(rule.source, name):
             return number
-    raise ValueError(f"the checkpoint has the tensor {name}, which this family does not know")
+    raise UserError(f"the checkpoint has the tensor {name}, which this family does not know")
 
 
 def check_complete(checkpoint: Checkpoint, plan: Plan) -> None:
     expected = plan.shapes
     if missing := sorted(expected.keys() - plan.moves.keys()):
-        raise ValueError(f"the checkpoint lacks {len(missing)} tensors of the policy, first the one for {missing[0]}")
+        raise UserError(f"the checkpoint lacks {len(missing)} tensors of the policy, first the one for {missing[0]}")
     if extra := sorted(plan.moves.keys() - expected.keys()):
-        raise ValueError(f"the checkpoint has {plan.moves[extra[0]]}, but the policy has no {extra[0]}")
+        raise UserError(f"the checkpoint has {plan.moves[extra[0]]}, but the policy has no {extra[0]}")
     for target, sources in plan.moves.items():
         shapes = [checkpoint.shape(source) for source in sources]
         found = stacked_shape(shapes) if target in plan.rows else shapes[0]
         if found != expected[target]:
-            raise ValueError(f"{sources[0]} has the shape {shapes[0]}, the policy's {target} has {expected[target]}")
+            raise UserError(f"{sources[0]} has the shape {shapes[0]}, the policy's {target} has {expected[target]}")
 
 
 def stacked_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ..modeling.configuration_rocket2 import AUXILIARY_HEADS, Rocket2Config
-from ..modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from ..modeling.rocket2_temporal import CURVES
-from ..publishing.surroundings import write_rocket2_surroundings
+from rocket_hf.export.export_files import write_rocket2_surroundings
+from rocket_hf.modeling.configuration_rocket2 import AUXILIARY_HEADS, Rocket2Config
+from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
+from rocket_hf.modeling.rocket2_temporal import CURVES
+
 from .checkpoint import Checkpoint
 from .plan import Drop, Rename
 from .timm_names import vit_rules

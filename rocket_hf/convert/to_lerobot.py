@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..modeling.configuration_pi0 import Pi0Config
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.configuration_smolvla import SmolVLAConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
-from ..publish import staged
-from ..publishing.lerobot_pipelines import ACTION, STATE, features, normalization
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import staged
+from rocket_hf.export.lerobot_pipelines import ACTION, STATE, features, normalization
+from rocket_hf.modeling.configuration_pi0 import Pi0Config
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
 from .lerobot_folder import NORMALIZER
 from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, to_lerobots
 from .plan import Rename
@@ -55,7 +57,7 @@ def kind_of(config: RocketConfig) -> str:
         return policy.variant
     if isinstance(policy, SmolVLAConfig):
         return "smolvla"
-    raise ValueError(f"lerobot has no policy of the kind {policy.model_type}")
+    raise UserError(f"lerobot has no policy of the kind {policy.model_type}")
 
 
 def lerobot_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
@@ -77,7 +79,7 @@ def lerobot_name(name: str, rules: list[Rename]) -> str:
     for rule in rules:
         if re.fullmatch(rule.source, name):
             return re.sub(rule.source, rule.target, name)
-    raise ValueError(f"lerobot's policy has no place for {name}")
+    raise UserError(f"lerobot's policy has no place for {name}")
 
 
 def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def lerobot_statistics(processor: RocketProcessor) -> dict[str, Tensor]:
     for part, feature in (("state", STATE), ("action", ACTION)):
         for key, values in processor.statistics.get(part, {}).items():
             if key == "mask" and not all(values):
-                raise ValueError(f"the {part} leaves single dimensions unnormalised, which lerobot cannot express")
+                raise UserError(f"the {part} leaves single dimensions unnormalized, which lerobot cannot express")
             if key != "mask":
                 tensors[f"{feature}.{key}"] = torch.tensor(values, dtype=torch.float32)
     return tensors

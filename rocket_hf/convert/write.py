@@ -14,16 +14,18 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
-from ..modeling.strict_config import StrictConfig
-from ..publish import staged, write_surroundings
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import staged, write_surroundings
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.strict_config import StrictConfig
+
 from .checkpoint import Checkpoint
 from .plan import Drop, Plan, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
-# Of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimiser, no logs, no videos.
+# Of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimizer, no logs, no videos.
 READ = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
 REPORT = "conversion.json"
 
@@ -68,9 +70,7 @@ def source_folder(source: str) -> tuple[Path, str]:
         return Path(source), "local"
     repository, _, revision = source.partition("@")
     if "/" not in repository or repository.startswith((".", "/")):
-        raise FileNotFoundError(
-            f"{source} is neither a folder nor a Hub repository like owner/name or owner/name@revision"
-        )
+        raise UserError(f"{source} is neither a folder nor a Hub repository like owner/name or owner/name@revision")
     folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=READ))
     return folder, folder.name  # the cache calls a snapshot by its commit
 

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.configuration_rocket import RocketConfig
-from ..modeling.modeling_rocket import RocketForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
-from ..modeling.strict_config import nearest
-from ..sims.contract import Observation
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.sims.environment import Observation
+
+from .environments import Robot
 from .protocol import PLAIN, Protocol
-from .worlds import Robot
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Actor:
     def __post_init__(self) -> None:
         chunk = self.policy.config.chunk_size
         if self.execute is not None and not 1 <= self.execute <= chunk:
-            raise ValueError(
+            raise UserError(
                 f"of this policy's chunks of {chunk} actions, 1 to {chunk} can be executed, not {self.execute}"
             )
         for camera in self.cameras:
             if camera not in self.policy.config.cameras:
-                raise ValueError(f"this policy has no camera {camera!r}: {nearest(camera, self.policy.config.cameras)}")
+                raise UserError(f"this policy has no camera {camera!r}: {nearest(camera, self.policy.config.cameras)}")
 
     def __call__(self, views: Sequence[View]) -> list[np.ndarray]:
         """For each view, actions (execute, action_dim) in robot units."""
@@ -81,7 +83,7 @@ class Actor:
         missing = [camera for camera in config.cameras if self.cameras.get(camera, camera) not in robot.cameras]
         state, action = len(robot.state_names), len(robot.action_names)
         if missing or config.state_dim != state or config.action_dim != action:
-            raise ValueError(
+            raise UserError(
                 f"the policy has {spoken(config)}; the environment has cameras {', '.join(robot.cameras)}, "
                 f"state {state} and action {action}: "
                 + (

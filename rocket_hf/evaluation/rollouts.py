@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..modeling.modeling_rocket import RocketForActionPrediction
-from ..modeling.processing_rocket import RocketProcessor
-from ..sims.suites import make_environment
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.sims.suites import make_environment
+
 from .actor import Actor, View
+from .environments import Act, Moment, Order, Start, World
 from .protocol import PLAIN, Protocol
 from .workers import Worlds
-from .worlds import Act, Moment, Order, Start, World
 
 FIRST_SEED = 100_000  # demonstrations are recorded from seed 0 on: these starts are held out
 IMAGE_SIZE = 128

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..hub_cards.facts import Evaluation
+from rocket_hf.hub_cards.facts import Evaluation
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:

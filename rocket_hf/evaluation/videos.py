@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic import write_atomically
-from ..sims.contract import Observation
+from rocket_hf.files import write_atomically
+from rocket_hf.sims.environment import Observation
 
 
 def side_by_side(observation: Observation) -> np.ndarray:

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol, Self
 
-from ..sentences import MENDABLE
+from rocket_hf.errors import USER_ERRORS
 
 
 class World[Order, Moment](Protocol):
@@ -114,7 +114,7 @@ def serve(link: Connection, make: Callable[[], World]) -> None:
                 link.send(follow(worlds, orders, make))
             except BrokenPipeError:
                 return
-            except MENDABLE as error:
+            except USER_ERRORS as error:
                 link.send(error)
     finally:
         for world in worlds.values():

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.strict_config import nearest
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.strict_config import nearest
+
 from .by_depth import uniform
 from .choice import Pair
 from .matching import best_matching, best_ordered_matching
-from .measures import ResidualChange, TableOfLayers, hsic_table, neighbour_table, sample_tokens
-from .written import write_changes, write_similarities
+from .measures import ResidualChange, TableOfLayers, hsic_table, neighbor_table, sample_tokens
+from .recipe_output import write_changes, write_similarities
 
-TABLES = {"cka": (hsic_table, "CKA"), "mutual-knn": (neighbour_table, "mutual neighbours")}
+TABLES = {"cka": (hsic_table, "CKA"), "mutual-knn": (neighbor_table, "mutual neighbors")}
 SIMILARITY = "similarity"
 CHANGES = ("largest", "smallest")
 TOKENS = 512  # of a batch, between which layers are compared
@@ -87,7 +89,7 @@ class Changes:
         self, student_depth: int, teacher_depth: int, windows: Sequence[int], change: str, device: torch.device
     ):
         if change not in CHANGES:
-            raise ValueError(f"there is no change {change!r} to rank by: {nearest(change, CHANGES)}")
+            raise UserError(f"there is no change {change!r} to rank by: {nearest(change, CHANGES)}")
         self.stream, self.ranked = ResidualChange(student_depth, windows, device), change
         self.teacher_depth = teacher_depth
 
@@ -120,7 +122,7 @@ def ranked_layers(similarity: np.ndarray, count: int, change: str) -> list[int]:
     """The layers, ascending, whose similarity to the stream before is lowest (largest change) or highest."""
     known = np.flatnonzero(~np.isnan(similarity))
     if count > len(known):
-        raise ValueError(f"only {len(known)} layers end a window, so {count} pairs cannot be made: take a smaller one")
+        raise UserError(f"only {len(known)} layers end a window, so {count} pairs cannot be made: take a smaller one")
     order = known[np.argsort(similarity[known], kind="stable")]
     chosen = order[:count] if change == "largest" else order[::-1][:count]
     return sorted(int(place) + 1 for place in chosen)

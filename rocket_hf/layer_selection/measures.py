@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-NEIGHBOURS = 10
-FEWEST_TOKENS = NEIGHBOURS + 2  # of a batch, for either measure to mean something
+from rocket_hf.errors import UserError
+
+NEIGHBORS = 10
+FEWEST_TOKENS = NEIGHBORS + 2  # of a batch, for either measure to mean something
 
 
 class TableOfLayers:
@@ -46,29 +48,29 @@ def hsic_table(features: list[Tensor]) -> Tensor:
     return (of_traces + of_totals - of_rows) / (n * (n - 3))
 
 
-def neighbour_table(features: list[Tensor]) -> Tensor:
-    """The share of each token's nearest neighbours that two layers have in common (arXiv 2405.07987, section 2)."""
-    neighbours = torch.stack([nearest_neighbours(each) for each in features])  # (L, n, n)
-    flat = neighbours.flatten(1)
+def neighbor_table(features: list[Tensor]) -> Tensor:
+    """The share of each token's nearest neighbors that two layers have in common (arXiv 2405.07987, section 2)."""
+    neighbors = torch.stack([nearest_neighbors(each) for each in features])  # (L, n, n)
+    flat = neighbors.flatten(1)
     return flat @ flat.T / flat[0].sum()
 
 
-def nearest_neighbours(tokens: Tensor) -> Tensor:
+def nearest_neighbors(tokens: Tensor) -> Tensor:
     """1 where the column is among the row's nearest by the angle from the mean of all; (n, n)."""
-    directions = F.normalize(centred(tokens), dim=1)
+    directions = F.normalize(centerd(tokens), dim=1)
     cosines = (directions @ directions.T).fill_diagonal_(-torch.inf)
-    found = cosines.topk(NEIGHBOURS, dim=1).indices
+    found = cosines.topk(NEIGHBORS, dim=1).indices
     return torch.zeros_like(cosines).scatter_(1, found, 1.0)
 
 
-def centred(tokens: Tensor) -> Tensor:
+def centerd(tokens: Tensor) -> Tensor:
     tokens = tokens.float()
     return tokens - tokens.mean(dim=0)
 
 
 def gram(tokens: Tensor) -> Tensor:
-    """(n, n) in float64. Of centred tokens: no HSIC_1 depends on the mean, but its digits do."""
-    tokens = centred(tokens)
+    """(n, n) in float64. Of centerd tokens: no HSIC_1 depends on the mean, but its digits do."""
+    tokens = centerd(tokens)
     return (tokens @ tokens.T).double()
 
 
@@ -78,7 +80,7 @@ class ResidualChange:
     def __init__(self, depth: int, windows: Sequence[int], device: torch.device):
         for window in windows:
             if not 1 <= window <= depth:
-                raise ValueError(f"a window of {window} blocks does not fit into {depth} blocks: give 1 to {depth}")
+                raise UserError(f"a window of {window} blocks does not fit into {depth} blocks: give 1 to {depth}")
         self.windows, self.depth = list(windows), depth
         self.sums = torch.zeros(len(windows) + 1, depth, dtype=torch.float64, device=device)  # last row: the tokens
 
@@ -102,7 +104,7 @@ def sample_tokens(there: Tensor, count: int, generator: Generator) -> Tensor:
     """The places of up to `count` tokens of those that are there, in (B x V x T), drawn without replacement."""
     places = there.flatten().nonzero().flatten()
     if len(places) < FEWEST_TOKENS:
-        raise ValueError(f"a batch has {len(places)} image tokens with a target, and needs {FEWEST_TOKENS} to compare "
+        raise UserError(f"a batch has {len(places)} image tokens with a target, and needs {FEWEST_TOKENS} to compare "
                          "layers by: take more samples at a time")  # fmt: skip
     order = torch.randperm(len(places), generator=generator)[:count]
     return places[order.to(places.device)]

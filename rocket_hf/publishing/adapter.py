@@ -10,17 +10,19 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..hub_cards.cards import adapter_card
-from ..hub_cards.facts import Adapter, Artefact, Provenance, Source
-from ..modeling.modeling_rocket import HEAD, RocketForActionPrediction
-from ..modeling.new_robot import FILE as ROBOT
-from ..modeling.new_robot import robot_of as robot_of_config
-from ..modeling.processing_rocket import RocketProcessor
-from ..modeling.self_test import versions
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import staged, write_processor
+from rocket_hf.hub import hub_errors_as_user_errors
+from rocket_hf.hub_cards.cards import adapter_card
+from rocket_hf.hub_cards.facts import Adapter, Artifact, Provenance, Source
+from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.robot_adaptation import FILE as ROBOT
+from rocket_hf.modeling.robot_adaptation import robot_of as robot_of_config
+from rocket_hf.modeling.self_test import versions
+
+from .card_facts import backbone_of, robot_of
 from .check import README, check_adapter, refuse_links
-from .describe import backbone_of, robot_of
-from .failures import in_one_sentence
-from .surroundings import staged, write_processor
 from .upload import Hashes, Published, listing, require_repository, send
 
 WEIGHTS = "adapter_model.safetensors"
@@ -82,18 +84,18 @@ def build_adapter(
     base = pin_base(f"{told.id}@{told.revision}" if told.revision else told.id, trained_from)
     adapter = write_adapter(model, base, folder)
     write_processor(folder, processor)
-    artefact = describe_adapter(model, processor, repo, tag or "main")
-    (folder / README).write_text(adapter_card(artefact, provenance, adapter), encoding="utf-8")
+    artifact = describe_adapter(model, processor, repo, tag or "main")
+    (folder / README).write_text(adapter_card(artifact, provenance, adapter), encoding="utf-8")
     refuse_links(folder)
     check_adapter(folder)
 
 
 def describe_adapter(
     model: RocketForActionPrediction, processor: RocketProcessor, repo: str, revision: str
-) -> Artefact:
+) -> Artifact:
     """Of its parameters, those that were trained."""
     trained = [weight for name, weight in model.named_parameters() if weight.requires_grad and HEAD not in name]
-    return Artefact(
+    return Artifact(
         repo=repo,
         revision=revision,
         backbone=backbone_of(model.config),
@@ -108,15 +110,15 @@ def pin_base(base: str, folder: Path) -> Source:
     """The base (`owner/name` or `owner/name@revision`) at its commit; its weights must be those in `folder`."""
     repo, _, revision = base.partition("@")
     require_repository(repo)
-    with in_one_sentence(repo):
+    with hub_errors_as_user_errors(repo):
         api = HfApi()
         commit = api.model_info(repo, revision=revision or None).sha
         assert commit is not None
         there = listing(api, repo, commit)
     weights = sorted(folder.glob("model*.safetensors"))
     for path in weights:
-        if path.name not in there or not Hashes(path).is_that(there[path.name]):
-            raise ValueError(
+        if path.name not in there or not Hashes(path).matches(there[path.name]):
+            raise UserError(
                 f"{path.name} of {repo} at {commit[:8]} is not the one that was trained from: give its --base"
             )
     return Source(repo, commit)
@@ -126,7 +128,7 @@ def write_adapter(model: RocketForActionPrediction, base: Source, folder: Path) 
     """Of a model whose LoRA layers lie beside the base's weights, and whose other trained weights require gradients."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if not layers:
-        raise ValueError(f"nothing of this policy was trained by LoRA: {MERGED}")
+        raise UserError(f"nothing of this policy was trained by LoRA: {MERGED}")
     rank, alpha = one_setting(layers)
     full = full_modules(model)
     config = LoraConfig(
@@ -155,7 +157,7 @@ def write_adapter(model: RocketForActionPrediction, base: Source, folder: Path) 
 def one_setting(layers: dict[str, LoraLayer]) -> tuple[int, int]:
     settings = {(layer.r[NAME], layer.lora_alpha[NAME]) for layer in layers.values()}
     if len(settings) > 1:
-        raise ValueError(f"this policy has LoRA layers of several ranks: {MERGED}")
+        raise UserError(f"this policy has LoRA layers of several ranks: {MERGED}")
     return next(iter(settings))
 
 
@@ -174,5 +176,5 @@ def full_modules(model: RocketForActionPrediction) -> dict[str, nn.Module]:
     modules = {parent: model.get_submodule(parent) for parent in {name.rpartition(".")[0] for name in names}}
     for name, module in modules.items():
         if any(not parameter.requires_grad for parameter in module.parameters()) or next(module.children(), None):
-            raise ValueError(f"{name} was trained in part, which an adapter cannot hold: {MERGED}")
+            raise UserError(f"{name} was trained in part, which an adapter cannot hold: {MERGED}")
     return modules

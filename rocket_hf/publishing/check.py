@@ -16,10 +16,11 @@ import yaml
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError, safe_open
 
-from ..modeling.new_robot import FILE as ROBOT
-from ..modeling.self_test import FILE as SELF_TEST
-from .kinds import PROCESSOR_FILES, VLA, Kind, kind_of
-from .surroundings import shipped_files
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import shipped_files
+from rocket_hf.export.policy_kinds import PROCESSOR_FILES, VLA, Kind, kind_of
+from rocket_hf.modeling.robot_adaptation import FILE as ROBOT
+from rocket_hf.modeling.self_test import FILE as SELF_TEST
 
 README = "README.md"
 POLICY_FILES = (
@@ -51,7 +52,7 @@ VOCABULARY = ("vocab", "merges", "added_tokens")  # of a tokenizer: words of a l
 
 PIPELINE = "robotics"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-LICENCES = {
+LICENSES = {
     "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "openrail", "gemma", "llama2",
     "llama3", "llama3.1", "llama3.2", "llama3.3", "unlicense", "other",
@@ -73,7 +74,7 @@ def check_adapter(folder: Path) -> None:
     check_files(folder, ADAPTER_FILES, VLA)
     config = read_json(folder / "adapter_config.json")
     if not REPOSITORY.fullmatch(config.get("base_model_name_or_path") or "") or not config.get("revision"):
-        raise ValueError("adapter_config.json must name its base by Hub id and revision")
+        raise UserError("adapter_config.json must name its base by Hub id and revision")
     check_tensors(folder / "adapter_model.safetensors", re.compile(r"alignment_head|exp_avg|optimizer"))
     check_common(folder, VLA)
 
@@ -88,7 +89,7 @@ def check_common(folder: Path, kind: Kind) -> None:
 def refuse_links(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise ValueError(f"{path.relative_to(folder)} is a symbolic link: put the file itself there")
+            raise UserError(f"{path.relative_to(folder)} is a symbolic link: put the file itself there")
 
 
 def check_files(folder: Path, allowed: tuple[str, ...], kind: Kind) -> None:
@@ -97,10 +98,10 @@ def check_files(folder: Path, allowed: tuple[str, ...], kind: Kind) -> None:
     for path in there:
         name = str(path.relative_to(folder))
         if path.is_dir() or not (name in code or any(fnmatch(name, pattern) for pattern in allowed)):
-            raise ValueError(f"{name} does not belong into a published repository: remove it")
+            raise UserError(f"{name} does not belong into a published repository: remove it")
     needed = {name for name in allowed if name in NEEDED} | code
     if missing := sorted(needed - {path.name for path in there}):
-        raise ValueError(f"{missing[0]} is missing: export the policy again")
+        raise UserError(f"{missing[0]} is missing: export the policy again")
 
 
 # The model
@@ -110,12 +111,12 @@ def check_config(folder: Path) -> None:
     values = read_json(folder / "config.json")
     for key in nested_keys(values):
         if key in TRAINING_KEYS:
-            raise ValueError(f"config.json holds the key {key!r}, which is of training alone: export the policy again")
+            raise UserError(f"config.json holds the key {key!r}, which is of training alone: export the policy again")
     if not {"AutoConfig", "AutoModel"} <= values.get("auto_map", {}).keys():
-        raise ValueError("config.json has no auto_map, so AutoModel would not find the code: export the policy again")
+        raise UserError("config.json has no auto_map, so AutoModel would not find the code: export the policy again")
     for place in values["auto_map"].values():
         if "--" in place:
-            raise ValueError(f"config.json takes its code from another repository ({place}): export the policy again")
+            raise UserError(f"config.json takes its code from another repository ({place}): export the policy again")
 
 
 def nested_keys(value: Any) -> Iterator[str]:
@@ -137,10 +138,10 @@ def check_weights(folder: Path, kind: Kind) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         shapes = check_tensors(path, TRAINING_TENSORS)
         if twice := sorted(found.keys() & shapes.keys()):
-            raise ValueError(f"{twice[0]} is in two files: export the policy again")
+            raise UserError(f"{twice[0]} is in two files: export the policy again")
         found |= shapes
     if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
-        raise ValueError(
+        raise UserError(
             f"{len(wrong)} weights are missing, left over or of another shape than config.json says, "
             f"among them {wrong[0]}: export the policy again"
         )
@@ -153,13 +154,13 @@ def check_tensors(path: Path, forbidden: re.Pattern[str]) -> dict[str, tuple[int
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (it is no dict)
                 if forbidden.search(name):
-                    raise ValueError(f"{path.name} holds {name}, which is of training alone: export the policy again")
+                    raise UserError(f"{path.name} holds {name}, which is of training alone: export the policy again")
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{name} in {path.name} is not finite: publish an earlier checkpoint")
+                    raise UserError(f"{name} in {path.name} is not finite: publish an earlier checkpoint")
                 shapes[name] = tuple(tensor.shape)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is no readable safetensors file ({error}): export the policy again") from None
+        raise UserError(f"{path.name} is no readable safetensors file ({error}): export the policy again") from None
     return shapes
 
 
@@ -167,7 +168,7 @@ def check_self_test(folder: Path, kind: Kind) -> None:
     check_tensors(folder / SELF_TEST, TRAINING_TENSORS)
     for name, effect in kind.read_self_test(folder / SELF_TEST).effects.items():
         if not 0 < effect < math.inf:
-            raise ValueError(f"the actions of this policy are the same when {BLIND[name]}, or train it longer")
+            raise UserError(f"the actions of this policy are the same when {BLIND[name]}, or train it longer")
 
 
 # Code and texts
@@ -185,7 +186,7 @@ def check_code(path: Path, siblings: set[str]) -> None:
             top = module.split(".")[0]
             allowed = siblings if level else PACKAGES | sys.stdlib_module_names - UNSAFE_MODULES
             if level > 1 or (module if level else top) not in allowed:
-                raise ValueError(f"{path.name} imports {'.' * level}{module}, which code on the Hub must not")
+                raise UserError(f"{path.name} imports {'.' * level}{module}, which code on the Hub must not")
 
 
 def check_texts(folder: Path) -> None:
@@ -194,11 +195,11 @@ def check_texts(folder: Path) -> None:
             read_json(path)
         text = text_of(path)
         if secret := SECRETS.search(text):
-            raise ValueError(f"{path.name} holds what looks like a secret ({secret[0][:6]}...): remove it, revoke it")
+            raise UserError(f"{path.name} holds what looks like a secret ({secret[0][:6]}...): remove it, revoke it")
         local = LOCAL_PATH.search(text) or re.search(own_folders(), text)
         if local is not None:
             around = text[local.start() : local.end() + 30].split('"')[0].split("\n")[0]
-            raise ValueError(f"{path.name} names a path of this machine ({around}): take it out")
+            raise UserError(f"{path.name} names a path of this machine ({around}): take it out")
 
 
 def text_of(path: Path) -> str:
@@ -224,7 +225,7 @@ def own_folders() -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise ValueError(f"{path.name} holds {constant}, which is no finite number: take it out")
+        raise UserError(f"{path.name} holds {constant}, which is no finite number: take it out")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
@@ -237,17 +238,17 @@ def check_card(path: Path, kind: Kind) -> None:
     try:
         values = metadata_load(path) or {}
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"the metadata of {path.name} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"the metadata of {path.name} is no valid YAML: {' '.join(str(error).split())}") from None
     for name, (fits, wanted) in CARD.items():
         needless = name == "base_model" and not kind.has_base and name not in values
         if not (needless or fits(values.get(name))):
-            raise ValueError(f"the card needs {name}: {wanted}; it says {values.get(name)!r}")
+            raise UserError(f"the card needs {name}: {wanted}; it says {values.get(name)!r}")
     if values["license"] == "other" and not values.get("license_name"):
-        raise ValueError("the card says license: other, so it needs a license_name")
+        raise UserError("the card says license: other, so it needs a license_name")
     if not all(math.isfinite(number) for number in numbers(values)):
-        raise ValueError("the card holds a metric that is no finite number: take it out")
+        raise UserError("the card holds a metric that is no finite number: take it out")
     if "more information needed" in path.read_text(encoding="utf-8").lower():
-        raise ValueError("the card says that more information is needed: say it, or leave the section out")
+        raise UserError("the card says that more information is needed: say it, or leave the section out")
 
 
 def names_one(value: Any) -> bool:
@@ -259,7 +260,7 @@ def names_several(value: Any) -> bool:
 
 
 CARD: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "license": (lambda value: value in LICENCES, f"one of {', '.join(sorted(LICENCES))}"),
+    "license": (lambda value: value in LICENSES, f"one of {', '.join(sorted(LICENSES))}"),
     "pipeline_tag": (lambda value: value == PIPELINE, PIPELINE),
     "base_model": (lambda value: names_one(value), "the Hub id of the model that was trained, like owner/name"),
     "library_name": (lambda value: value in ("transformers", "peft"), "transformers or peft"),

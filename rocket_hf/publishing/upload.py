@@ -17,9 +17,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
-from .. import __version__
-from ..sentences import HTTPError
-from .failures import in_one_sentence
+from rocket_hf import __version__
+from rocket_hf.errors import HTTPError, UserError
+from rocket_hf.hub import hub_errors_as_user_errors
 
 # What a publish may have left, and what would be loaded beside it: deleted unless it is in the new folder.
 OURS = ("*.py", "*.json", "*.jinja", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.model", "merges.txt", "README.md")
@@ -40,7 +40,7 @@ class Published:
 
 def require_repository(repo: str) -> None:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
-        raise ValueError(f"a repository is called owner/name, got {repo!r}")
+        raise UserError(f"a repository is called owner/name, got {repo!r}")
 
 
 def push(folder: Path, repo: str, private: bool, tag: str | None, token: str | None = None) -> Published:
@@ -48,7 +48,7 @@ def push(folder: Path, repo: str, private: bool, tag: str | None, token: str | N
     require_repository(repo)
     api = HfApi(token=token, library_name="rocket_hf", library_version=__version__)
     wanted = {path.name: Hashes(path) for path in sorted(folder.iterdir())}
-    with in_one_sentence(repo):
+    with hub_errors_as_user_errors(repo):
         api.create_repo(repo, private=private, exist_ok=True)
         info = api.model_info(repo)
         require_visibility(repo, bool(info.private), private)
@@ -82,7 +82,7 @@ class Hashes:
     def __init__(self, path: Path):
         self.path, self.size = path, path.stat().st_size
 
-    def is_that(self, there: RepoFile) -> bool:
+    def matches(self, there: RepoFile) -> bool:
         if there.size != self.size:
             return False
         if there.lfs is not None:
@@ -100,7 +100,7 @@ def require_visibility(repo: str, is_private: bool, private: bool) -> None:
     if is_private != private:
         found, asked = ("private", "public") if is_private else ("public", "private")
         way = "pass --private" if is_private else "leave --private out"
-        raise ValueError(f"{repo} is {found} and was to be {asked}: change that in its settings on the Hub, or {way}")
+        raise UserError(f"{repo} is {found} and was to be {asked}: change that in its settings on the Hub, or {way}")
 
 
 def tagged_commit(api: HfApi, repo: str, tag: str) -> str | None:
@@ -109,7 +109,7 @@ def tagged_commit(api: HfApi, repo: str, tag: str) -> str | None:
 
 def require_same(api: HfApi, repo: str, tag: str, commit: str, wanted: dict[str, Hashes]) -> None:
     if any(differences(wanted, listing(api, repo, commit))):
-        raise ValueError(f"{repo} has a tag {tag} of something else (commit {commit[:8]}): choose another tag")
+        raise UserError(f"{repo} has a tag {tag} of something else (commit {commit[:8]}): choose another tag")
 
 
 def listing(api: HfApi, repo: str, commit: str) -> dict[str, RepoFile]:
@@ -118,8 +118,8 @@ def listing(api: HfApi, repo: str, commit: str) -> dict[str, RepoFile]:
 
 
 def differences(wanted: dict[str, Hashes], there: dict[str, RepoFile]) -> tuple[list[str], list[str]]:
-    """The files to add and those to delete. What is not ours (a licence, a video) stays."""
-    added = [name for name, hashes in wanted.items() if name not in there or not hashes.is_that(there[name])]
+    """The files to add and those to delete. What is not ours (a license, a video) stays."""
+    added = [name for name, hashes in wanted.items() if name not in there or not hashes.matches(there[name])]
     ours = [name for name in there if any(fnmatch(name, pattern) for pattern in OURS)]
     return added, [name for name in ours if name not in wanted]
 
@@ -137,14 +137,14 @@ def commit_difference(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes
     try:
         return api.create_commit(repo, operations, commit_message=message, parent_commit=head).oid
     except HTTPError:
-        if own := made_unheard(api, repo, head, wanted):
+        if own := find_commit_after_lost_response(api, repo, head, wanted):
             return own
         raise
     except ValueError as error:  # the Hub does not like the card's metadata, and says so in several lines
-        raise ValueError(" ".join(str(error).split())) from None
+        raise UserError(" ".join(str(error).split())) from None
 
 
-def made_unheard(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes]) -> str | None:
+def find_commit_after_lost_response(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes]) -> str | None:
     """The new head if it is what we sent: then the commit was made, and its answer lost on the way."""
     now = api.model_info(repo).sha
     if now is None or now == head or any(differences(wanted, listing(api, repo, now))):
@@ -155,7 +155,7 @@ def made_unheard(api: HfApi, repo: str, head: str, wanted: dict[str, Hashes]) ->
 def verify_hashes(api: HfApi, repo: str, commit: str, wanted: dict[str, Hashes]) -> None:
     added, deleted = differences(wanted, listing(api, repo, commit))
     if wrong := [*added, *deleted]:
-        raise ValueError(f"{wrong[0]} in {repo} at {commit[:8]} is not what was sent: run the command again")
+        raise UserError(f"{wrong[0]} in {repo} at {commit[:8]} is not what was sent: run the command again")
 
 
 def make_tag(api: HfApi, repo: str, tag: str, commit: str) -> None:

@@ -8,12 +8,14 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoModel, AutoProcessor
 
-from ..modeling.rocket2_self_test import Rocket2Report
-from ..modeling.self_test import FILE as SELF_TEST
-from ..modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
+from rocket_hf.errors import UserError
+from rocket_hf.export.policy_kinds import VLA, Kind, kind_of
+from rocket_hf.hub import hub_errors_as_user_errors
+from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
+from rocket_hf.modeling.self_test import FILE as SELF_TEST
+from rocket_hf.modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
+
 from .check import check_code, check_config, check_self_test, check_weights
-from .failures import in_one_sentence
-from .kinds import VLA, Kind, kind_of
 
 READ = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt"]
 PIXEL = 1 / 255
@@ -25,7 +27,7 @@ LOADED = '{name} = {auto}.from_pretrained("{source}",{pin} trust_remote_code=Tru
 class Verified:
     source: str
     commit: str | None  # of a repository on the Hub
-    report: SelfTestReport | Rocket2Report
+    report: SelfTestReport | Rocket2SelfTestReport
     kind: Kind
 
     @property
@@ -45,9 +47,9 @@ def verify(source: str, revision: str | None = None) -> Verified:
     """Runs the code that lies beside the weights, after a look at what it imports. ValueError says what is wrong."""
     folder, commit = fetch(source, revision)
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{source} is an adapter: verify its base, and load it as its card says")
+        raise UserError(f"{source} is an adapter: verify its base, and load it as its card says")
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds no policy: there is no config.json")
+        raise UserError(f"{source} holds no policy: there is no config.json")
     kind = kind_of(folder)
     find_self_test(str(folder), None)
     check_config(folder)
@@ -69,11 +71,11 @@ def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
     """The files in a folder, and the commit that they are of, if they come from the Hub."""
     if Path(source).is_dir():
         if revision is not None:
-            raise ValueError(f"{source} is a folder and has no revisions: leave --revision out")
+            raise UserError(f"{source} is a folder and has no revisions: leave --revision out")
         return Path(source).resolve(), None
     if source.count("/") != 1 or source.startswith((".", "/")):
-        raise ValueError(f"{source} is neither a folder nor a Hub repository like owner/name")
-    with in_one_sentence(source):
+        raise UserError(f"{source} is neither a folder nor a Hub repository like owner/name")
+    with hub_errors_as_user_errors(source):
         commit = HfApi().model_info(source, revision=revision).sha
         return Path(snapshot_download(source, revision=commit, allow_patterns=READ)), commit
 
@@ -88,10 +90,10 @@ def require_one_commit(parts: list[Any], commit: str | None) -> None:
         return
     noted = getattr(parts[0].config, "_commit_hash", None) or commit  # newer versions of transformers note none
     if noted != commit:
-        raise ValueError(f"the configuration is of commit {noted}, the files are of {commit}")
+        raise UserError(f"the configuration is of commit {noted}, the files are of {commit}")
     for part in parts:
         if commit not in type(part).__module__.split("."):
-            raise ValueError(f"the code of {type(part).__name__} is not that of commit {commit}")
+            raise UserError(f"the code of {type(part).__name__} is not that of commit {commit}")
 
 
 def check_processor(processor: Any, test: SelfTest) -> None:
@@ -102,4 +104,4 @@ def check_processor(processor: Any, test: SelfTest) -> None:
     there["actions"] = (processor.unnormalize_actions(test.actions), test.robot_actions, 1e-4)
     for name, (value, wanted, tolerance) in there.items():
         if value.shape != wanted.shape or not torch.allclose(value.float(), wanted.float(), atol=tolerance, rtol=1e-4):
-            raise ValueError(f"the processor no longer makes the {name} that it made where this policy was published")
+            raise UserError(f"the processor no longer makes the {name} that it made where this policy was published")

@@ -1,17 +1,18 @@
 """Demonstrations as a LeRobotDataset (v3), through lerobot's own writer.
 
-Pictures are h264 video; depth is lerobot's own depth video, lossless after its quantisation to twelve bits on a
+Pictures are h264 video; depth is lerobot's own depth video, lossless after its quantization to twelve bits on a
 logarithmic scale, which keeps it within 0.08 % of the truth between DEPTH_MIN and DEPTH_MAX.
 """
 
 from pathlib import Path
 from typing import Any
 
-from ..tiny_dataset import quiet_encoders
-from .contract import Environment
+from rocket_hf.tiny_dataset import quiet_encoders
+
+from .environment import Environment
 from .expert import Demonstration
 
-DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # metres; what is farther, as the sky is, is recorded as DEPTH_MAX
+DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # meters; what is farther, as the sky is, is recorded as DEPTH_MAX
 # Without it the same pictures give another video now and then: with small pictures, x264's fast code for it reads what
 # happens to be in memory.
 X264 = "mbtree=0"
@@ -47,7 +48,7 @@ def numbers(names: Any) -> dict[str, Any]:
 
 
 def picture_encoder() -> Any:
-    """In full colours: at such sizes halved ones blur a whole object."""
+    """In full colors: at such sizes halved ones blur a whole object."""
     from lerobot.configs import RGBEncoderConfig
 
     options = {"x264-params": X264}

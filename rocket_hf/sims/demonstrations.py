@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from rocket_hf.errors import UserError
+
 from .dataset_writer import open_writer, write_episode
 from .expert import Demonstration, ExpertWorker, Job
 from .interruption import Interruption, ignore_in_worker
@@ -86,12 +88,12 @@ def check(plan: Plan, workers: int) -> None:
         require_known(plan.suite, "task", task, known)
         require_expert(plan.suite, task)
     if len(set(plan.tasks)) < len(plan.tasks):
-        raise ValueError(f"a task is named twice: {', '.join(plan.tasks)}")
+        raise UserError(f"a task is named twice: {', '.join(plan.tasks)}")
     for name, value in (("tasks", len(plan.tasks)), ("episodes", plan.episodes), ("workers", workers)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UserError(f"{name} must be at least 1, got {value}")
     if plan.image_size < 16 or plan.image_size % 2:
-        raise ValueError(f"the image size must be even and at least 16, for the video's sake, got {plan.image_size}")
+        raise UserError(f"the image size must be even and at least 16, for the video's sake, got {plan.image_size}")
 
 
 def write_all(
@@ -156,7 +158,7 @@ def result(waiting: deque[tuple[Any, Future[Demonstration]]]) -> tuple[Any, Demo
     try:
         return job, future.result()
     except BrokenProcessPool as error:
-        raise ValueError("a simulator's process died, perhaps for want of memory: try fewer workers") from error
+        raise UserError("a simulator's process died, perhaps for want of memory: try fewer workers") from error
 
 
 # A worker process keeps its world from job to job.

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .contract import Environment
+from rocket_hf.errors import UserError
+
+from .environment import Environment
 from .suites import make_environment
 
 ATTEMPTS = 50
@@ -42,7 +44,7 @@ def demonstrate(environment: Environment, first_seed: int, depth: bool) -> Demon
         actions = solve(environment, seed)
         if actions:
             return Demonstration(environment.instruction, seed, attempt, replay(environment, seed, actions, depth))
-    raise ValueError(
+    raise UserError(
         f"the expert of {environment.task} failed {ATTEMPTS} starts within {environment.max_steps} steps each: "
         "leave the task out"
     )

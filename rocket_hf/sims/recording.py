@@ -9,7 +9,8 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..atomic import write_json
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_json
 
 FILE = Path("meta") / "simulation.json"
 
@@ -57,11 +58,11 @@ def open_recording(folder: Path, plan: Plan) -> Progress:
     if not folder.exists():
         return Progress()
     if not (folder / FILE).is_file():
-        raise ValueError(f"{folder} exists and is no recording of demonstrations: name another folder")
+        raise UserError(f"{folder} exists and is no recording of demonstrations: name another folder")
     said = json.loads((folder / FILE).read_text(encoding="utf-8"))
     for key, wanted in json.loads(json.dumps(asdict(plan))).items():
         if said["plan"].get(key) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds demonstrations with {key} {shown(said['plan'].get(key))}, not {shown(wanted)}: "
                 "name another folder"
             )
@@ -70,7 +71,7 @@ def open_recording(folder: Path, plan: Plan) -> Progress:
     if progress.episodes == 0:
         shutil.rmtree(folder)
     elif written != progress.episodes:
-        raise ValueError(f"{folder} was cut off while it was written: remove it and record again")
+        raise UserError(f"{folder} was cut off while it was written: remove it and record again")
     return progress
 
 

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
+
 from .video_cursor import VideoCursor
 
 STEPS = 4096  # lerobot's depth videos have twelve bits
@@ -24,11 +26,11 @@ DEPTH = "_depth"
 
 @dataclass(frozen=True)
 class Rgbd:
-    """Of one moment. V cameras; each looks along its +z with x to the right and y down, pixel centres at whole
+    """Of one moment. V cameras; each looks along its +z with x to the right and y down, pixel centers at whole
     numbers."""
 
     images: Tensor  # (V, 3, H, W) uint8
-    depth: Tensor  # (V, H, W) float32, metres along the optical axis
+    depth: Tensor  # (V, H, W) float32, meters along the optical axis
     intrinsics: Tensor  # (V, 3, 3) float32
     poses: Tensor  # (V, 4, 4) float32, camera to world
     task: str
@@ -43,7 +45,7 @@ class RgbdFrames:
         self.info = read_info(self.folder)
         names = [name for name, column in self.info["features"].items() if is_depth(column)]
         if not names:
-            raise ValueError(f"{folder} holds no depth: record it with `rocket-hf simulate ... --depth`")
+            raise UserError(f"{folder} holds no depth: record it with `rocket-hf simulate ... --depth`")
         self.cameras = tuple(name.removeprefix("observation.images.").removesuffix(DEPTH) for name in names)
         table = read_tables(self.folder, "data/*/*.parquet")
         self.episodes = table["episode_index"].to_numpy()  # (frames,)
@@ -55,7 +57,7 @@ class RgbdFrames:
         self.intrinsics = stacked(table, self.cameras, "intrinsics", (3, 3))  # (frames, V, 3, 3)
         self.poses = stacked(table, self.cameras, "pose", (4, 4))  # (frames, V, 4, 4)
         self.places = read_tables(self.folder, "meta/episodes/*/*.parquet").to_pydict()
-        self.metres = {
+        self.meters = {
             camera: depth_scale(self.info["features"][picture(camera, DEPTH)]["info"]) for camera in self.cameras
         }
         self.cursors: dict[tuple[str, int, int], VideoCursor] = {}
@@ -66,10 +68,10 @@ class RgbdFrames:
     def __getitem__(self, index: int) -> Rgbd:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
-        colours = [self.read(picture(camera), index, "rgb24") for camera in self.cameras]
-        depths = [self.metres[camera][self.read(picture(camera, DEPTH), index, "gray12le")] for camera in self.cameras]
+        colors = [self.read(picture(camera), index, "rgb24") for camera in self.cameras]
+        depths = [self.meters[camera][self.read(picture(camera, DEPTH), index, "gray12le")] for camera in self.cameras]
         return Rgbd(
-            torch.from_numpy(np.stack(colours)).permute(0, 3, 1, 2).contiguous(),
+            torch.from_numpy(np.stack(colors)).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(np.stack(depths)),
             self.intrinsics[index],
             self.poses[index],
@@ -94,7 +96,7 @@ def picture(camera: str, suffix: str = "") -> str:
 
 def read_info(folder: Path) -> dict[str, Any]:
     if not (folder / "meta" / "info.json").is_file():
-        raise ValueError(f"{folder} is no LeRobot dataset: it has no meta/info.json")
+        raise UserError(f"{folder} is no LeRobot dataset: it has no meta/info.json")
     return json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
 
 
@@ -106,7 +108,7 @@ def read_tables(folder: Path, pattern: str) -> pa.Table:
     try:
         return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(pattern))])
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{folder} cannot be read: it was cut off while it was written, record it again") from error
+        raise UserError(f"{folder} cannot be read: it was cut off while it was written, record it again") from error
 
 
 def stacked(table: pa.Table, cameras: tuple[str, ...], what: str, shape: tuple[int, int]) -> Tensor:
@@ -116,7 +118,7 @@ def stacked(table: pa.Table, cameras: tuple[str, ...], what: str, shape: tuple[i
 
 
 def depth_scale(info: dict[str, Any]) -> np.ndarray:
-    """(4096,) float32: the metres that each step of lerobot's logarithmic scale stands for."""
+    """(4096,) float32: the meters that each step of lerobot's logarithmic scale stands for."""
     assert info["video.use_log"], "our recordings are logarithmic"
     near, far, shift = (info[f"video.{name}"] for name in ("depth_min", "depth_max", "shift"))
     steps = np.linspace(math.log(near + shift), math.log(far + shift), STEPS)

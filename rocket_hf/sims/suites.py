@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from .contract import Environment
+from rocket_hf.errors import UserError
+
+from .environment import Environment
 from .names import require_known
 
 SUITES = ("metaworld", "libero", "libero-plus")
@@ -47,7 +49,7 @@ def task_groups(suite: str) -> dict[str, list[str]]:
 def require_expert(suite: str, task: str) -> None:
     """All of MetaWorld's tasks have one."""
     if suite == "libero-plus":
-        raise ValueError("libero-plus is for evaluations: its tasks have no scripted expert; record those of libero")
+        raise UserError("libero-plus is for evaluations: its tasks have no scripted expert; record those of libero")
     if suite == "libero":
         from . import libero_expert
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from rocket_hf.errors import UserError
+
 NEAR = 24  # frames: decoding so many small ones takes as long as a seek
 
 
@@ -26,7 +28,7 @@ class VideoCursor:
             if self.position >= number:
                 break
         if self.position != number:
-            raise ValueError(f"the video {self.path} has no frame {number}: record it again")
+            raise UserError(f"the video {self.path} has no frame {number}: record it again")
         return frame.to_ndarray(format=self.pixels)
 
     def seek(self, number: int) -> None:

@@ -14,9 +14,11 @@ from typing import Any, Self
 
 import torch
 
-from ..atomic import write_text
-from .contract import Grid
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_text
+
 from .feature_codecs import Storage, layout, stored_bytes
+from .teacher import Grid
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -33,7 +35,7 @@ class Manifest:
     cameras: tuple[str, ...]  # the dataset's keys; together they are the scene that the teacher saw
     teacher: str
     weights: str  # the hash on the teacher's card
-    licence: str
+    license: str
     dtype: str  # that the teacher computed in
     depth: int
     layers: tuple[int, ...]  # as they were asked for
@@ -85,15 +87,15 @@ class Manifest:
     def load(cls, folder: Path) -> Self:
         path = folder / MANIFEST
         if not path.is_file():
-            raise ValueError(f"{folder} is no feature cache: it has no {MANIFEST} (`rocket-hf cache build` makes one)")
+            raise UserError(f"{folder} is no feature cache: it has no {MANIFEST} (`rocket-hf cache build` makes one)")
         try:
             stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if stated["version"] != VERSION:
-                raise ValueError(f"version {stated['version']}, this package writes version {VERSION}")
+                raise UserError(f"version {stated['version']}, this package writes version {VERSION}")
             stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
             return cls(**stated)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): delete this cache and build it again") from None
+            raise UserError(f"{path} cannot be read ({error}): delete this cache and build it again") from None
 
     def with_projection_of(self, other: "Manifest") -> "Manifest":
         return replace(self, projection=other.projection, kept=other.kept)

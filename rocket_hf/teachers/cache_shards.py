@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..atomic import write_atomically
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_atomically
+
 from .cache_manifest import CHECKSUM, Manifest
 
 SHARDS = "shards"
@@ -57,9 +59,9 @@ def opened(path: Path, manifest: Manifest, number: int) -> tuple[dict[str, Tenso
     except (SafetensorError, ValueError) as error:
         raise corrupt(path, error) from None
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: run the same `rocket-hf cache build` again, it goes on") from None
+        raise UserError(f"{path} does not exist: run the same `rocket-hf cache build` again, it goes on") from None
     if (stated.get("cache"), stated.get("number")) != (manifest.fingerprint, number):
-        raise ValueError(
+        raise UserError(
             f"{path} is a shard of another cache or in another's place: "
             "delete it and run the same `rocket-hf cache build` again"
         )

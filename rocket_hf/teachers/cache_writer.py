@@ -20,15 +20,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..atomic import remove_stale
-from ..modeling.contract import resolve_layer
+from rocket_hf.errors import UserError
+from rocket_hf.files import remove_stale
+from rocket_hf.modeling.policy_interface import resolve_layer
+
 from .cache_manifest import MANIFEST, Manifest
 from .cache_shards import SHARDS, finished_shards, shard_path, write_shard
-from .contract import Features, Grid, Teacher
 from .feature_codecs import Storage, encode
 from .projection import PROJECTION, SecondMoment, file_digest, load_matrices
 from .registration import register_features
 from .scene import scene_pictures, scene_size
+from .teacher import Features, Grid, Teacher
 
 SHARD_BYTES = 2**28  # one is held in memory while it is made, and lost when the process is killed
 PROJECTION_FRAMES = 512  # of the dataset, from which the projection is made
@@ -80,9 +82,9 @@ def plan_cache(
     card = teacher.card
     resolved = [resolve_layer(layer, card.depth) for layer in layers]
     if not layers or 0 in resolved or len(set(resolved)) != len(resolved):
-        raise ValueError(f"name each layer of {card.name} once, at least one of 1..{card.depth}: {list(layers)}")
+        raise UserError(f"name each layer of {card.name} once, at least one of 1..{card.depth}: {list(layers)}")
     if storage == "projected" and not 1 <= width <= card.width:
-        raise ValueError(f"width must lie in 1..{card.width}, the channels of {card.name}: {width}")
+        raise UserError(f"width must lie in 1..{card.width}, the channels of {card.name}: {width}")
     size = scene_size(list(frames.sizes.values()), teacher)
     manifest = Manifest(
         dataset=frames.dataset,
@@ -92,7 +94,7 @@ def plan_cache(
         cameras=tuple(frames.sizes),
         teacher=card.name,
         weights=card.weights,
-        licence=card.licence,
+        license=card.license,
         dtype=str(teacher.dtype).removeprefix("torch."),
         depth=card.depth,
         layers=tuple(layers),
@@ -132,7 +134,7 @@ class CacheWriter:
         if begun:
             self.adopt(Manifest.load(self.folder))
         elif self.folder.is_dir() and any(path.name != PROJECTION for path in self.visible()):
-            raise ValueError(f"{self.folder} is not empty and no feature cache: name a new folder")
+            raise UserError(f"{self.folder} is not empty and no feature cache: name a new folder")
         done = finished_shards(self.folder, self.manifest) if begun else set()
         check_space(self.folder, self.manifest, done, free_bytes, report)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ class CacheWriter:
         """Goes on with what is there, if it is the same cache but for the projection, which was made then."""
         planned = self.manifest.with_projection_of(begun)
         if differences := begun.differences(planned):
-            raise ValueError(f"{self.folder} is another cache, with {'; '.join(differences)}: name a new folder")
+            raise UserError(f"{self.folder} is another cache, with {'; '.join(differences)}: name a new folder")
         self.manifest = begun
 
     def make_projection(self, report: Callable[[str], None]) -> None:
@@ -235,7 +237,7 @@ class CacheWriter:
             projected = maps[layer].float() @ self.matrices[layer] if self.matrices else maps[layer]
             parts.append(encode(projected, self.manifest.storage))
             if not all(stored.isfinite().all() for stored in parts[-1].values()):
-                raise ValueError(
+                raise UserError(
                     f"{self.teacher.card.name} gives numbers that are not finite, or too large to store, at layer "
                     f"{layer} for one of the frames {batch.start} to {batch.stop - 1}: try --dtype float32"
                 )
@@ -264,7 +266,7 @@ def check_space(
         needed += len(manifest.layers) * manifest.channels * manifest.width * torch.float32.itemsize
     sizes = f"{in_units(manifest.row_bytes)} a frame, {in_units(needed)} for {rows:,} frames"
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"the cache needs {sizes}, and {there} has {in_units(free)} free: "
             "choose another folder, --storage int8 or projected, fewer layers, or a smaller --grid"
         )

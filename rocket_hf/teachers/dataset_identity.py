@@ -5,7 +5,7 @@ from hashlib import sha256
 from typing import Any
 
 
-def colour_cameras(meta: Any) -> dict[str, tuple[int, int]]:
+def color_cameras(meta: Any) -> dict[str, tuple[int, int]]:
     """The size (height, width) of each camera but depth cameras."""
     return {
         key: picture_size(meta.features[key]["shape"], meta.features[key]["names"])
@@ -23,7 +23,7 @@ def picture_size(shape: list[int], names: list[str] | None) -> tuple[int, int]:
 
 def dataset_fingerprint(meta: Any) -> str:
     """Of how long its episodes are, its cameras and how their pictures look."""
-    cameras = colour_cameras(meta)
+    cameras = color_cameras(meta)
     looks = {
         camera: {name: (meta.stats or {}).get(camera, {}).get(name) for name in ("mean", "std")} for camera in cameras
     }

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.contract import resolve_layer
-from ..modeling.strict_config import nearest
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.policy_interface import resolve_layer
+from rocket_hf.modeling.strict_config import nearest
+
 from .cache_manifest import LOCAL, Manifest
 from .cache_shards import as_bytes, checksum, corrupt, open_shard, shard_path
-from .contract import Features
 from .feature_codecs import decode, layout
 from .projection import load_matrices
+from .teacher import Features
 
 
 class FeatureCache:
@@ -49,7 +51,7 @@ class FeatureCache:
         depth = self.manifest.depth
         held = [resolve_layer(other, depth) for other in self.manifest.layers]
         if resolve_layer(layer, depth) not in held:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has no teacher layer {layer}: it has {list(self.manifest.layers)} of "
                 f"{self.manifest.teacher}; build another with `rocket-hf cache build --layers`"
             )
@@ -57,14 +59,14 @@ class FeatureCache:
 
     def _place_of_camera(self, camera: str) -> int:
         if camera not in self.manifest.cameras:
-            raise ValueError(f"{self.folder} has no camera {camera!r}: {nearest(camera, self.manifest.cameras)}")
+            raise UserError(f"{self.folder} has no camera {camera!r}: {nearest(camera, self.manifest.cameras)}")
         return self.manifest.cameras.index(camera)
 
     def _check_complete(self) -> None:
         shards = range(self.manifest.shards)
         missing = [number for number in shards if not shard_path(self.folder, number).is_file()]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is unfinished, {len(missing)} of {len(shards)} shards are missing: "
                 "run the same `rocket-hf cache build` again, it goes on where it stopped"
             )
@@ -78,7 +80,7 @@ class FeatureCache:
         other = f"{dataset}@{revision}"
         if other == f"{mine.dataset}@{mine.revision}":
             other = f"{other} as it is now (its episodes, cameras or pictures have changed)"
-        raise ValueError(
+        raise UserError(
             f"{self.folder} holds features of {mine.dataset}@{mine.revision}, not of {other}: "
             "build another with `rocket-hf cache build`"
         )

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..modeling.contract import unit_range
-from .contract import Features, Resolution, Teacher, TeacherCard
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.policy_interface import unit_range
+
 from .scene import resized
+from .teacher import Features, Resolution, Teacher, TeacherCard
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,7 +38,7 @@ class FrozenTeacher(Teacher):
         side = own if self.resolution == "teacher" else longer if self.resolution == "camera" else int(self.resolution)
         rows, columns = (round(each * side / longer / patch) for each in (height, width))
         if not rows or not columns:
-            raise ValueError(
+            raise UserError(
                 f"a camera of {width} x {height} pixels is smaller than one patch of {self.card.name}, "
                 f"{patch} pixels, at resolution={self.resolution!r}: choose a higher resolution"
             )
@@ -45,7 +47,7 @@ class FrozenTeacher(Teacher):
     @torch.no_grad()
     def features(self, images: Tensor, layers: Sequence[int], camera_mask: Tensor | None = None) -> Features:
         if images.ndim != 5 or images.shape[2] != 3:
-            raise ValueError(f"a teacher sees pictures (batch, cameras, 3, height, width), got {tuple(images.shape)}")
+            raise UserError(f"a teacher sees pictures (batch, cameras, 3, height, width), got {tuple(images.shape)}")
         numbers = {layer: self.resolve(layer) for layer in layers}
         wanted = sorted(set(numbers.values()))
         kind = "cpu" if self.device.type == "meta" else self.device.type
@@ -55,19 +57,19 @@ class FrozenTeacher(Teacher):
 
     @abstractmethod
     def scene_features(self, pixels: Tensor, layers: list[int]) -> dict[int, Tensor]:
-        """Of normalised frames (B, V, 3, H, W), all present, and numbers 1..depth from shallow to deep."""
+        """Of normalized frames (B, V, 3, H, W), all present, and numbers 1..depth from shallow to deep."""
 
     def resolve(self, layer: int) -> int:
         depth = self.card.depth
         number = layer + depth + 1 if layer < 0 else layer
         if not 1 <= number <= depth:
-            raise ValueError(
+            raise UserError(
                 f"{self.card.name} has no layer {layer}: its {depth} blocks are layers 1..{depth}, or -{depth}..-1"
             )
         return number
 
     def pixels(self, images: Tensor) -> Tensor:
-        """At the size that it sees, normalised: (B, V, 3, H, W)."""
+        """At the size that it sees, normalized: (B, V, 3, H, W)."""
         frames = unit_range(images.to(self.device).flatten(0, 1)).float()
         frames = resized(frames, self.input_size(*frames.shape[-2:]))
         return ((frames - self.mean) / self.std).to(self.dtype).unflatten(0, images.shape[:2])
@@ -93,6 +95,6 @@ class FrozenTeacher(Teacher):
 def check_resolution(resolution: Resolution, patch_size: int) -> Resolution:
     if resolution in ("teacher", "camera") or (isinstance(resolution, int) and resolution >= patch_size):
         return resolution
-    raise ValueError(
+    raise UserError(
         f'resolution must be "teacher", "camera" or a side of at least one patch, {patch_size} pixels: {resolution!r}'
     )

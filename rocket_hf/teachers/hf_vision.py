@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .contract import Grid, Resolution, TeacherCard
+from rocket_hf.errors import UserError
+
 from .frozen import FrozenTeacher
+from .teacher import Grid, Resolution, TeacherCard
 
 TRIAL_GRID = (3, 4)
 
@@ -39,7 +41,7 @@ class HFVisionTeacher(FrozenTeacher):
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         size, only = super().input_size(height, width), self.own_size
         if not self.any_size and size != only:
-            raise ValueError(
+            raise UserError(
                 f"{self.card.name} takes pictures of {only[1]} x {only[0]} pixels alone, not of {size[1]} x {size[0]}: "
                 'choose resolution="teacher" and square cameras, or another teacher'
             )
@@ -124,7 +126,7 @@ class HFVisionTeacher(FrozenTeacher):
         prefix = tokens.shape[1] - columns * (size[0] // patch) if tokens.ndim == 3 else -1
         changed = (tokens[0] != tokens[1]).flatten(1).any(dim=1).nonzero().flatten().tolist()
         if prefix < 0 or tokens.shape[-1] != self.card.width or changed != [prefix + 1, prefix + columns]:
-            raise ValueError(
+            raise UserError(
                 f"{self.card.name} ({self.module.config.model_type}) cannot be a teacher: its tokens are not "
                 "class and register tokens followed by one token for each patch, row by row"
             )
@@ -142,6 +144,6 @@ def find_blocks(module: nn.Module, card: TeacherCard) -> tuple[str, str]:
     found = [name for name, part in named.items() if len(part) == card.depth]
     outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
-        raise ValueError(f"{card.name} cannot be a teacher: {len(outermost)} of its parts are lists of its blocks")
+        raise UserError(f"{card.name} cannot be a teacher: {len(outermost)} of its parts are lists of its blocks")
     parent, _, name = outermost[0].rpartition(".")
     return parent, name

@@ -17,13 +17,14 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModel
 
-from ..convert.checkpoint import read_json
-from ..sentences import HTTPError
-from .contract import Resolution
+from rocket_hf.convert.checkpoint import read_json
+from rocket_hf.errors import HTTPError, UserError
+
 from .frozen import FrozenTeacher
 from .hf_checkpoint import load_vision_model, vision_card, vision_config
 from .hf_vision import HFVisionTeacher
-from .licence import read_licence
+from .license import read_license
+from .teacher import Resolution
 from .vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from .vggt_checkpoint import load_aggregator
 
@@ -48,7 +49,7 @@ def load_teacher(
     On the device "meta" it is there without its weights, which are neither fetched nor read: to look at, and to count.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
+        raise UserError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
     folder = teacher_folder(name, revision, weights=torch.device(device).type != "meta")
     known_as = folder.resolve().name if here(name) else name
     described = read_config(folder, known_as)
@@ -57,14 +58,14 @@ def load_teacher(
         return without_weights(folder, known_as, described, resolution, DTYPES[dtype])
     if "model_type" in described:
         settings, files = vision_config(folder, known_as), weight_files(folder, known_as)
-        card = vision_card(settings, folder, known_as, digest(files), read_licence(folder, known_as))
+        card = vision_card(settings, folder, known_as, digest(files), read_license(folder, known_as))
         model, dropped = load_vision_model(folder, settings, known_as, *place)
         teacher: FrozenTeacher = HFVisionTeacher(model, card, resolution, compile)
     elif described.keys() >= VGGT_KEYS:
         config = VggtConfig.from_dict(described)
         (path,) = files = weight_files(folder, known_as, PICKLE)
         aggregator, dropped = load_aggregator(path, config, *place)
-        card = vggt_card(config, known_as, digest(files), read_licence(folder, known_as))
+        card = vggt_card(config, known_as, digest(files), read_license(folder, known_as))
         teacher = VggtTeacher(aggregator, card, resolution, compile)
     else:
         raise no_teacher(known_as)
@@ -75,16 +76,16 @@ def load_teacher(
 def without_weights(
     folder: Path, name: str, described: dict[str, Any], resolution: Resolution, dtype: torch.dtype
 ) -> FrozenTeacher:
-    licence = read_licence(folder, name)
+    license = read_license(folder, name)
     with torch.device("meta"):
         if "model_type" in described:
             settings = vision_config(folder, name)
-            card = vision_card(settings, folder, name, "", licence)
+            card = vision_card(settings, folder, name, "", license)
             return HFVisionTeacher(AutoModel.from_config(settings, dtype=dtype), card, resolution)
         if not described.keys() >= VGGT_KEYS:
             raise no_teacher(name)
         config = VggtConfig.from_dict(described)
-        return VggtTeacher(VggtAggregator(config).to(dtype), vggt_card(config, name, "", licence), resolution)
+        return VggtTeacher(VggtAggregator(config).to(dtype), vggt_card(config, name, "", license), resolution)
 
 
 def no_teacher(name: str) -> ValueError:
@@ -104,7 +105,7 @@ def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Pat
     """Where its files lie; they are fetched first if it is on the Hub."""
     if folder := here(name):
         if revision is not None:
-            raise ValueError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
+            raise UserError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
         return folder
     try:
         index = "model.safetensors.index.json"
@@ -115,18 +116,18 @@ def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Pat
                 hf_hub_download(name, PICKLE, revision=revision)
         return folder
     except HFValidationError as error:
-        raise ValueError(f"the teacher {name!r} is neither a folder nor an id on the Hub like owner/name") from error
+        raise UserError(f"the teacher {name!r} is neither a folder nor an id on the Hub like owner/name") from error
     except GatedRepoError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is on the Hub for those alone who accepted its terms: do so on its page, then `hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
-        raise ValueError(f"{name} on the Hub has no revision {revision!r}") from error
+        raise UserError(f"{name} on the Hub has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise ValueError(f"the teacher {name!r} is neither a folder nor on the Hub, where you may see it") from error
+        raise UserError(f"the teacher {name!r} is neither a folder nor on the Hub, where you may see it") from error
     except (OSError, HTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"the teacher {name!r} is no folder and cannot be had from the Hub or its cache: {reason}"
         ) from error
 
@@ -135,9 +136,9 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         described = read_json(folder / "config.json")
     except FileNotFoundError as error:
-        raise ValueError(f"{name} cannot be a teacher: it has no config.json") from error
+        raise UserError(f"{name} cannot be a teacher: it has no config.json") from error
     if not isinstance(described, dict):
-        raise ValueError(f"config.json of {name} holds no settings")
+        raise UserError(f"config.json of {name} holds no settings")
     return described
 
 
@@ -149,7 +150,7 @@ def weight_files(folder: Path, name: str, *others: str) -> list[Path]:
     files = safetensors_in(folder) or [folder / other for other in others if (folder / other).exists()]
     if not files:
         wanted = " nor ".join(["model.safetensors", *others])
-        raise ValueError(f"{name} has no weights that can be read safely: neither shards nor {wanted}")
+        raise UserError(f"{name} has no weights that can be read safely: neither shards nor {wanted}")
     return files
 
 

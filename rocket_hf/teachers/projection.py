@@ -1,6 +1,6 @@
 """A fixed projection of each layer's features to fewer dimensions: the principal components of the dataset's features.
 
-The second moment is not centred. The alignment compares directions from zero, so what the projection should keep is the
+The second moment is not centerd. The alignment compares directions from zero, so what the projection should keep is the
 length of the features themselves, not that of their differences from the mean.
 """
 
@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..atomic import write_atomically
+from rocket_hf.errors import UserError
+from rocket_hf.files import write_atomically
 
 PROJECTION = "projection.safetensors"
 
@@ -33,7 +34,7 @@ class SecondMoment:
         matrices, kept = {}, {}
         for layer, moment in self.sums.items():
             if not moment.isfinite().all():
-                raise ValueError(f"the teacher gives numbers that are not finite at layer {layer}: try --dtype float32")
+                raise UserError(f"the teacher gives numbers that are not finite at layer {layer}: try --dtype float32")
             shares, directions = torch.linalg.eigh(moment)  # ascending
             matrices[layer] = directions[:, -width:].flip(1).float().contiguous()
             kept[layer] = round((shares[-width:].sum() / shares.sum()).item(), 6)
@@ -58,5 +59,5 @@ def load_matrices(folder: Path, digest: str) -> dict[int, Tensor]:
     """By layer, (C, width), once the file is seen to be the one that the manifest states."""
     path = folder / PROJECTION
     if not path.is_file() or file_digest(folder) != digest:
-        raise ValueError(f"{path} is missing or not the one that this cache was made with: build the cache again")
+        raise UserError(f"{path} is missing or not the one that this cache was made with: build the cache again")
     return {int(layer): matrix for layer, matrix in load_file(path).items()}

@@ -1,4 +1,4 @@
-"""Teacher features on the student's grid: patch centres coincide, and a position code is added.
+"""Teacher features on the student's grid: patch centers coincide, and a position code is added.
 
 - The teacher sees a camera's whole picture; the student sees a window of it, with bars where it was letterboxed.
 - Where the picture was cropped or rotated before the student saw it, features of the original are sampled at the
@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contract import Features, Grid
+from rocket_hf.errors import UserError
+
+from .teacher import Features, Grid
 
 Window = tuple[float, float, float, float]  # top, left, bottom, right of what is seen, in [0, 1] of the picture
 
@@ -34,7 +36,7 @@ class Registration:
 
     def __init__(self, target_grid: Grid, windows: Sequence[Window], reference_compat: bool = False):
         if reference_compat and set(windows) != {WHOLE}:
-            raise ValueError("reference_compat knows whole pictures only: use square cameras, or leave it out")
+            raise UserError("reference_compat knows whole pictures only: use square cameras, or leave it out")
         self.target_grid, self.windows, self.reference_compat = target_grid, list(windows), reference_compat
 
     def __call__(
@@ -54,7 +56,7 @@ class Registration:
         return {layer: joined[0] if len(joined) == 1 else torch.cat(joined, dim=1) for layer, joined in parts.items()}
 
     def runs(self) -> list[tuple[slice, Window]]:
-        """Neighbouring cameras with the same window, which are registered as one."""
+        """Neighboring cameras with the same window, which are registered as one."""
         starts = [i for i, window in enumerate(self.windows) if i == 0 or window != self.windows[i - 1]]
         stops = [*starts[1:], len(self.windows)]
         return [(slice(start, stop), self.windows[start]) for start, stop in zip(starts, stops, strict=True)]
@@ -79,7 +81,7 @@ class WarpedPlaces:
     """
 
     def __init__(self, grid: Grid, target_grid: Grid, window: Window, warp: Tensor):
-        seen = patch_centres(target_grid, window, warp.device)  # (T, 2)
+        seen = patch_centers(target_grid, window, warp.device)  # (T, 2)
         places = seen @ warp[..., :2].mT + warp[..., None, :, 2]  # (B, V, T, 2)
         self.there = inside(seen) & inside(places)
         apart = warp[..., :2].norm(dim=-2)  # (B, V, 2), of the axes (x, y) in the teacher's picture
@@ -138,7 +140,7 @@ def inside(places: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def patch_centres(grid: Grid, window: Window, device: torch.device) -> Tensor:
+def patch_centers(grid: Grid, window: Window, device: torch.device) -> Tensor:
     """(x, y) of each patch of the student in the picture it was shown, (T, 2)."""
     y, x = (
         start + (torch.arange(side) + 0.5) / side * (stop - start)
@@ -159,14 +161,14 @@ def matrices(
 def resampling_matrix(
     source: int, target: int, start: float, stop: float, device: torch.device, dtype: torch.dtype, corners: bool
 ) -> Tensor:
-    """(target, source): linear interpolation between cell centres, with a wider kernel where it shrinks.
+    """(target, source): linear interpolation between cell centers, with a wider kernel where it shrinks.
 
-    Rows whose centre lies outside of the source are zero. `corners`: the outermost centres on each other instead.
+    Rows whose center lies outside of the source are zero. `corners`: the outermost centers on each other instead.
     """
     cells = torch.arange(source, dtype=torch.float64)
-    centres = start + (torch.arange(target, dtype=torch.float64) + 0.5) / target * (stop - start)
+    centers = start + (torch.arange(target, dtype=torch.float64) + 0.5) / target * (stop - start)
     spread = max(1.0, source * (stop - start) / target)
-    places = centres * source - 0.5
+    places = centers * source - 0.5
     if corners:
         places, spread = torch.linspace(0, source - 1, target, dtype=torch.float64), 1.0
         places = places if target > 1 else torch.zeros(1, dtype=torch.float64)
@@ -174,7 +176,7 @@ def resampling_matrix(
     nearest = F.one_hot(places.round().clamp(0, source - 1).long(), source).double()
     weights = torch.where(weights.sum(1, keepdim=True) > 0, weights, nearest)
     weights = weights / weights.sum(1, keepdim=True)
-    there = (centres >= 0) & (centres <= 1)
+    there = (centers >= 0) & (centers <= 1)
     return (weights * there[:, None]).to(device, dtype)
 
 
@@ -201,7 +203,7 @@ def position_code(grid: Grid, channels: int) -> Tensor:
 
     The coordinates span the image's diagonal, as in VGGT's own code, so that the aspect ratio is seen."""
     if channels % 4:
-        raise ValueError(f"the position code needs a multiple of 4 channels, the teacher has {channels}")
+        raise UserError(f"the position code needs a multiple of 4 channels, the teacher has {channels}")
     rows, columns = grid
     aspect = columns / rows
     diagonal = (aspect**2 + 1) ** 0.5

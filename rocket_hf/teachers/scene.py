@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..modeling.contract import unit_range
-from .contract import Teacher
+from rocket_hf.modeling.policy_interface import unit_range
+
+from .teacher import Teacher
 
 
 def scene_size(sizes: Sequence[tuple[int, int]], teacher: Teacher) -> tuple[int, int]:

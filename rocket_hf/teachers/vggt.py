@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..modeling.strict_config import nearest
-from .contract import Grid, Resolution, TeacherCard
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.strict_config import nearest
+
 from .frozen import IMAGENET_MEAN, IMAGENET_STD, FrozenTeacher
+from .teacher import Grid, Resolution, TeacherCard
 
 DINO_EPS = 1e-6
 NORM_EPS = 1e-5
@@ -46,9 +48,9 @@ class VggtConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int | float) or (value <= 0 and field.name != "num_register_tokens"):
-                raise ValueError(f"{field.name} of a VGGT must be a positive number, got {value!r}")
+                raise UserError(f"{field.name} of a VGGT must be a positive number, got {value!r}")
         if self.embed_dim % (4 * self.num_heads) or self.embed_dim % self.patch_embed_heads:
-            raise ValueError(
+            raise UserError(
                 f"embed_dim={self.embed_dim} must be a multiple of patch_embed_heads={self.patch_embed_heads} and of "
                 f"4 x num_heads={self.num_heads}, as rows and columns rotate pairs of each head's channels"
             )
@@ -58,18 +60,18 @@ class VggtConfig:
         known = {field.name for field in fields(cls)}
         for key in values:
             if key not in known:
-                raise ValueError(f"the configuration of a VGGT has no key {key!r}: {nearest(key, known)}")
+                raise UserError(f"the configuration of a VGGT has no key {key!r}: {nearest(key, known)}")
         return cls(**values)
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, normalised: bool):
+    def __init__(self, width: int, heads: int, normalized: bool):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.q_norm, self.k_norm = (
-            nn.LayerNorm(width // heads, eps=NORM_EPS) if normalised else nn.Identity() for _ in range(2)
+            nn.LayerNorm(width // heads, eps=NORM_EPS) if normalized else nn.Identity() for _ in range(2)
         )
 
     def forward(self, hidden: Tensor, rotation: Rotation | None) -> Tensor:
@@ -100,14 +102,14 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """DINOv2's block; those of the aggregator also normalise queries and keys, and rotate them by their positions."""
+    """DINOv2's block; those of the aggregator also normalize queries and keys, and rotate them by their positions."""
 
     def __init__(self, config: VggtConfig, of_dino: bool):
         super().__init__()
         width, heads = config.embed_dim, config.patch_embed_heads if of_dino else config.num_heads
         eps, scale = (DINO_EPS, DINO_SCALE) if of_dino else (NORM_EPS, LAYER_SCALE)
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, normalised=not of_dino)
+        self.attn = Attention(width, heads, normalized=not of_dino)
         self.ls1 = LayerScale(width, scale)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
@@ -143,7 +145,7 @@ class PatchEncoder(nn.Module):
             nn.init.normal_(token, std=TOKEN_DEVIATION)
 
     def forward(self, frames: Tensor, positions: Tensor) -> Tensor:
-        """Normalised frames (N, 3, H, W) to their patches (N, P, D), row by row."""
+        """Normalized frames (N, 3, H, W) to their patches (N, P, D), row by row."""
         patches = self.patch_embed.proj(frames).flatten(2).transpose(1, 2)
         leading = torch.cat([self.cls_token + positions[:, :1], self.register_tokens], dim=1)
         stream = torch.cat([leading.expand(len(frames), -1, -1), patches + positions[:, 1:]], dim=1)
@@ -175,7 +177,7 @@ class VggtAggregator(nn.Module):
         self.register_token = nn.Parameter(TOKEN_DEVIATION * torch.randn(1, 2, config.num_register_tokens, width))
 
     def forward(self, frames: Tensor, layers: list[int], positions: Tensor | None = None) -> dict[int, Tensor]:
-        """Normalised frames (B, S, 3, H, W) to the patches of the layers asked for, (B, S, P, 2 D).
+        """Normalized frames (B, S, 3, H, W) to the patches of the layers asked for, (B, S, P, 2 D).
 
         `positions` are `patch_embed.positions` of the grid, for those who keep them."""
         config, (scenes, count) = self.config, frames.shape[:2]
@@ -250,11 +252,11 @@ class VggtTeacher(FrozenTeacher):
         return self.module(pixels, layers, self.positions[grid])
 
 
-def vggt_card(config: VggtConfig, name: str, weights: str, licence: str) -> TeacherCard:
+def vggt_card(config: VggtConfig, name: str, weights: str, license: str) -> TeacherCard:
     return TeacherCard(
         name=name,
         weights=weights,
-        licence=licence,
+        license=license,
         patch_size=config.patch_size,
         depth=config.depth,
         width=2 * config.embed_dim,

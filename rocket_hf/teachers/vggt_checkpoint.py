@@ -6,7 +6,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..convert.checkpoint import Checkpoint, load_pickle
+from rocket_hf.convert.checkpoint import Checkpoint, load_pickle
+from rocket_hf.errors import UserError
+
 from .vggt import VggtAggregator, VggtConfig
 
 PREFIX = "aggregator."
@@ -34,12 +36,12 @@ def load_aggregator(
 
 def check_shapes(file: str, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
     for name in wanted.keys() - found.keys():
-        raise ValueError(f"{file} lacks {name} and {len(wanted.keys() - found.keys()) - 1} more tensors of a VGGT")
+        raise UserError(f"{file} lacks {name} and {len(wanted.keys() - found.keys()) - 1} more tensors of a VGGT")
     for name in found.keys() - wanted.keys():
-        raise ValueError(f"{file} holds {name}, which is no part of a VGGT of the sizes in config.json")
+        raise UserError(f"{file} holds {name}, which is no part of a VGGT of the sizes in config.json")
     for name, shape in wanted.items():
         if found[name] != shape:
-            raise ValueError(f"{name} in {file} is {found[name]}, the sizes in config.json make it {shape}")
+            raise UserError(f"{name} in {file} is {found[name]}, the sizes in config.json make it {shape}")
 
 
 def read_tensors(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rocket_hf.experiments.small_policy import write_small_policy
 from rocket_hf.sims.demonstrations import record
 from rocket_hf.sims.rgbd import RgbdFrames
+from rocket_hf.study.small_policy import write_small_policy
 
 from ..training.conftest import no_network, policies, run_training, settings, stored, teacher, tiny_run  # noqa: F401
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from rocket_hf.analysis.depth_analysis import run_names
 from rocket_hf.analysis.depth_heads import MlpHeads, RidgeHeads, solved
 from rocket_hf.analysis.depth_probe import (
     DepthErrors,
@@ -32,12 +33,11 @@ from rocket_hf.analysis.depth_samples import (
     read_samples,
     split,
 )
-from rocket_hf.analysis.ridge import LinearSums
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.training.depth_analysis import run_names
-from rocket_hf.training.targets import picture_window
+from rocket_hf.ridge_regression import LinearSums
+from rocket_hf.training.vla.targets import picture_window
 
 GRID = (6, 6)
 

@@ -8,22 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rocket_hf.analysis.gradients import (
-    agreement_of,
-    bootstrapped,
-    cosine_table,
-    figures_of,
-    loss_gradients,
-    named_losses,
-    write_agreement,
-)
+from rocket_hf.analysis.gradient_report import agreement_of, bootstrapped, write_agreement
 from rocket_hf.modeling.alignment_head import AlignmentHead
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import PI0_SIZES, tiny_config
-from rocket_hf.training.agreement import loss_cosines
-from rocket_hf.training.shared_weights import shared_weights
+from rocket_hf.training.vla.gradient_agreement import loss_cosines
+from rocket_hf.training.vla.loss_gradients import cosine_table, figures_of, loss_gradients, named_losses
+from rocket_hf.training.vla.shared_weights import shared_weights
 
 
 @pytest.fixture(scope="module")

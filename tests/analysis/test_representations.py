@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rocket_hf.analysis.representation_analysis import analyze_representations, between
 from rocket_hf.analysis.representations import Resemblances, weight_cosines
+from rocket_hf.analysis.restored_run import restore_run
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.layer_selection.by_measure import LayerBatch
 from rocket_hf.modeling.alignment_head import AlignmentHead
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
-from rocket_hf.training.reopened import reopen_aligned
-from rocket_hf.training.representation_analysis import analyze_representations, between
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_cka_of_a_batch_is_that_of_unbiased_hsic_by_hand():
     assert np.allclose(np.diag(found.student), 1) and np.shape(found.student_teacher) == (3, 2)
 
 
-def test_a_layer_is_recognised_in_a_turned_copy():
+def test_a_layer_is_recognized_in_a_turned_copy():
     batch = drawn_batch(8)
     turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))[0]
     batch.student[2] = 3 * batch.student[1] @ turn + 2
@@ -128,7 +128,7 @@ def test_all_checkpoints_of_a_run_and_its_start(naive, tmp_path, capsys):
 def test_the_last_checkpoint_is_the_run_as_it_is(naive):
     found, pairs, _, _ = analyze_representations(naive, CPU, "last", 2, 2)
     assert [each.step for each in found] == [2] and len(found[0].projected) == len(pairs)
-    reopened = reopen_aligned(naive, CPU)
+    reopened = restore_run(naive, CPU)
     ((batch, targets),) = reopened.batches(2, 2)
     with torch.no_grad():
         losses = reopened.policy(**batch, targets=targets)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from rocket_hf.commands import main
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_contract import Goal
+from rocket_hf.modeling.rocket2_interface import Goal
 from rocket_hf.modeling.rocket2_minecraft import read_action
 
 from .published_rocket2 import KEYS, Published

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rocket_hf.sims.contract import DepthView, Environment, Observation
+from rocket_hf.sims.environment import DepthView, Environment, Observation
 
 SIZE = 28
 

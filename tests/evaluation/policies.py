@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import export_policy
 from rocket_hf.tiny import character_tokenizer, tiny_config
 
 PUSH = [0.0, 1.0, -0.4, 0.0]  # closes drawers, and presses the buttons that happen to be in the way

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rocket_hf.evaluation.protocol import OPENVLA, PLAIN, centre_crop, openvla_picture
+from rocket_hf.evaluation.protocol import OPENVLA, PLAIN, center_crop, openvla_picture
 
 
 def test_pixels_are_unchanged_by_default():
@@ -22,15 +22,15 @@ def test_openvlas_gripper_and_state():
     torch.testing.assert_close(OPENVLA.state(torch.tensor([2.0, -0.5])), torch.tensor([1.0, -0.5]))
 
 
-def test_the_crop_is_the_centre_bilinearly():
+def test_the_crop_is_the_center_bilinearly():
     """Of a ramp, whose crop is the same ramp between the crop's edges, by numpy's interpolation."""
     ramp = np.repeat(np.linspace(0, 255, 224)[None], 224, axis=0)
     edge = (1 - 0.9**0.5) / 2 * 223
     places = np.linspace(edge, 223 - edge, 224)
     wanted = np.interp(places, np.arange(224), ramp[0].astype(np.uint8))
-    cropped = centre_crop(np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8))
+    cropped = center_crop(np.repeat(ramp[..., None], 3, axis=2).astype(np.uint8))
     assert np.abs(cropped[100, :, 0] - wanted).max() <= 0.5 + 1e-3
-    assert np.array_equal(cropped[..., 1].transpose(), centre_crop(np.ascontiguousarray(
+    assert np.array_equal(cropped[..., 1].transpose(), center_crop(np.ascontiguousarray(
         np.repeat(ramp.T[..., None], 3, axis=2).astype(np.uint8)))[..., 1])  # fmt: skip
 
 
@@ -41,5 +41,5 @@ def test_openvlas_picture_is_jpeg_then_lanczos_then_crop():
     stored = io.BytesIO()
     Image.fromarray(image).save(stored, "JPEG", quality=95)
     resized = np.asarray(Image.open(stored).resize((224, 224), Image.Resampling.LANCZOS))
-    assert np.array_equal(picture, centre_crop(resized))
+    assert np.array_equal(picture, center_crop(resized))
     assert not np.array_equal(picture, openvla_picture(np.asarray(Image.open(stored)) // 2))

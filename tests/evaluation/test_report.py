@@ -8,8 +8,8 @@ from rocket_hf.evaluation.identity import fingerprint
 from rocket_hf.evaluation.report import REPORT, TEXT, Identity, Report, Result, read_evaluation
 from rocket_hf.evaluation.rollouts import Episode
 from rocket_hf.evaluation.statistics import wilson
-from rocket_hf.publish import export_policy
-from rocket_hf.training.trained_policy import find_origin, load_trained
+from rocket_hf.evaluation.trained_policy import find_origin, load_trained
+from rocket_hf.export.export_files import export_policy
 
 from .conftest import tiny_policy
 

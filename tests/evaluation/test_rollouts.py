@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rocket_hf.evaluation.actor import Actor, View
+from rocket_hf.evaluation.environments import Robot, Start, World
 from rocket_hf.evaluation.rollouts import run_episodes, take
 from rocket_hf.evaluation.workers import Worlds
-from rocket_hf.evaluation.worlds import Robot, Start, World
 
 from .conftest import tiny_policy
 from .point_world import PointWorld

@@ -113,7 +113,7 @@ def create(call: Call) -> Answer:
 
 
 def validate_yaml(call: Call) -> Answer:
-    """Of the front matter: that it is a table, with a licence, and that its base model looks like one."""
+    """Of the front matter: that it is a table, with a license, and that its base model looks like one."""
     parts = call.json["content"].split("---\n")
     errors = []
     try:

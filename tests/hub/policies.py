@@ -8,12 +8,12 @@ import torch
 from rocket_hf.hub_cards.facts import Provenance, Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import publish_to_folder
+from rocket_hf.publishing.package import publish_to_folder
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
 from ..modeling.conftest import randomised
 
-PROVENANCE = Provenance(licence="apache-2.0", base_model=Source("lerobot/pi0_base"))
+PROVENANCE = Provenance(license="apache-2.0", base_model=Source("lerobot/pi0_base"))
 
 
 def tiny_policy(family: str = "pi0", seed: int = 0, **changes: Any) -> RocketForActionPrediction:

@@ -10,8 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from rocket_hf.export.export_files import shipped_files
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.publish import publish, shipped_files
+from rocket_hf.publishing.package import publish
 
 from . import policies
 from .clients import HIDDEN, run, start

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
+from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
 from rocket_hf.hub_cards.facts import Provenance
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.publishing.check import check_policy
-from rocket_hf.publishing.goal_policy import publish_goal_policy_to_folder
-from rocket_hf.publishing.surroundings import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
+from rocket_hf.publishing.rocket2 import publish_rocket2_to_folder
 from rocket_hf.publishing.verify import verify
 
 from ..modeling.rocket2_tiny import random_model
@@ -45,7 +45,7 @@ def exported(model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def published(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "scout"
-    return publish_goal_policy_to_folder(model, folder, PROVENANCE, keep=KEPT, tag="v1")
+    return publish_rocket2_to_folder(model, folder, PROVENANCE, keep=KEPT, tag="v1")
 
 
 @pytest.fixture
@@ -57,16 +57,16 @@ def folder(published, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def report(model, tmp_path_factory) -> Path:
     """What `rocket-hf eval --env vizdoom` writes of this policy, of eight episodes."""
-    from rocket_hf.evaluation.goals.report import GoalReport, Result
-    from rocket_hf.evaluation.identity import goal_fingerprint
+    from rocket_hf.evaluation.identity import rocket2_fingerprint
     from rocket_hf.evaluation.report import Identity
+    from rocket_hf.evaluation.rocket2.report import Result, Rocket2EvaluationReport
 
     from ..evaluation.test_goals_report import run as episodes
 
     folder = tmp_path_factory.mktemp("report")
-    identity = Identity("scout", None, goal_fingerprint(model))
+    identity = Identity("scout", None, rocket2_fingerprint(model))
     result = Result(identity, {1: episodes("tttttttw"), 30: episodes("ttttww--")})
-    GoalReport(result, None, episodes("t-wwwwww"), {"max_steps": 60}, {"torch": "2.11"}).write(folder)
+    Rocket2EvaluationReport(result, None, episodes("t-wwwwww"), {"max_steps": 60}, {"torch": "2.11"}).write(folder)
     return folder
 
 
@@ -149,7 +149,7 @@ def test_a_folder_holds_the_policy_and_nothing_of_its_training(model, published)
 
 
 def test_a_dtype_is_chosen_and_its_distance_told(model, tmp_path):
-    folder = publish_goal_policy_to_folder(model, tmp_path / "half", PROVENANCE, dtype=torch.bfloat16)
+    folder = publish_rocket2_to_folder(model, tmp_path / "half", PROVENANCE, dtype=torch.bfloat16)
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     report = verify(str(folder)).report
     assert report.dtype == "bfloat16" and 0 < report.distances["scores"] < report.tolerance
@@ -183,7 +183,7 @@ def test_a_policy_that_does_not_follow_its_goals_is_refused(model, tmp_path):
     with torch.no_grad():
         deaf.views.goal_projection.weight.zero_()
     with pytest.raises(ValueError, match="the same when its goals mark something else: it does not follow them"):
-        publish_goal_policy_to_folder(deaf, tmp_path / "deaf", PROVENANCE)
+        publish_rocket2_to_folder(deaf, tmp_path / "deaf", PROVENANCE)
     assert not list(tmp_path.iterdir())
 
 
@@ -258,15 +258,15 @@ def test_a_converted_policy_keeps_no_head_but_those_asked_for(exported, tmp_path
         (("--keep", "box"), "this policy has no head 'box' to keep"),
         (("--evaluation", "metaworld.json"), "is no report of `rocket-hf eval --env vizdoom`"),
         (("--evaluation", "none.json"), "none.json"),
-        ((), "nothing says under which licence this policy is: pass --license"),
+        ((), "nothing says under which license this policy is: pass --license"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(exported, tmp_path, monkeypatch, capsys, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     overall = {"suite": "metaworld", "overall": {"successes": 1, "episodes": 2}, "policy": {"fingerprint": "x"}}
     Path("metaworld.json").write_text(json.dumps(overall))
-    licence = ("--license", "mit") if arguments else ()
-    assert publish(exported, "--to", "out", *licence, *arguments) == 2
+    license = ("--license", "mit") if arguments else ()
+    assert publish(exported, "--to", "out", *license, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rocket-hf publish: ") and sentence in error
     assert not Path("out").exists()

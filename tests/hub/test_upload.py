@@ -196,12 +196,12 @@ def test_without_a_network_there_is_one_sentence(first, tmp_path):
 
 FETCH = """
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from rocket_hf.publishing.failures import in_one_sentence
+from rocket_hf.hub import hub_errors_as_user_errors
 
 for call in (lambda: snapshot_download("ada/gated"), lambda: snapshot_download("ada/none"),
              lambda: snapshot_download("ada/arm", revision="v9"), lambda: hf_hub_download("ada/arm", "none")):
     try:
-        with in_one_sentence("ada/arm"):
+        with hub_errors_as_user_errors("ada/arm"):
             call()
     except ValueError as error:
         print(error)

@@ -10,17 +10,17 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from rocket_hf.hub_cards.cards import adapter_card, dataset_card, goal_card, model_card
+from rocket_hf.hub_cards.cards import adapter_card, dataset_card, model_card, rocket2_card
 from rocket_hf.hub_cards.facts import (
     Adapter,
-    Artefact,
+    Artifact,
     Evaluation,
     GeneratedDataset,
-    GoalArtefact,
-    GoalEvaluation,
-    GoalRates,
     Provenance,
     Robot,
+    Rocket2Artifact,
+    Rocket2Evaluation,
+    Rocket2Rates,
     Source,
     Teacher,
     Training,
@@ -28,7 +28,7 @@ from rocket_hf.hub_cards.facts import (
 from rocket_hf.hub_cards.figures import loss_curves, success_rates, thin
 
 ROBOT = Robot(["front", "wrist"], 224, "letterbox", 6, 3, 50, "mean_std", "quantile", None, ["x", "y", "grip"])
-ARTEFACT = Artefact(
+ARTIFACT = Artifact(
     "ada/arm", "v1", "pi05", 3_400_000_000, "bfloat16", ROBOT, {"torch": "2.11", "transformers": "5.5"},
     {"float32": 0.005, "bfloat16": 0.06}, 0.4,
 )  # fmt: skip
@@ -52,16 +52,16 @@ DATASET = GeneratedDataset(
     "ada/reach", "v1", "cc-by-4.0", "MuJoCo 3.3", ["reach the cube"], 100, 5000, 20.0, {"front": (48, 64)}, 6, 5,
     command="rocket-hf simulate", versions={"lerobot": "0.6"},
 )  # fmt: skip
-GOAL_ARTEFACT = GoalArtefact(
+GOAL_ARTIFACT = Rocket2Artifact(
     "ada/scout", "main", 1_000_000, "float32", (60, 80), [("walk", 3, 0), ("turn", 9, 4)], False,
     {"none": -1, "hunt": 0}, 128, ["point"], {"torch": "2.11"}, {"float32": 0.005}, {"images": 0.4, "goals": 0.2},
 )  # fmt: skip
-AFTER_GOALS = GoalEvaluation(
-    "vizdoom", 60, [GoalRates("every 30 steps", "this policy", Evaluation("own", 48, 50), Evaluation("own", 1, 50))]
+AFTER_GOALS = Rocket2Evaluation(
+    "vizdoom", 60, [Rocket2Rates("every 30 steps", "this policy", Evaluation("own", 48, 50), Evaluation("own", 1, 50))]
 )
-MODEL_CARD = model_card(ARTEFACT, PROVENANCE)
-GOAL_CARD = goal_card(GOAL_ARTEFACT, replace(PROVENANCE, after_goals=[AFTER_GOALS]))
-ADAPTER_CARD = adapter_card(ARTEFACT, PROVENANCE, ADAPTER)
+MODEL_CARD = model_card(ARTIFACT, PROVENANCE)
+GOAL_CARD = rocket2_card(GOAL_ARTIFACT, replace(PROVENANCE, after_goals=[AFTER_GOALS]))
+ADAPTER_CARD = adapter_card(ARTIFACT, PROVENANCE, ADAPTER)
 DATASET_CARD = dataset_card(DATASET)
 
 
@@ -123,7 +123,7 @@ def test_a_dataset_card_tells(words):
 
 
 def test_what_is_not_known_is_left_out():
-    bare = model_card(replace(ARTEFACT, revision="main"), Provenance("mit", Source("ada/base")))
+    bare = model_card(replace(ARTIFACT, revision="main"), Provenance("mit", Source("ada/base")))
     for words in (
         "None |",
         "Evaluation",
@@ -141,7 +141,7 @@ def test_what_is_not_known_is_left_out():
 
 def test_a_card_of_a_policy_with_goals_leaves_out_what_is_not_known():
     told = "| every 30 steps | this policy | 96.0 % (86.5 - 98.9 %) | 2.0 % (0.4 - 10.5 %) | 50 |"
-    bare = goal_card(replace(GOAL_ARTEFACT, heads=[]), Provenance("mit", None))
+    bare = rocket2_card(replace(GOAL_ARTIFACT, heads=[]), Provenance("mit", None))
     for words in (told, "lerobot/pi05_base", "## Training", "20 Hz", "steps per second", "`point`", "state.seen"):
         assert (words in GOAL_CARD) == (words != "20 Hz") and words not in bare, words
     assert metadata(bare).keys() == {"license", "pipeline_tag", "tags", "library_name"}
@@ -199,9 +199,9 @@ def test_intervals_are_those_of_scipy():
 
 def test_numbers_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"provenance\.control_rate is nan"):
-        model_card(ARTEFACT, replace(PROVENANCE, control_rate=math.nan))
+        model_card(ARTIFACT, replace(PROVENANCE, control_rate=math.nan))
     broken = replace(TRAINING, curves={"loss": [(1, 1.0), (2, math.inf)]})
     with pytest.raises(ValueError, match=r"provenance\.training\.curves\.loss is inf"):
-        model_card(ARTEFACT, replace(PROVENANCE, training=broken))
+        model_card(ARTIFACT, replace(PROVENANCE, training=broken))
     with pytest.raises(ValueError, match="3 of 2 episodes"):
         Evaluation("x", 3, 2)

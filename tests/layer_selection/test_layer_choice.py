@@ -14,7 +14,7 @@ from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth, uniform
 from rocket_hf.layer_selection.by_measure import LayerBatch, Similarities, make_measure, ranked_layers
 from rocket_hf.layer_selection.choice import STRATEGIES, explicit_pairs
 from rocket_hf.layer_selection.matching import best_matching, best_ordered_matching
-from rocket_hf.layer_selection.measures import NEIGHBOURS, ResidualChange, TableOfLayers, hsic_table, neighbour_table
+from rocket_hf.layer_selection.measures import NEIGHBORS, ResidualChange, TableOfLayers, hsic_table, neighbor_table
 
 CPU = torch.device("cpu")
 TEACHER = [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
@@ -55,7 +55,7 @@ def test_the_balanced_lists_come_out(depth, count, balanced):
     ("strategy", "student", "teacher"),
     [("shallow", [1, 2, 3], [1, 2, 3]), ("middle", [4, 5, 6], [3, 4, 5]), ("deep", [7, 8, 9], [5, 6, 7])],
 )
-def test_neighbouring_layers_lie_where_the_strategy_says(strategy, student, teacher):
+def test_neighboring_layers_lie_where_the_strategy_says(strategy, student, teacher):
     assert layers(strategy, 9, 7, 3) == (student, teacher)
 
 
@@ -134,7 +134,7 @@ def test_the_mean_over_all_small_batches_is_the_value_of_all_samples():
 
 
 def test_cka_of_many_samples_is_the_classical_one():
-    """1 for a rotation, and |X'Y|^2 / (|X'X| |Y'Y|) of centred features otherwise (Kornblith et al. 2019)."""
+    """1 for a rotation, and |X'Y|^2 / (|X'X| |Y'Y|) of centerd features otherwise (Kornblith et al. 2019)."""
     draw = torch.Generator().manual_seed(2)
     x = torch.randn(3000, 6, generator=draw) * torch.tensor([3.0, 2, 1, 1, 1, 1]) + 5
     y = torch.cat([x[:, :2], torch.randn(3000, 3, generator=draw)], dim=1)
@@ -149,22 +149,22 @@ def test_cka_of_many_samples_is_the_classical_one():
     assert table.table()[0, 2].item() == pytest.approx(1, abs=1e-5)
 
 
-def test_mutual_neighbours_are_counted_one_by_one():
+def test_mutual_neighbors_are_counted_one_by_one():
     draw = torch.Generator().manual_seed(3)
     x, y = torch.randn(40, 5, generator=draw), torch.randn(40, 9, generator=draw)
     y[:, :5] += 3 * x
 
-    def neighbours(features: Tensor) -> list[set[int]]:
+    def neighbors(features: Tensor) -> list[set[int]]:
         features = features - features.mean(dim=0)
         rows = []
         for number, one in enumerate(features):
             cosines = torch.cosine_similarity(one[None], features, dim=1)
             others = [place for place in cosines.argsort(descending=True).tolist() if place != number]
-            rows.append(set(others[:NEIGHBOURS]))
+            rows.append(set(others[:NEIGHBORS]))
         return rows
 
-    shared = [len(a & b) / NEIGHBOURS for a, b in zip(neighbours(x), neighbours(y), strict=True)]
-    table = neighbour_table([x, y])
+    shared = [len(a & b) / NEIGHBORS for a, b in zip(neighbors(x), neighbors(y), strict=True)]
+    table = neighbor_table([x, y])
     assert table[0, 1].item() == pytest.approx(sum(shared) / 40)
     assert table.diagonal().tolist() == [1, 1]
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from rocket_hf.commands import main
 from rocket_hf.layer_selection.by_measure import make_measure
-from rocket_hf.training.layer_features import Asked, LayerFeatures, measure_layers
+from rocket_hf.layer_selection.layer_features import LayerFeatures, MeasurementConfig, measure_layers
 from rocket_hf.training.recipe_files import read_recipe
 
 from ..training.conftest import (  # noqa: F401  (fixtures)
@@ -35,7 +35,7 @@ def first_process():
 
 @pytest.fixture
 def asked(policies, stored, teacher):  # noqa: F811
-    return Asked(str(policies("pi0")), str(stored), str(teacher), "camera", "float32", 16, 4, 0)
+    return MeasurementConfig(str(policies("pi0")), str(stored), str(teacher), "camera", "float32", 16, 4, 0)
 
 
 def test_the_layers_are_the_models_own(asked):

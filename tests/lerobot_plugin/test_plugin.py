@@ -94,7 +94,7 @@ def test_masked_dimensions_stay_as_they_are(tmp_path):
     statistics = {part: dict(values) for part, values in processor.statistics.items()}
     statistics["action"]["mask"] = [True, True, True, False]
     masked = RocketProcessor.for_config(policy.config, processor.tokenizer, statistics, max_prompt_length=128)
-    from rocket_hf.publish import export_policy
+    from rocket_hf.export.export_files import export_policy
 
     folder = export_policy(policy, masked, tmp_path / "masked")
     theirs, before, after = load(folder)

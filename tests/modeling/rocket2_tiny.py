@@ -4,7 +4,7 @@ import torch
 
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_contract import Goal
+from rocket_hf.modeling.rocket2_interface import Goal
 
 TINY = dict(
     image_size=(32, 48), rgb_depth=3, rgb_width=32, rgb_heads=2, rgb_mlp_width=64, mask_depth=3, mask_width=16,

@@ -1,4 +1,4 @@
-"""The alignment head against a loop written out by hand, and its behaviour at the edges."""
+"""The alignment head against a loop written out by hand, and its behavior at the edges."""
 
 import pytest
 import torch

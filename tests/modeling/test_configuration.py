@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
-from rocket_hf.modeling.contract import check_batch, resolve_layer
+from rocket_hf.modeling.policy_interface import check_batch, resolve_layer
 from rocket_hf.tiny import tiny_config
 
 REFUSED = (ValueError, StrictDataclassError)

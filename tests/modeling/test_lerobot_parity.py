@@ -106,7 +106,7 @@ def test_letterbox_is_lerobots():
 
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
-def test_normalisation_is_lerobots(mode):
+def test_normalization_is_lerobots(mode):
     from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
     from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 

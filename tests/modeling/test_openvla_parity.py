@@ -167,8 +167,8 @@ def head_by_hand(weights: dict[str, torch.Tensor], slots: torch.Tensor) -> torch
     """OFT's head, written once more from its weights."""
 
     def norm(name: str, hidden: torch.Tensor) -> torch.Tensor:
-        centred = hidden - hidden.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        centerd = hidden - hidden.mean(-1, keepdim=True)
+        scaled = centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     def linear(name: str, hidden: torch.Tensor) -> torch.Tensor:
@@ -226,15 +226,15 @@ def test_cached_decoding_is_llamas_argmax_without_a_cache(checkpointing):
     model = make("openvla")
     batch, theirs = uneven_batch(model.config), llama(model)
     sequence, exists = model.policy.embed_prefix(batch)
-    centres = np.linspace(-1, 1, 16)
-    centres = (centres[:-1] + centres[1:]) / 2
+    centers = np.linspace(-1, 1, 16)
+    centers = (centers[:-1] + centers[1:]) / 2
     expected = np.zeros((3, 1, 5))
     for sample in range(3):
         tokens = sequence[sample : sample + 1, exists[sample]]
         for dimension in range(5):
             logits = theirs(inputs_embeds=tokens, use_cache=False).logits[0, -1]
             best = 108 + logits[108:124].argmax()
-            expected[sample, 0, dimension] = centres[np.clip(124 - int(best) - 1, 0, 14)]
+            expected[sample, 0, dimension] = centers[np.clip(124 - int(best) - 1, 0, 14)]
             tokens = torch.cat([tokens, theirs.model.embed_tokens(best)[None, None]], dim=1)
     if checkpointing:
         model.train().gradient_checkpointing_enable()
@@ -244,16 +244,16 @@ def test_cached_decoding_is_llamas_argmax_without_a_cache(checkpointing):
 
 
 def test_action_tokens_are_the_published_ones():
-    """256 edges from -1 to 1, ids counted down from 32,000, and bin centres; what is outside counts as the nearest."""
+    """256 edges from -1 to 1, ids counted down from 32,000, and bin centers; what is outside counts as the nearest."""
     tokens = ActionTokens(OpenVLAPolicyConfig())
     actions = torch.cat([torch.linspace(-1.2, 1.2, 10_001), torch.tensor([-1.0, 1.0])])
     encoded = tokens.encode(actions)
     edges = np.linspace(-1, 1, 256)
     assert np.array_equal(encoded.numpy(), 32000 - np.digitize(actions.double().clamp(-1, 1).numpy(), edges))
     assert (encoded.min(), encoded.max()) == (31744, 31999)
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     every = torch.arange(31744, 32000)
-    expected = centres[np.clip(32000 - every.numpy() - 1, 0, 254)]
+    expected = centers[np.clip(32000 - every.numpy() - 1, 0, 254)]
     np.testing.assert_allclose(tokens.decode(every).numpy(), expected, atol=1e-7)
     assert tokens.decode(torch.tensor([31744])) == tokens.decode(torch.tensor([31745]))
     inside = actions[(actions >= -1) & (actions <= 1)]

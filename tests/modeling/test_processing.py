@@ -133,7 +133,7 @@ def test_prompts_of_different_lengths_are_padded_and_decoded():
 
 
 @pytest.mark.parametrize("mode", ["identity", "mean_std", "min_max", "quantile"])
-def test_unnormalising_is_the_inverse(mode):
+def test_unnormalizing_is_the_inverse(mode):
     normalizer = Normalizer("action", 5, mode, tiny_statistics(CONFIG)["action"])
     raw = torch.randn(2, 4, 5)
     torch.testing.assert_close(normalizer.unnormalize(normalizer.normalize(raw)), raw)

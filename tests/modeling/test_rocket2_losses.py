@@ -128,7 +128,7 @@ def test_gradient_checkpointing_changes_no_gradient(batch):
         ({"action_factors": {"turn": 1}}, "each of two choices or more"),
         ({"action_factors": {"turn.left": 2}}, "has no dot"),
         ({"rest_action": [0, 5]}, "one choice of each"),
-        ({"auxiliary_heads": ["centre"]}, "auxiliary_heads has 'centre'; known: visibility, point, box"),
+        ({"auxiliary_heads": ["center"]}, "auxiliary_heads has 'center'; known: visibility, point, box"),
         ({"previous_action_dropout": 2.0}, "is a probability"),
         ({"widht": 32}, "did you mean 'width'"),
     ],

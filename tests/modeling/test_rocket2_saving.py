@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.publishing.surroundings import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
 
 from .rocket2_tiny import goal_at, random_model
 

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
+from rocket_hf.export.export_files import export_policy, shipped_files
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import export_policy, shipped_files
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
 from .conftest import randomised

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rocket_hf.export.self_test import in_dtype, record_self_test
 from rocket_hf.modeling import self_test
 from rocket_hf.modeling.self_test import FILE, distance, read_self_test
-from rocket_hf.publishing.golden import in_dtype, record_self_test
 from rocket_hf.publishing.verify import verify
 
 from ..hub.policies import processor_of, tiny_policy, write_published

@@ -13,8 +13,8 @@ import pytest
 
 from rocket_hf.commands import main
 from rocket_hf.evaluation.report import REPORT
+from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import export_policy
 from rocket_hf.sims.libero import LiberoEnvironment
 from rocket_hf.sims.libero_plus import LiberoPlusEnvironment, drawn_by, noisy
 from rocket_hf.sims.libero_plus_files import benchmark_names, import_libero_plus, plus_folder

@@ -31,7 +31,7 @@ def made(recorded, tmp_path_factory):
 def test_it_leaves_a_teacher_and_its_report(made):
     folder, lines = made
     teacher, report = load_teacher(str(folder)), json.loads((folder / "report.json").read_text())
-    assert (teacher.card.name, teacher.card.licence, teacher.card.image_size) == ("teacher", "apache-2.0", 32)
+    assert (teacher.card.name, teacher.card.license, teacher.card.image_size) == ("teacher", "apache-2.0", 32)
     assert (report["data"]["tasks"], report["data"]["held_out_tasks"]) == ([KNOWN], [UNSEEN])
     assert report["data"]["cameras"] == ["corner2", "gripperPOV"]
     mean = report["depth"]["all cameras together"]["mean"]

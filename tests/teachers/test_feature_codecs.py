@@ -1,4 +1,4 @@
-"""What is stored of a feature: against torch's own rounding, quantisation and singular values."""
+"""What is stored of a feature: against torch's own rounding, quantization and singular values."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_bf16_rounds_as_torch_does():
     assert decode(encode(features, "bf16"), "bf16", torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_int8_is_torchs_symmetric_quantisation_of_each_token():
+def test_int8_is_torchs_symmetric_quantization_of_each_token():
     features = tokens(50, 64)
     stored = encode(features, "int8")
     scales = stored["scales"].float()

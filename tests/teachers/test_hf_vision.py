@@ -79,7 +79,7 @@ FAMILIES = {
 
 
 def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """With weights that all count, and the file that says how pixels are normalised."""
+    """With weights that all count, and the file that says how pixels are normalized."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -153,7 +153,7 @@ def test_the_card_is_read_off_the_files(family):
     card = teacher.card
     assert (card.depth, card.width, card.patch_size, card.image_size) == (DEPTH, WIDTH, PATCH, SIDE)
     assert (card.mean, card.std) == (tuple(MEAN), tuple(STD))
-    assert card.name.startswith(name) and card.licence == "unknown"
+    assert card.name.startswith(name) and card.license == "unknown"
 
 
 def test_it_stops_at_the_deepest_layer_asked_for(family):

@@ -1,4 +1,4 @@
-"""Teachers by name: folders in the public layout, strictly; the Hub's cache; licences; a sentence for what is wrong."""
+"""Teachers by name: folders in the public layout, strictly; the Hub's cache; licenses; a sentence for what is wrong."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from transformers import Dinov2Config, Dinov2Model
 from rocket_hf import load_teacher
 from rocket_hf.bench.measure import resident
 from rocket_hf.teachers.frozen import FrozenTeacher
-from rocket_hf.teachers.licence import licence_note, read_licence
+from rocket_hf.teachers.license import license_note, read_license
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher
 from rocket_hf.tiny import tiny_vggt_config, write_tiny_vggt
 
@@ -56,7 +56,7 @@ def test_vggt_is_loaded_strictly_and_its_heads_are_dropped(folder):
         assert torch.equal(parameter, by_hand.get_parameter(name))
         assert not parameter.requires_grad
     card = teacher.card
-    assert (card.name, card.licence, card.depth, card.width, card.image_size) == ("tiny-vggt", "apache-2.0", 4, 32, 84)
+    assert (card.name, card.license, card.depth, card.width, card.image_size) == ("tiny-vggt", "apache-2.0", 4, 32, 84)
     assert card.weights == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -199,7 +199,7 @@ def test_a_name_on_the_hub_and_a_revision(folder, hub_cache):
     (folder / "model.safetensors").rename(blob)
     (snapshot / "model.safetensors").symlink_to(blob)
     card = load_teacher("facebook/VGGT-1B", "v1").card
-    assert (card.name, card.weights, card.licence) == ("facebook/VGGT-1B", "ab" * 32, "cc-by-nc-4.0")
+    assert (card.name, card.weights, card.license) == ("facebook/VGGT-1B", "ab" * 32, "cc-by-nc-4.0")
 
 
 def test_a_name_that_nothing_answers_to(hub_cache):
@@ -215,11 +215,11 @@ def test_names_that_cannot_be_are_refused(folder):
         load_teacher(str(folder), revision="v1")
 
 
-# Licences
+# Licenses
 
 
 @pytest.mark.parametrize(
-    ("front_matter", "licence"),
+    ("front_matter", "license"),
     [
         ("license: cc-by-nc-4.0", "cc-by-nc-4.0"),
         ("license: other\nlicense_name: dinov3-license", "dinov3-license"),
@@ -227,23 +227,23 @@ def test_names_that_cannot_be_are_refused(folder):
         ("tags: [vision]", "unknown"),
     ],
 )
-def test_the_licence_is_the_readmes(tmp_path, front_matter, licence):
+def test_the_license_is_the_readmes(tmp_path, front_matter, license):
     (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\nText.\n")
-    assert read_licence(tmp_path, "some") == licence
+    assert read_license(tmp_path, "some") == license
 
 
-def test_an_unreadable_readme_is_no_licence(tmp_path):
+def test_an_unreadable_readme_is_no_license(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(ValueError, match=r"the front matter of .*README.md cannot be read"):
-        read_licence(tmp_path, "some")
+        read_license(tmp_path, "some")
 
 
-def test_a_folder_without_a_readme_has_an_unknown_licence(tmp_path):
-    assert read_licence(tmp_path, "VGGT-1B") == "unknown"
-    assert read_licence(tmp_path, "facebook/VGGT-1B") == "cc-by-nc-4.0"
+def test_a_folder_without_a_readme_has_an_unknown_license(tmp_path):
+    assert read_license(tmp_path, "VGGT-1B") == "unknown"
+    assert read_license(tmp_path, "facebook/VGGT-1B") == "cc-by-nc-4.0"
 
 
-def test_what_a_licence_means_is_one_sentence():
-    assert licence_note("tiny-vggt", "apache-2.0") == ""
-    assert "tiny-vggt is under cc-by-nc-4.0, which forbids commercial use" in licence_note("tiny-vggt", "cc-by-nc-4.0")
-    assert "under which licence the teacher tiny-vggt is" in licence_note("tiny-vggt", "unknown")
+def test_what_a_license_means_is_one_sentence():
+    assert license_note("tiny-vggt", "apache-2.0") == ""
+    assert "tiny-vggt is under cc-by-nc-4.0, which forbids commercial use" in license_note("tiny-vggt", "cc-by-nc-4.0")
+    assert "under which license the teacher tiny-vggt is" in license_note("tiny-vggt", "unknown")

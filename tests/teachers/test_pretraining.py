@@ -1,4 +1,4 @@
-"""The pre-training of a small teacher: cameras, losses, colours, baselines and what it leaves behind.
+"""The pre-training of a small teacher: cameras, losses, colors, baselines and what it leaves behind.
 
 Pictures are drawn whose brightness tells their depth. Rotations are scipy's, gradients are checked by finite
 differences, medians and regressions against plain searches and torch's own solver.
@@ -28,7 +28,7 @@ from rocket_hf.teachers.pretraining.heads import Geometry, GeometryModel
 from rocket_hf.teachers.pretraining.losses import Truth, geometry_losses, weighted
 from rocket_hf.teachers.pretraining.make_teacher import check_held_out, check_size, make_teacher
 from rocket_hf.teachers.pretraining.pretrain import Settings, new_model, pretrain, small_vggt
-from rocket_hf.teachers.pretraining.scenes import Scenes, colour_mixers, draw_batch, recoloured
+from rocket_hf.teachers.pretraining.scenes import Scenes, color_mixers, draw_batch, recolored
 
 SIDE = 32
 
@@ -47,7 +47,7 @@ def random_poses(*shape: int) -> Tensor:
 
 
 def drawn_scenes(count: int = 24, cameras: int = 2, side: int = SIDE) -> Scenes:
-    """Slopes from 0.5 to 3 metres: the nearer, the brighter. Three tasks."""
+    """Slopes from 0.5 to 3 meters: the nearer, the brighter. Three tasks."""
     draw = torch.rand(2, count, cameras, 1, 1, generator=seeded())
     depth = 0.5 + 1.5 * draw[0] + draw[1] * torch.linspace(0, 1, side).expand(side, side)
     pictures = (255 * (1 - depth / 3)).byte().unsqueeze(2).expand(-1, -1, 3, -1, -1)
@@ -113,7 +113,7 @@ def test_twice_the_depth_costs_its_logarithm_and_no_gradient():
 
 
 def test_a_step_costs_where_it_is_crossed():
-    """Of 16 columns, a step of 1 in the middle is crossed by 1 of 15 neighbours, 2 of 14, 4 of 12 and 8 of 8."""
+    """Of 16 columns, a step of 1 in the middle is crossed by 1 of 15 neighbors, 2 of 14, 4 of 12 and 8 of 8."""
     found = torch.zeros(1, 1, 16, 16)
     found[..., 8:] = 1
     losses = geometry_losses(geometry(found), truth(torch.ones(1, 1, 16, 16)))
@@ -162,16 +162,16 @@ def test_gradients_are_those_of_finite_differences():
 # Batches
 
 
-def test_greys_stay_and_a_third_of_a_turn_exchanges_colours():
-    mixers = colour_mixers(torch.tensor([1.0, 0.3, 1.0]), torch.tensor([0.0, 0.5, 2 * math.pi / 3]))
+def test_grays_stay_and_a_third_of_a_turn_exchanges_colors():
+    mixers = color_mixers(torch.tensor([1.0, 0.3, 1.0]), torch.tensor([0.0, 0.5, 2 * math.pi / 3]))
     torch.testing.assert_close(mixers[0], torch.eye(3))
     torch.testing.assert_close(mixers @ torch.ones(3), torch.ones(3, 3))
     torch.testing.assert_close(mixers[2], torch.eye(3).roll(1, dims=0), atol=1e-6, rtol=0)
 
 
-def test_every_picture_gets_a_colour_of_its_own():
+def test_every_picture_gets_a_color_of_its_own():
     pictures = torch.rand(1, 3, 8, 8, generator=seeded()).expand(2, 2, -1, -1, -1)
-    found = recoloured(pictures, seeded()).flatten(0, 1)
+    found = recolored(pictures, seeded()).flatten(0, 1)
     assert found.min() >= 0 and found.max() <= 1
     assert all(not torch.equal(found[one], found[other]) for one in range(4) for other in range(one))
 
@@ -278,7 +278,7 @@ def test_the_folder_is_a_teacher_whose_layers_are_those_that_were_trained(made, 
         wanted = model.aggregator(scenes.frames(), [1, 4])
     torch.testing.assert_close(found.maps[1], wanted[1])
     torch.testing.assert_close(found.maps[-1], wanted[4])
-    assert teacher.card.licence == "apache-2.0"
+    assert teacher.card.license == "apache-2.0"
     assert {name.split(".")[0] for name in teacher.dropped} == {"camera_head", "depth_head"}
 
 
@@ -323,7 +323,7 @@ def report() -> dict:
 
 def test_the_embedded_teacher_is_here_and_small(report):
     teacher = load_teacher("embedded")
-    assert (teacher.card.name, teacher.card.licence) == ("embedded", "apache-2.0")
+    assert (teacher.card.name, teacher.card.license) == ("embedded", "apache-2.0")
     assert (teacher.card.depth, teacher.card.width, teacher.card.image_size) == (4, 256, 128)
     assert sum(weight.numel() for weight in teacher.module.parameters()) == report["training"]["parameters"]
     weights = teacher_folder(EMBEDDED, None) / "model.safetensors"

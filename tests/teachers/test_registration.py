@@ -1,11 +1,11 @@
-"""Teacher features on the student's grid: against torch's own interpolation, by patch centres, and under crops."""
+"""Teacher features on the student's grid: against torch's own interpolation, by patch centers, and under crops."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from rocket_hf.teachers.contract import Features
 from rocket_hf.teachers.registration import WHOLE, Registration, position_code, register_features
+from rocket_hf.teachers.teacher import Features
 
 GRIDS = [((37, 37), (16, 16)), ((16, 16), (16, 16)), ((10, 14), (5, 4)), ((6, 9), (12, 16)), ((37, 20), (16, 32))]
 STILL = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
@@ -20,7 +20,7 @@ def as_features(maps, leading):
 
 
 def places_map(grid):
-    """A feature map (1, 1, P, 2) that tells of each patch where its centre is: (x, y)."""
+    """A feature map (1, 1, P, 2) that tells of each patch where its center is: (x, y)."""
     y, x = ((torch.arange(side) + 0.5) / side for side in grid)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)[None, None]
 
@@ -34,7 +34,7 @@ def test_resampling_is_torchs_with_antialiasing(grid, target):
 
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
-def test_patch_centres_coincide(grid, target):
+def test_patch_centers_coincide(grid, target):
     """A map of its own coordinates keeps them, away from the border, to 3 % of a cell."""
     moved = register_features(places_map(grid)[0, 0], grid, target, code_weight=0).unflatten(0, target)
     expected = [(torch.arange(side) + 0.5) / side for side in target]
@@ -134,7 +134,7 @@ def test_warped_features_are_torchs_grid_sample():
     torch.testing.assert_close(ours, expected * there, atol=1e-5, rtol=1e-4)
 
 
-def test_a_crop_is_sampled_at_its_own_patch_centres():
+def test_a_crop_is_sampled_at_its_own_patch_centers():
     """The left upper quarter of a picture: its patches see the places of that quarter, to a hundredth of a patch."""
     grid, target = (16, 16), (4, 4)
     warp = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]])[None, None]

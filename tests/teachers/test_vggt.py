@@ -128,7 +128,7 @@ def turned(vector: list[float], place: tuple[int, int], base: float) -> list[flo
 
 def test_attention_is_the_one_written_out():
     width, heads, grid, count, base = 16, 2, (2, 3), 2, 100.0
-    attention = drawn(Attention(width, heads, normalised=True).double())
+    attention = drawn(Attention(width, heads, normalized=True).double())
     places = [(0, 0)] * 3 + [(row + 1, column + 1) for row in range(grid[0]) for column in range(grid[1])]
     places = places * count
     hidden = torch.randn(1, len(places), width, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -254,7 +254,7 @@ def test_sizes_are_whole_patches_of_the_resolution_asked_for(resolution, camera,
     assert seen.grid(*camera) == (expected[0] // 14, expected[1] // 14)
 
 
-def test_pixels_are_resized_and_normalised(aggregator):
+def test_pixels_are_resized_and_normalized(aggregator):
     images = pictures(2, 1, 3, 61, 60)
     resized = F.interpolate(images[:, 0], (84, 84), mode="bicubic", align_corners=False).clamp(0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -21,10 +21,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
 from rocket_hf.commands import main as rocket_hf
+from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publish import export_policy
-from rocket_hf.sims.doom.recording import record_rooms
+from rocket_hf.sims.vizdoom.recording import record_rooms
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, write_tiny_vggt
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.train import main

@@ -8,11 +8,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from rocket_hf.commands import main as rocket_hf
+from rocket_hf.evaluation.trained_policy import find_origin, load_adapted
 from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.publishing.adapter import write_adapter
 from rocket_hf.tiny_dataset import write_tiny_dataset
-from rocket_hf.training.trained_policy import find_origin, load_adapted
 
 from .conftest import forget_processes, settings
 

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import tiny_config
-from rocket_hf.training.dry_run import describe
 from rocket_hf.training.recipe_files import read_recipe
+from rocket_hf.training.vla.dry_run import describe
 
 
 def described(policy, dataset, teacher, *changes: str) -> str:

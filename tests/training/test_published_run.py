@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from rocket_hf.commands import main as rocket_hf
+from rocket_hf.evaluation.trained_policy import find_origin, load_adapted
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.training.trained_policy import find_origin, load_adapted
 
 from ..hub import policies
 from ..hub.clients import run as run_client
@@ -79,7 +79,7 @@ def test_the_card_tells_the_run(finished, tmp_path):
         (("--repo", "you/name", "--to", "x"), "either --repo OWNER/NAME or --to FOLDER"),
         ((), "either --repo OWNER/NAME or --to FOLDER"),
         (("--to", "x"), "nothing says which model on the Hub was trained: pass --base"),
-        (("--to", "x", "--base", "ada/base"), "nothing says under which licence ada/base is: pass --license"),
+        (("--to", "x", "--base", "ada/base"), "nothing says under which license ada/base is: pass --license"),
         (("--to", "x", *TOLD, "--success", "reach=11/10"), "reach: 11 of 10 episodes cannot have succeeded"),
         (("--to", "x", *TOLD, "--success", "reach"), "--success takes SUITE=SUCCESSES/EPISODES"),
         (("--to", "x", "--base", "base", "--license", "mit"), "the card needs base_model"),

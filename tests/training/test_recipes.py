@@ -102,7 +102,7 @@ def test_a_change_arrives_and_nothing_else_changes(change, key, value):
     ("change", "sentence"),
     [
         ("optimizer.lrr=1", "a recipe has no key optimizer.lrr: did you mean 'lr'?"),
-        ("optimiser.lr=1", "a recipe has no key optimiser: did you mean 'optimizer'?"),
+        ("optimizer.lr=1", "a recipe has no key optimizer: did you mean 'optimizer'?"),
         ("schedule.kind=cosin", "schedule.kind: 'cosin' is not one of its values; did you mean 'cosine'?"),
         ("optimizer.lr=fast", "optimizer.lr must be a number, got 'fast'"),
         ("optimizer.lr=.nan", "optimizer.lr must be a finite number"),

@@ -81,7 +81,7 @@ def refused(stored, teacher, policies, tmp_path) -> Callable[..., None]:
         ({"data__datasets__0__episodes": [9]}, "has no episode 9: it has 0..3"),
         ({"data__datasets__0__episodes": []}, "datasets.episodes of"),
         ({"data__datasets__0__weight": -1}, "weights of a mixture must be above 0"),
-        ({"data__augmentation__colour_only": ["wirst"], "data__augmentation__crop_area": 0.9},
+        ({"data__augmentation__color_only": ["wirst"], "data__augmentation__crop_area": 0.9},
          "the policy has no camera 'wirst'"),
     ],
 )  # fmt: skip

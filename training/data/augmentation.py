@@ -1,4 +1,4 @@
-"""Crop, rotation and colour of pictures, drawn on the CPU and done on the device for a batch at once.
+"""Crop, rotation and color of pictures, drawn on the CPU and done on the device for a batch at once.
 
 What is drawn of a picture is one row of numbers: the side of the crop window as a part of the picture's, the window's
 left and top, the angle in radians, and what brightness, contrast, saturation and hue change. A row of zeros, but for a
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ..recipe import AugmentationConfig
 
 DRAWN = ("side", "left", "top", "angle", "brightness", "contrast", "saturation", "hue")
-GREY = (0.2989, 0.587, 0.114)  # the weights of red, green and blue, ITU-R 601
+GRAY = (0.2989, 0.587, 0.114)  # the weights of red, green and blue, ITU-R 601
 
 
 def changes_nothing(config: AugmentationConfig) -> bool:
@@ -28,15 +28,15 @@ def draw_augmentation(config: AugmentationConfig, camera: str, generator: Genera
     angle, brightness, contrast, saturation, hue = (2 * sign - 1 for sign in signs)
     side = math.sqrt(1 - area * (1 - config.crop_area))
     geometry = [side, left * (1 - side), top * (1 - side), angle * math.radians(config.rotation)]
-    if camera in config.colour_only:
+    if camera in config.color_only:
         geometry = [1.0, 0.0, 0.0, 0.0]
-    colour = [
+    color = [
         brightness * config.brightness,
         contrast * config.contrast,
         saturation * config.saturation,
         hue * config.hue,
     ]
-    return torch.tensor(geometry + colour)
+    return torch.tensor(geometry + color)
 
 
 def augment(pictures: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +55,9 @@ def augment(pictures: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
     if some["brightness"]:
         pictures = (pictures + column(brightness)).clamp(0, 1)
     if some["contrast"]:
-        pictures = blend(pictures, grey(pictures).mean(dim=(-1, -2), keepdim=True), 1 + contrast)
+        pictures = blend(pictures, gray(pictures).mean(dim=(-1, -2), keepdim=True), 1 + contrast)
     if some["saturation"]:
-        pictures = blend(pictures, grey(pictures), 1 + saturation)
+        pictures = blend(pictures, gray(pictures), 1 + saturation)
     if some["hue"]:
         pictures = torch.where(column(hue) != 0, turn_hue(pictures, hue), pictures)
     return pictures, warp
@@ -72,13 +72,13 @@ def some_change(drawn: Tensor) -> dict[str, bool]:
 
 
 def crop_and_rotation(side: Tensor, left: Tensor, top: Tensor, angle: Tensor, aspect: float) -> Tensor:
-    """The window, turned around its centre. `aspect` is width / height: the turn is one of pixels, not of fractions."""
+    """The window, turned around its center. `aspect` is width / height: the turn is one of pixels, not of fractions."""
     cosine, sine = side * angle.cos(), side * angle.sin()
     x_row = torch.stack([cosine, -sine / aspect], dim=-1)
     y_row = torch.stack([sine * aspect, cosine], dim=-1)
     linear = torch.stack([x_row, y_row], dim=1)  # (B, 2, 2)
-    centre = torch.stack([left, top], dim=-1) + side[:, None] / 2
-    offset = centre - linear.sum(dim=-1) / 2  # the middle (1/2, 1/2) of the result sees the window's centre
+    center = torch.stack([left, top], dim=-1) + side[:, None] / 2
+    offset = center - linear.sum(dim=-1) / 2  # the middle (1/2, 1/2) of the result sees the window's center
     return torch.cat([linear, offset[..., None]], dim=-1)
 
 
@@ -96,8 +96,8 @@ def column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
-def grey(pictures: Tensor) -> Tensor:
-    red, green, blue = (weight * channel for weight, channel in zip(GREY, pictures.unbind(dim=1), strict=True))
+def gray(pictures: Tensor) -> Tensor:
+    red, green, blue = (weight * channel for weight, channel in zip(GRAY, pictures.unbind(dim=1), strict=True))
     return (red + green + blue)[:, None]
 
 
@@ -107,7 +107,7 @@ def blend(pictures: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def turn_hue(pictures: Tensor, turns: Tensor) -> Tensor:
-    """Around the colour circle, with value and chroma kept (the hexagon of HSV)."""
+    """Around the color circle, with value and chroma kept (the hexagon of HSV)."""
     red, green, blue = pictures.unbind(dim=1)
     value, chroma = pictures.amax(dim=1), pictures.amax(dim=1) - pictures.amin(dim=1)  # (B, H, W)
     divisor = torch.where(chroma == 0, 1, chroma)

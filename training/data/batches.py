@@ -1,4 +1,4 @@
-"""What the workers hand to the training process: raw pictures as bytes, numbers normalised, all else ready.
+"""What the workers hand to the training process: raw pictures as bytes, numbers normalized, all else ready.
 
 Whatever is random about a sample is drawn from a generator that its position in the run's order of samples seeds, so
 that a run does not depend on how many workers or ranks share it, nor on where it was interrupted.
@@ -17,8 +17,8 @@ class RobotBatch(TypedDict, total=False):
     camera_mask: Tensor  # (B, V) bool
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor  # (B, L)
-    state: Tensor  # (B, S) normalised
-    actions: Tensor  # (B, chunk, A) normalised
+    state: Tensor  # (B, S) normalized
+    actions: Tensor  # (B, chunk, A) normalized
     action_is_pad: Tensor  # (B, chunk) bool
     noise: Tensor  # (B, chunk, widest action), where the policy draws noise
     time: Tensor  # (B,), likewise

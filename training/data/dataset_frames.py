@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
-from rocket_hf.teachers.dataset_identity import colour_cameras, dataset_fingerprint
+from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
 from .lerobot_data import check_frames, open_sources
 from .lerobot_files import locate, read_columns, read_files
@@ -21,12 +22,12 @@ class DatasetFrames:
         files = read_files(id, root)
         self.dataset = root.resolve().name if self.revision == LOCAL else id.partition("@")[0]
         self.fingerprint = dataset_fingerprint(files.meta)
-        known = colour_cameras(files.meta)
+        known = color_cameras(files.meta)
         for camera in cameras or ():
             if camera not in known:
-                raise ValueError(f"the dataset {id} has no camera {camera!r}: {nearest(camera, known)}")
+                raise UserError(f"the dataset {id} has no camera {camera!r}: {nearest(camera, known)}")
         if not known:
-            raise ValueError(f"the dataset {id} has no camera, so a teacher has nothing to see")
+            raise UserError(f"the dataset {id} has no camera, so a teacher has nothing to see")
         self.sizes = {camera: known[camera] for camera in cameras or known}
         columns = read_columns(id, files.data_files(), ["index", "episode_index", "timestamp"])
         check_frames(files, columns["index"], columns["episode_index"])

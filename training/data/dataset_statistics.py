@@ -1,4 +1,4 @@
-"""What the processor normalises by: of every dimension of state and action, over every frame of every dataset.
+"""What the processor normalizes by: of every dimension of state and action, over every frame of every dataset.
 
 Quantiles are true ones, of all frames together. (A mean of the episodes' quantiles is none of the whole.)
 """

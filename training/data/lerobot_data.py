@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
-from rocket_hf.teachers.dataset_identity import colour_cameras, dataset_fingerprint
+from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
 from ..recipe import DatasetConfig
+from .images import KeptPictures, Pictures, StoredPictures, VideoPictures
 from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
-from .pictures import KeptPictures, Pictures, StoredPictures, VideoPictures
 
 ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
 
@@ -57,7 +58,7 @@ class RobotDataset:
         columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
         check_frames(files, columns["index"], columns["episode_index"])
         if columns["task_index"].max() >= len(files.tasks):
-            raise ValueError(f"the dataset {config.id} names a task that meta/tasks.parquet does not have")
+            raise UserError(f"the dataset {config.id} names a task that meta/tasks.parquet does not have")
         return columns
 
     def check_numbers(self) -> None:
@@ -65,7 +66,7 @@ class RobotDataset:
         for what, table in (("state", self.state), ("action", self.actions)):
             for index in (~torch.isfinite(table).all(dim=1)).nonzero().flatten().tolist():
                 if self.episode_of(index) in chosen:
-                    raise ValueError(
+                    raise UserError(
                         f"the {what} of {self.id} is not finite at {self.name(index)}: "
                         "mend it, or leave the episode out by datasets.episodes"
                     )
@@ -113,11 +114,11 @@ class RobotDataset:
         try:
             picture = self.sources[key].read(index, episode)
         except (ValueError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the picture of camera {camera!r} of {self.id} at {self.name(index)} cannot be read: {error}"
             ) from error
         if picture.shape[1:] != self.camera_sizes[camera]:
-            raise ValueError(
+            raise UserError(
                 f"the picture of camera {camera!r} of {self.id} at {self.name(index)} is "
                 f"{tuple(picture.shape[1:])}, meta/info.json says {self.camera_sizes[camera]}"
             )
@@ -145,7 +146,7 @@ def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarr
     """That the rows of the data files are the frames of the episodes, in order."""
     episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
     if not (np.array_equal(index, np.arange(len(episodes))) and np.array_equal(episode_index, episodes)):
-        raise ValueError(
+        raise UserError(
             f"the dataset {files.id} is incomplete or out of order: its data files do not hold the "
             f"{len(episodes)} frames that meta/episodes names"
         )
@@ -185,17 +186,17 @@ def require_videos(files: DatasetFiles, revision: str, names: Sequence[str]) -> 
         download(f"{files.id.partition('@')[0]}@{revision}", missing)
     for name in missing:
         if not (files.root / name).is_file():
-            raise ValueError(f"the dataset {files.id} lacks the video {name}: copy or record it again")
+            raise UserError(f"the dataset {files.id} lacks the video {name}: copy or record it again")
 
 
 def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:
     if config.episodes is None:
         return list(range(count))
     if not config.episodes:
-        raise ValueError(f"datasets.episodes of {config.id} is empty: leave it out to use all {count}")
+        raise UserError(f"datasets.episodes of {config.id} is empty: leave it out to use all {count}")
     for episode in config.episodes:
         if not 0 <= episode < count:
-            raise ValueError(f"the dataset {config.id} has no episode {episode}: it has 0..{count - 1}")
+            raise UserError(f"the dataset {config.id} has no episode {episode}: it has 0..{count - 1}")
     return sorted(set(config.episodes))
 
 
@@ -204,21 +205,21 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     no name fits, in order. A camera that is absent must be said to be so."""
     for camera, wanted in config.cameras.items():
         if camera not in cameras:
-            raise ValueError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
+            raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
         if wanted != ABSENT and wanted not in keys:
-            raise ValueError(f"the dataset {config.id} has no camera {wanted!r}: {nearest(wanted, keys)}")
+            raise UserError(f"the dataset {config.id} has no camera {wanted!r}: {nearest(wanted, keys)}")
     by_name = {camera_name(key): key for key in keys}
     matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
     if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
         matched = dict(zip(cameras, keys, strict=True))
     for camera, key in matched.items():
         if key is None:
-            raise ValueError(
+            raise UserError(
                 f"the dataset {config.id} has no camera {camera!r}, which the policy sees: {nearest(camera, keys)} "
                 f'Write datasets.cameras: {{{camera}: KEY}}, or {{{camera}: ""}} if it is absent'
             )
     if not any(matched.values()):
-        raise ValueError(f"every camera of {config.id} is absent: name at least one of {', '.join(keys) or 'none'}")
+        raise UserError(f"every camera of {config.id} is absent: name at least one of {', '.join(keys) or 'none'}")
     return {camera: key or None for camera, key in matched.items()}
 
 
@@ -229,7 +230,7 @@ def camera_name(key: str) -> str:
 
 def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dict[str, tuple[int, int]]:
     """Height and width of each camera; an absent one is as large as the first that is there."""
-    known = colour_cameras(files.meta)
+    known = color_cameras(files.meta)
     sizes = {camera: known[key] for camera, key in camera_keys.items() if key}
     first = next(iter(sizes.values()))
     return {camera: sizes.get(camera, first) for camera in camera_keys}
@@ -239,7 +240,7 @@ def vectors(config: DatasetConfig, column: np.ndarray, dim: int, what: str) -> T
     """(frames, dim) float32."""
     table = column.reshape(len(column), -1)
     if table.shape[1] != dim:
-        raise ValueError(
+        raise UserError(
             f"the {what} of {config.id} has {table.shape[1]} dimensions, the policy was made for {what}_dim={dim}"
         )
     return torch.from_numpy(table.astype(np.float32))

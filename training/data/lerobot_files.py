@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
 
@@ -24,7 +25,7 @@ def locate(id: str) -> tuple[Path, str]:
     if folder.is_dir():
         return folder, LOCAL
     if not HUB_ID.fullmatch(id):
-        raise ValueError(f"there is no dataset {id!r}: neither a folder nor a Hub id (owner/name, owner/name@revision)")
+        raise UserError(f"there is no dataset {id!r}: neither a folder nor a Hub id (owner/name, owner/name@revision)")
     folder = download(id, ["meta/*", "data/*"])
     return folder, folder.name
 
@@ -50,13 +51,13 @@ def download(id: str, patterns: Sequence[str]) -> Path:
             )
         except UnknownRevision as error:
             if wanted != FORMAT_TAG or revision:
-                raise ValueError(f"the dataset {name} has no revision {wanted!r} on the Hub") from error
+                raise UserError(f"the dataset {name} has no revision {wanted!r} on the Hub") from error
         except RepositoryNotFoundError as error:
-            raise ValueError(
+            raise UserError(
                 f"there is no dataset {name!r}, neither as a folder nor on the Hub: a private one needs `hf auth login`"
             ) from error
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"the dataset {id} is no folder, and the Hub cannot be reached: {str(error).splitlines()[0]}"
             ) from error
     raise AssertionError("a revision is returned or refused")
@@ -84,7 +85,7 @@ class DatasetFiles:
         return self.meta.episodes.data.column(name).to_numpy()
 
     def camera_keys(self) -> list[str]:
-        """Of colour pictures; a depth map is none."""
+        """Of color pictures; a depth map is none."""
         return [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
 
     def data_files(self) -> list[Path]:
@@ -110,22 +111,22 @@ def read_files(id: str, root: Path) -> DatasetFiles:
     look for on the Hub."""
     info_file = root / "meta" / "info.json"
     if not info_file.is_file():
-        raise ValueError(f"{id} is no LeRobot dataset: it has no meta/info.json")
+        raise UserError(f"{id} is no LeRobot dataset: it has no meta/info.json")
     try:
         info = json.loads(info_file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"meta/info.json of the dataset {id} cannot be read: {error}") from error
+        raise UserError(f"meta/info.json of the dataset {id} cannot be read: {error}") from error
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3"):
-        raise ValueError(
+        raise UserError(
             f"the dataset {id} has the format {version}, this reads v3: convert it with "
             f"`python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={id.partition('@')[0]}`"
         )
     if not info["total_episodes"] or not info["total_frames"]:
-        raise ValueError(f"the dataset {id} is empty: record at least one episode")
+        raise UserError(f"the dataset {id} is empty: record at least one episode")
     for name, what in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
         if not (tables := list((root / "meta").glob(name))):
-            raise ValueError(f"the dataset {id} has no {what}: meta/{name} is missing")
+            raise UserError(f"the dataset {id} has no {what}: meta/{name} is missing")
         for file in tables:
             parquet_columns(id, file)
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
@@ -136,11 +137,11 @@ def read_files(id: str, root: Path) -> DatasetFiles:
 def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of several parquet files, one after the other: (rows,), or (rows, numbers) of vectors."""
     if not files:
-        raise ValueError(f"the dataset {id} is incomplete: its parquet files are missing")
+        raise UserError(f"the dataset {id} is incomplete: its parquet files are missing")
     known = parquet_columns(id, files[0])
     for name in names:
         if name not in known:
-            raise ValueError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
+            raise UserError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
     tables = []
     for file in files:
         parquet_columns(id, file)
@@ -155,16 +156,16 @@ def parquet_columns(id: str, file: Path) -> list[str]:
         return pq.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         name = "/".join(file.parts[-3:])
-        raise ValueError(f"the file {name} of the dataset {id} cannot be read: copy or record it again") from error
+        raise UserError(f"the file {name} of the dataset {id} cannot be read: copy or record it again") from error
 
 
 def to_numpy(id: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
     if column.null_count:
-        raise ValueError(f"the column {name!r} of {id} has {column.null_count} missing values")
+        raise UserError(f"the column {name!r} of {id} has {column.null_count} missing values")
     if not isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         return column.to_numpy()
     pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     flat = np.concatenate(pieces)
     if len(flat) % len(column):
-        raise ValueError(f"the rows of the column {name!r} of {id} differ in length")
+        raise UserError(f"the rows of the column {name!r} of {id} differ in length")
     return flat.reshape(len(column), -1)

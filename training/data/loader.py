@@ -1,7 +1,7 @@
 """Batches from datasets, in the order of a run, made by workers.
 
 One item of the loader is one batch, which a worker makes from start to end: which frames, their pictures, the numbers
-normalised, the prompts tokenised, and everything random drawn from a generator of each sample's own position.
+normalized, the prompts tokenized, and everything random drawn from a generator of each sample's own position.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
@@ -96,9 +97,9 @@ class SampleBatches(Dataset):
         policy = rocket_config.policy_config
         self.noise_shape = (rocket_config.chunk_size, policy.max_action_dim) if policy.draws_noise else None
         augmentation = data_config.augmentation
-        for camera in augmentation.colour_only:
+        for camera in augmentation.color_only:
             if camera not in self.cameras:
-                raise ValueError(f"data.augmentation.colour_only: the policy has no camera {camera!r}")
+                raise UserError(f"data.augmentation.color_only: the policy has no camera {camera!r}")
         self.augmentation = None if changes_nothing(augmentation) else augmentation
         self.feature_caches = feature_caches
 
@@ -165,8 +166,8 @@ class SampleBatches(Dataset):
             bad = (~batch[what].isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
             if bad:
                 data = self.datasets[int(batch["dataset"][bad[0]])]
-                raise ValueError(
-                    f"the normalised {what} of {data.id} is not finite at {data.name(int(batch['index'][bad[0]]))}: "
+                raise UserError(
+                    f"the normalized {what} of {data.id} is not finite at {data.name(int(batch['index'][bad[0]]))}: "
                     "look at the statistics of the processor"
                 )
 
@@ -181,7 +182,7 @@ def common_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> di
         for data in having:
             rows, columns = data.camera_sizes[camera]
             if abs(columns * height / (rows * width) - 1) > SAME_ASPECT:
-                raise ValueError(
+                raise UserError(
                     f"camera {camera!r} has pictures of {rows}x{columns} in {data.id} and of {height}x{width} in "
                     "another dataset of the mixture: their aspect ratios must be equal, so crop one of them"
                 )

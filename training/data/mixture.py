@@ -12,6 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from rocket_hf.errors import UserError
+
 SHARES = 2**32  # weights are whole parts of this many, so that no rounding depends on the position
 SMALLEST_BLOCK = 1024
 LARGEST_BLOCK = 2**22
@@ -36,7 +38,7 @@ class Frames:
 def split_episodes(episodes: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Episodes to train on and held-out ones: at least one of each, if there are two and a share is asked for."""
     if not 0 <= share < 1:
-        raise ValueError(f"data.validation is the share of the episodes that is held out, from 0 to below 1: {share}")
+        raise UserError(f"data.validation is the share of the episodes that is held out, from 0 to below 1: {share}")
     held_out = 0
     if share and len(episodes) > 1:
         held_out = min(max(1, round(share * len(episodes))), len(episodes) - 1)
@@ -58,14 +60,14 @@ class SampleOrder:
         self.frames, self.seed, self.shuffle = list(frames), seed, shuffle
         for number, part in enumerate(self.frames):
             if not len(part):
-                raise ValueError(f"dataset {number} of the mixture has no frames to train on")
+                raise UserError(f"dataset {number} of the mixture has no frames to train on")
         self.bounds = cumulative_shares(self.frames, weights)
         smallest = min(end - start for start, end in pairwise(self.bounds))
         self.block_size = SMALLEST_BLOCK
         while self.block_size * smallest < 2 * SHARES:  # else a dataset's part of a block could be negative
             self.block_size *= 2
         if self.block_size > LARGEST_BLOCK:
-            raise ValueError(
+            raise UserError(
                 f"a weight of the mixture is below a millionth of their sum, leave it out: {list(weights or [])}"
             )
         self.block: tuple[int, np.ndarray, np.ndarray] = (-1, np.empty(0), np.empty(0))
@@ -119,12 +121,12 @@ def cumulative_shares(frames: Sequence[Frames], weights: Sequence[float | None] 
     """0, then the sum of the shares up to each dataset; the last is SHARES."""
     given = list(weights) if weights is not None else [None] * len(frames)
     if len(given) != len(frames):
-        raise ValueError(f"the mixture has {len(frames)} datasets and {len(given)} weights")
+        raise UserError(f"the mixture has {len(frames)} datasets and {len(given)} weights")
     if any(weight is None for weight in given) and not all(weight is None for weight in given):
-        raise ValueError(f"give each dataset of the mixture a weight, or none of them: {given}")
+        raise UserError(f"give each dataset of the mixture a weight, or none of them: {given}")
     sizes = [len(part) if weight is None else weight for part, weight in zip(frames, given, strict=True)]
     if not all(np.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"the weights of a mixture must be above 0: {given}")
+        raise UserError(f"the weights of a mixture must be above 0: {given}")
     bounds = [round(float(total) * SHARES) for total in np.cumsum(sizes) / np.sum(sizes)]
     return [0, *bounds[:-1], SHARES]
 

@@ -65,7 +65,7 @@ Mean absolute relative error, |d - d*| / d*. The constants are the best that the
 
 def cameras(report: dict) -> str:
     errors = report["camera"]
-    found, usual = (f"{errors[name] * 100:.1f} cm" for name in ("translation_metres", "usual_metres"))
+    found, usual = (f"{errors[name] * 100:.1f} cm" for name in ("translation_meters", "usual_meters"))
     return f"""## Cameras on unseen tasks
 
 The second camera is placed {found} and {errors["rotation_degrees"]:.1f} degrees off, by median. Where it stands on

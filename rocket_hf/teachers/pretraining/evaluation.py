@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...analysis.ridge import LinearSums, with_constant
+from rocket_hf.ridge_regression import LinearSums, with_constant
+
 from .geometry import rotation_angles
 from .heads import Geometry, GeometryModel
 from .losses import FARTHEST, NEAREST, seen
@@ -90,7 +91,7 @@ def camera_report(model: GeometryModel, known: Scenes, unseen: Scenes) -> dict:
         return (translations - wanted.translations)[:, 1:].norm(dim=-1).median().item()
 
     degrees = rotation_angles(found.quaternions, wanted.quaternions)[:, 1:].median().item()
-    return {"translation_metres": off(found.translations), "rotation_degrees": degrees, "usual_metres": off(usual)}
+    return {"translation_meters": off(found.translations), "rotation_degrees": degrees, "usual_meters": off(usual)}
 
 
 # How much of depth can be read off each layer by a linear map

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ...convert.checkpoint import read_json
+from rocket_hf.convert.checkpoint import read_json
+
 from ..vggt import VggtConfig
 from .card import card
 from .heads import GeometryModel

@@ -10,23 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rocket_hf.errors import UserError
+
 from ..vggt import Block, VggtAggregator, VggtConfig
 
-CAMERA_NUMBERS = 8  # translation in metres, quaternion, angle of view in radians
+CAMERA_NUMBERS = 8  # translation in meters, quaternion, angle of view in radians
 DEPTH_CHANNELS = 32
 STEPS = 4  # pixels of a side of a cell of the depth head's grid
 
 
 @dataclass
 class Geometry:
-    log_depth: Tensor  # (B, S, H, W), of metres along the optical axis
+    log_depth: Tensor  # (B, S, H, W), of meters along the optical axis
     translations: Tensor  # (B, S, 3), of the frame's camera as the scene's first camera sees it
     quaternions: Tensor  # (B, S, 4), of unit length
     angles_of_view: Tensor  # (B, S)
 
 
 class LayerFusion(nn.Module):
-    """All layers of a patch to one vector: each normalised, projected and summed."""
+    """All layers of a patch to one vector: each normalized, projected and summed."""
 
     def __init__(self, layers: int, width: int, fused: int):
         super().__init__()
@@ -84,14 +86,14 @@ class GeometryModel(nn.Module):
     def __init__(self, config: VggtConfig):
         super().__init__()
         if config.patch_size % STEPS:
-            raise ValueError(f"patch_size={config.patch_size} must be a multiple of the depth head's {STEPS} pixels")
+            raise UserError(f"patch_size={config.patch_size} must be a multiple of the depth head's {STEPS} pixels")
         self.config = config
         self.aggregator = VggtAggregator(config)
         self.depth_head = DepthHead(config)
         self.camera_head = CameraHead(config)
 
     def forward(self, frames: Tensor) -> Geometry:
-        """Of normalised frames (B, S, 3, H, W): those of a sample are frames of one scene."""
+        """Of normalized frames (B, S, 3, H, W): those of a sample are frames of one scene."""
         layers = list(range(1, self.config.depth + 1))
         found = self.aggregator(frames, layers)
         maps = [found[layer] for layer in layers]

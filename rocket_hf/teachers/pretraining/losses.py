@@ -2,11 +2,11 @@
 
     depth         |log d - log d*|                 a factor wrong costs the same near and far
     gradient      the same of differences of log-depth between pixels that lie 1, 2, 4 and 8 apart: edges and slopes
-    translation   |t - t*|, in metres, of every camera but the first
+    translation   |t - t*|, in meters, of every camera but the first
     rotation      min(|q - q*|, |q + q*|), as a quaternion and its opposite are one rotation
     view          |a - a*| of the angles of view, in radians
 
-Pixels that are nearer than NEAREST or farther than FARTHEST metres, the sky among them, count nowhere.
+Pixels that are nearer than NEAREST or farther than FARTHEST meters, the sky among them, count nowhere.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ APART = (1, 2, 4, 8)
 
 @dataclass
 class Truth:
-    depth: Tensor  # (B, S, H, W), in metres
+    depth: Tensor  # (B, S, H, W), in meters
     translations: Tensor  # (B, S, 3), relative to the first camera
     quaternions: Tensor  # (B, S, 4)
     angles_of_view: Tensor  # (B, S)

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 import torch
 
-from ...modeling.strict_config import nearest
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.strict_config import nearest
+
 from .evaluation import camera_report, depth_report, layer_report
 from .folder import as_stored
 from .heads import GeometryModel
@@ -66,9 +68,9 @@ def some(scenes: Scenes) -> Scenes:
 def check_held_out(held_out: Iterable[str], tasks: set[str]) -> set[str]:
     chosen = set(held_out)
     for task in sorted(chosen - tasks):
-        raise ValueError(f"the dataset has no task {task!r} to hold out: {nearest(task, tasks)}")
+        raise UserError(f"the dataset has no task {task!r} to hold out: {nearest(task, tasks)}")
     if not chosen or chosen == tasks:
-        raise ValueError(
+        raise UserError(
             f"hold out some of the {len(tasks)} tasks and train on the others: what a teacher sees of tasks that "
             "it knows says little"
         )
@@ -79,7 +81,7 @@ def check_size(scenes: Scenes) -> int:
     height, width = scenes.images.shape[-2:]
     patch = SMALL["patch_size"]
     if height != width or height % patch:
-        raise ValueError(
+        raise UserError(
             f"the pictures are {width} x {height} pixels (width x height): record squares of a multiple of {patch}"
         )
     return height

@@ -1,4 +1,4 @@
-"""Recorded scenes in memory, and the batches that are drawn from them: cameras and colours by chance.
+"""Recorded scenes in memory, and the batches that are drawn from them: cameras and colors by chance.
 
 Shapes: N scenes recorded, V cameras of a recording; B scenes of a batch, S frames of a scene.
 """
@@ -15,16 +15,16 @@ from .geometry import angles_of_view, quaternions, relative_poses
 from .losses import Truth
 
 if TYPE_CHECKING:
-    from ...sims.rgbd import RgbdFrames
+    from rocket_hf.sims.rgbd import RgbdFrames
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.15, 0.2, 0.3, 0.3  # the largest changes; the hue's in radians
-GREY = torch.tensor([0.299, 0.587, 0.114])
+GRAY = torch.tensor([0.299, 0.587, 0.114])
 
 
 @dataclass
 class Scenes:
     images: Tensor  # (N, V, 3, H, W) uint8
-    depth: Tensor  # (N, V, H, W) float16, metres: to half a thousandth of themselves
+    depth: Tensor  # (N, V, H, W) float16, meters: to half a thousandth of themselves
     angles: Tensor  # (N, V) of view, in radians
     poses: Tensor  # (N, V, 4, 4), camera to world
     tasks: list[str]  # N
@@ -44,8 +44,8 @@ class Scenes:
         return self.of(rows, cameras)
 
     def frames(self) -> Tensor:
-        """As the teacher sees them: (N, V, 3, H, W), normalised."""
-        return normalised(self.images.float() / 255)
+        """As the teacher sees them: (N, V, 3, H, W), normalized."""
+        return normalized(self.images.float() / 255)
 
     def truth(self) -> Truth:
         relative = relative_poses(self.poses)
@@ -53,13 +53,13 @@ class Scenes:
         return Truth(self.depth.float(), relative[..., :3, 3], turned, self.angles)
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalized(pictures: Tensor) -> Tensor:
     mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pictures - mean) / deviation
 
 
 def read_scenes(frames: "RgbdFrames", every: int) -> Scenes:
-    """One frame of so many: neighbours in an episode are alike."""
+    """One frame of so many: neighbors in an episode are alike."""
     found = [frames[index] for index in tqdm(range(0, len(frames), every), desc="frames", disable=None, leave=False)]
     images, depth, intrinsics, poses = (
         torch.stack([getattr(each, name) for each in found]) for name in ("images", "depth", "intrinsics", "poses")
@@ -69,28 +69,28 @@ def read_scenes(frames: "RgbdFrames", every: int) -> Scenes:
 
 
 def draw_batch(scenes: Scenes, size: int, frames: int, generator: Generator) -> tuple[Tensor, Truth]:
-    """Normalised frames (B, S, 3, H, W) and their truth: random scenes, cameras in random order."""
+    """Normalized frames (B, S, 3, H, W) and their truth: random scenes, cameras in random order."""
     rows = torch.randint(len(scenes), (size,), generator=generator)
     order = torch.rand(size, scenes.images.shape[1], generator=generator).argsort(dim=1)
     batch = scenes.of(rows, order[:, :frames])
-    return normalised(recoloured(batch.images.float() / 255, generator)), batch.truth()
+    return normalized(recolored(batch.images.float() / 255, generator)), batch.truth()
 
 
-def recoloured(pictures: Tensor, generator: Generator) -> Tensor:
+def recolored(pictures: Tensor, generator: Generator) -> Tensor:
     """Pictures (B, S, 3, H, W) in [0, 1], each with a brightness, contrast, saturation and hue of its own."""
     drawn = 2 * torch.rand(*pictures.shape[:2], 4, generator=generator) - 1  # (B, S, 4), -1..1
     brightness, contrast, saturation, hue = (drawn * torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE])).unbind(-1)
-    mixed = torch.einsum("bsij,bsjhw->bsihw", colour_mixers(1 + saturation, hue), pictures)
+    mixed = torch.einsum("bsij,bsjhw->bsihw", color_mixers(1 + saturation, hue), pictures)
     middle = mixed.mean(dim=(-3, -2, -1), keepdim=True)
     changed = (mixed - middle) * (1 + contrast)[..., None, None, None] + middle + brightness[..., None, None, None]
     return changed.clamp(0, 1)
 
 
-def colour_mixers(saturation: Tensor, hue: Tensor) -> Tensor:
-    """Matrices (..., 3, 3) that keep every grey, scale what a colour differs from it, and turn that about the axis of
-    greys (Rodrigues' formula)."""
+def color_mixers(saturation: Tensor, hue: Tensor) -> Tensor:
+    """Matrices (..., 3, 3) that keep every gray, scale what a color differs from it, and turn that about the axis of
+    grays (Rodrigues' formula)."""
     axis = torch.full((3,), 3**-0.5)
     crossed = torch.linalg.cross(axis.expand(3, 3), torch.eye(3)).T
     turn = torch.eye(3) + hue.sin()[..., None, None] * crossed + (1 - hue.cos())[..., None, None] * crossed @ crossed
-    grey = GREY.expand(3, 3)
-    return grey + saturation[..., None, None] * turn @ (torch.eye(3) - grey)
+    gray = GRAY.expand(3, 3)
+    return gray + saturation[..., None, None] * turn @ (torch.eye(3) - gray)

@@ -51,7 +51,7 @@ def test_nothing_changed_gives_the_same_picture_bit_for_bit():
         ),
     ],
 )  # fmt: skip
-def test_colours_are_torchvisions(change, theirs):
+def test_colors_are_torchvisions(change, theirs):
     original = pictures(2)
     augmented, _ = augment(original, torch.stack([row(**change), row()]))
     torch.testing.assert_close(augmented[0], theirs(original[0]), atol=2e-6, rtol=0)
@@ -107,7 +107,7 @@ def test_draws_keep_to_the_configuration():
 
 
 def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers():
-    config = AugmentationConfig(**(vars(EVERYTHING) | {"colour_only": ["wrist"]}))
+    config = AugmentationConfig(**(vars(EVERYTHING) | {"color_only": ["wrist"]}))
     one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     wrist, front = draw_augmentation(config, "wrist", one), draw_augmentation(config, "front", other)
     assert wrist[:4].tolist() == [1, 0, 0, 0]
@@ -116,7 +116,7 @@ def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers(
 
 
 def test_an_empty_configuration_changes_nothing():
-    assert changes_nothing(AugmentationConfig(colour_only=["wrist"]))
+    assert changes_nothing(AugmentationConfig(color_only=["wrist"]))
     assert not changes_nothing(AugmentationConfig(crop_area=0.9))
     drawn = draw_augmentation(AugmentationConfig(), "front", torch.Generator().manual_seed(0))
     assert torch.equal(drawn, row())

@@ -1,4 +1,4 @@
-"""Statistics are those of all frames, and what they normalise is of order one."""
+"""Statistics are those of all frames, and what they normalize is of order one."""
 
 import numpy as np
 import pytest
@@ -34,13 +34,13 @@ def test_statistics_of_a_mixture_are_numpys_over_all_chosen_frames(stored, filme
 
 
 @pytest.mark.parametrize("mode", STATISTICS)
-def test_what_hardly_moves_or_does_not_move_is_normalised_to_order_one(mode):
+def test_what_hardly_moves_or_does_not_move_is_normalized_to_order_one(mode):
     table = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
     table[:, 1] = 0.1  # constant
     table[:, 2] = 0.0  # a gripper that is opened for two frames
     table[500:502, 2] = 1.0
     normalizer = Normalizer("action", 3, mode, statistics(table))
-    normalised = normalizer.normalize(torch.from_numpy(table))
-    assert normalised.isfinite().all()
-    assert normalised.abs().max() < 25
-    torch.testing.assert_close(normalizer.unnormalize(normalised), torch.from_numpy(table))
+    normalized = normalizer.normalize(torch.from_numpy(table))
+    assert normalized.isfinite().all()
+    assert normalized.abs().max() < 25
+    torch.testing.assert_close(normalizer.unnormalize(normalized), torch.from_numpy(table))

@@ -12,8 +12,8 @@ import torch
 
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.data.dataset_frames import DatasetFrames
+from rocket_hf.training.data.images import PyavReader, TorchcodecReader, torchcodec_decoder
 from rocket_hf.training.data.lerobot_data import RobotDataset
-from rocket_hf.training.data.pictures import PyavReader, TorchcodecReader, torchcodec_decoder
 from rocket_hf.training.recipe import DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot

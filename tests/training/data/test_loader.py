@@ -19,7 +19,7 @@ from rocket_hf.training.data.mixture import Frames, SampleOrder
 from rocket_hf.training.recipe import AugmentationConfig, DataConfig, DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot
-AUGMENTATION = AugmentationConfig(crop_area=0.8, rotation=5, brightness=0.2, colour_only=["wrist"])
+AUGMENTATION = AugmentationConfig(crop_area=0.8, rotation=5, brightness=0.2, color_only=["wrist"])
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,6 @@ def test_pictures_of_one_camera_get_one_size(stored, config, tmp_path):
         loader(wrong, config, total=8)
 
 
-def test_colour_only_names_a_camera_of_the_policy(datasets, config):
-    with pytest.raises(ValueError, match=r"colour_only: the policy has no camera 'wirst'"):
-        loader(datasets, config, total=8, augmentation=AugmentationConfig(crop_area=0.9, colour_only=["wirst"]))
+def test_color_only_names_a_camera_of_the_policy(datasets, config):
+    with pytest.raises(ValueError, match=r"color_only: the policy has no camera 'wirst'"):
+        loader(datasets, config, total=8, augmentation=AugmentationConfig(crop_area=0.9, color_only=["wirst"]))

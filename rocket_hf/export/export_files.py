@@ -1,0 +1,100 @@
+"""What lies beside the weights, and folders that are there whole or not at all."""
+
+import inspect
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from rocket_hf.errors import UserError
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
+from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.strict_config import StrictConfig
+
+from .lerobot_pipelines import write_lerobot_pipelines
+
+# Where transformers finds the classes inside a published folder.
+ROCKET2_CLASSES = {
+    "AutoConfig": "configuration_rocket2.Rocket2Config",
+    "AutoModel": "modeling_rocket2.Rocket2ForActionPrediction",
+}
+MODEL_CLASSES = {
+    "AutoConfig": "configuration_rocket.RocketConfig",
+    "AutoModel": "modeling_rocket.RocketForActionPrediction",
+}
+PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
+
+
+@contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: choose another folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        staging = Path(temporary) / folder.name
+        staging.mkdir()
+        yield staging
+        if folder.exists():
+            folder.rmdir()
+        staging.rename(folder)
+
+
+def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
+    """Writes the policy without its alignment head to `folder`, whole or not at all.
+
+    The folder loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this package is missing.
+    """
+    with staged(folder) as staging:
+        policy = model.for_inference()
+        policy.save_pretrained(staging)
+        write_surroundings(staging, policy.config, processor)
+    return Path(folder)
+
+
+def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
+    """Everything beside the weights: config.json, the processor, the code that both name, and what lerobot reads."""
+    write_config(folder, config, MODEL_CLASSES)
+    write_processor(folder, processor)
+    write_lerobot_pipelines(folder, config, processor)
+
+
+def write_rocket2_surroundings(folder: Path, config: Rocket2Config) -> None:
+    """The same for ROCKET-2, which has no processor: it reads pictures as they are."""
+    write_config(folder, config, ROCKET2_CLASSES)
+    copy_code(folder, ROCKET2_CLASSES)
+
+
+def write_config(folder: Path, config: StrictConfig, classes: dict[str, str]) -> None:
+    config.auto_map = dict(classes)
+    config.architectures = [classes["AutoModel"].partition(".")[2]]
+    config.save_pretrained(folder)
+
+
+def write_processor(folder: Path, processor: RocketProcessor) -> None:
+    processor.auto_map = dict(PROCESSOR_CLASSES)
+    try:
+        processor.save_pretrained(folder)
+    finally:
+        del processor.auto_map
+    copy_code(folder, MODEL_CLASSES | PROCESSOR_CLASSES)
+
+
+def copy_code(folder: Path, classes: dict[str, str]) -> None:
+    for path in shipped_files(classes):
+        shutil.copy(path, folder / path.name)
+
+
+def shipped_files(classes: dict[str, str] | None = None) -> list[Path]:
+    """The code that travels with the weights: the files of `modeling` that hold these classes, by default those of the
+    vision-language-action policies, and all that they need."""
+    folder = Path(inspect.getfile(StrictConfig)).parent
+    places = classes or MODEL_CLASSES | PROCESSOR_CLASSES
+    entries = {folder / f"{place.partition('.')[0]}.py" for place in places.values()}
+    return sorted(entries | {Path(file) for entry in entries for file in get_relative_import_files(entry)})

@@ -1,0 +1,72 @@
+"""What lerobot's tools read beside a policy's weights: how its observations are normalized, and its actions back.
+
+They normalize by their own steps, with the numbers of our processor; pictures and prompt stay the processor's, which
+lerobot_policy_rocket calls.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+
+IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
+MODES = {"identity": "IDENTITY", "mean_std": "MEAN_STD", "min_max": "MIN_MAX", "quantile": "QUANTILES"}
+FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
+# What leaves a dimension as it is, for dimensions that are masked: lerobot has no masks.
+NEUTRAL = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
+EPSILON = 1e-8
+
+
+def write_lerobot_pipelines(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
+    inputs, outputs = features(config)
+    numbers = {name: feature for name, feature in inputs.items() if feature["type"] != "VISUAL"}
+    mapping = normalization(config)
+    statistics = statistics_of(processor)
+
+    def normalizer(name: str, covered: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: statistics[key] for key in covered}
+        settings = {"eps": EPSILON, "features": covered, "norm_map": mapping, "stats": kept}
+        return {"registry_name": name, "config": settings}
+
+    to_device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+    before = [
+        {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
+        {"registry_name": "to_batch_processor", "config": {}},
+        to_device,
+        normalizer("normalizer_processor", numbers | outputs),
+    ]
+    after = [normalizer("unnormalizer_processor", outputs), to_device]
+    for file, steps in zip(FILES, (before, after), strict=True):
+        content = {"name": file.removesuffix(".json"), "steps": steps}
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def features(config: RocketConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """lerobot's input and output features of a policy."""
+    side = config.policy_config.image_size
+    inputs = {f"{IMAGES}{name}": {"type": "VISUAL", "shape": [3, side, side]} for name in config.cameras}
+    inputs[STATE] = {"type": "STATE", "shape": [config.state_dim]}
+    return inputs, {ACTION: {"type": "ACTION", "shape": [config.action_dim]}}
+
+
+def normalization(config: RocketConfig) -> dict[str, str]:
+    modes = {"STATE": config.state_normalization, "ACTION": config.action_normalization}
+    return {"VISUAL": "IDENTITY"} | {part: MODES[mode] for part, mode in modes.items()}
+
+
+def statistics_of(processor: RocketProcessor) -> dict[str, dict[str, list[float]]]:
+    """By lerobot's name of the feature. A mask becomes numbers that leave its dimensions as they are."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for part, feature in (("state", STATE), ("action", ACTION)):
+        numbers = dict(processor.statistics.get(part, {}))
+        mask = (
+            numbers.pop("mask", None) or [True] * {"state": processor.state_dim, "action": processor.action_dim}[part]
+        )
+        found[feature] = {
+            key: [value if kept else NEUTRAL[key] for value, kept in zip(values, mask, strict=True)]
+            for key, values in numbers.items()
+            if key in NEUTRAL
+        }
+    return found

@@ -1,0 +1,39 @@
+"""QLoRA (arXiv 2305.14314): the frozen linear layers under LoRA in 4 bits (NF4), where bitsandbytes is installed."""
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from rocket_hf.errors import UserError
+
+
+def bitsandbytes() -> ModuleType:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("run.quantize needs bitsandbytes: `pip install bitsandbytes`, or set run.quantize=false")
+    return importlib.import_module("bitsandbytes")
+
+
+def quantize_frozen(model: nn.Module, compute: torch.dtype) -> None:
+    """In place. They become 4 bits wide when the model goes to its device."""
+    library = bitsandbytes()
+    for module in list(model.modules()):
+        if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
+            old = module.base_layer
+            new = library.nn.Linear4bit(
+                old.in_features, old.out_features, old.bias is not None, compute, quant_type="nf4", device="meta"
+            )
+            new.weight = library.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
+            new.bias = old.bias
+            module.base_layer = new
+
+
+def frozen_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer under LoRA, as numbers."""
+    weight: Any = layer.get_parameter("weight")
+    if weight.is_floating_point():
+        return weight
+    return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
