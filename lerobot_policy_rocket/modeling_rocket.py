@@ -100,9 +100,8 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         images = {camera: images.get(camera) for camera in self.config.cameras}
         pixels, present = self.processor.prepare_images(images, {})
         state = batch[STATE]
-        prompts = self.processor.prompts(batch["task"], state)
-        inputs = {"images": pixels, "camera_mask": present, "state": state}
-        return inputs | self.processor.tokenize(prompts, pixels.device)
+        tokens = self.processor.encode_text(batch["task"], state, pixels.device)
+        return {"images": pixels, "camera_mask": present, "state": state, **tokens}
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """As we export a policy: transformers' AutoModel loads the folder too."""

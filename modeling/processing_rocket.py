@@ -22,6 +22,7 @@ from .normalization import Normalizer, Statistics
 from .policy_interface import Batch  # noqa: F401
 from .strict_config import nearest
 
+CPU = torch.device("cpu")
 STATE_BINS = 256  # over [-1, 1], for a state that is written into the prompt
 
 
@@ -84,30 +85,58 @@ class RocketProcessor(ProcessorMixin):
         action_is_pad: Any = None,
         camera_mask: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
-        """A `Batch` (see contract.py), on the device of the images.
+        """Return a `Batch` for the model, on the device of the images.
 
-        images: by camera name, uint8 or float in [0, 1], a PIL image, (H, W, 3), (3, H, W) or a batch of these; None
-            for a camera that is missing. camera_mask: by camera name, for each sample whether the camera is there.
-        task: one sentence, or one per sample. state: (S,) or (B, S) in robot units;
-            None where the policy does not read it.
-        actions: (chunk, A) or (B, chunk, A) in robot units, and action_is_pad of its steps, for training.
+        This composes the two steps of preprocessing, `prepare_images` and `encode_state_and_text`. Training runs the
+        same two in different processes: its loader workers call the second, the training process the first.
+
+        Args:
+            images: by camera name, uint8 or float in [0, 1]: a PIL image, (H, W, 3), (3, H, W) or a batch of these;
+                None for a missing camera.
+            task: one instruction for all samples, or one per sample.
+            state: (S,) or (B, S) in robot units; None for policies that do not read it.
+            actions: (chunk, A) or (B, chunk, A) in robot units, for training.
+            action_is_pad: (chunk,) or (B, chunk), whether an action lies after the end of its episode.
+            camera_mask: by camera name, for each sample whether the camera is present.
         """
         pixels, present = self.prepare_images(images, camera_mask or {})
         device = pixels.device
         tasks = [task] * len(pixels) if isinstance(task, str) else list(task)
-        require_samples("task", tasks, len(pixels))
+        state = None if state is None else batched(state, 2, device)
+        actions = None if actions is None else batched(actions, 3, device)
+        action_is_pad = None if action_is_pad is None else batched(action_is_pad, 2, device).bool()
+        given = {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}
+        for name, value in given.items():
+            if value is not None:
+                require_samples(name, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present}
-        if state is not None:
-            batch["state"] = self.normalize_state(batched(state, 2, device))
-            require_samples("state", batch["state"], len(pixels))
-        batch |= self.tokenize(self.prompts(tasks, batch.get("state")), device)
-        if actions is not None:
-            batch["actions"] = self.normalize_actions(batched(actions, 3, device))
+        batch |= self.encode_state_and_text(tasks, state, actions, device=device)
         if action_is_pad is not None:
-            batch["action_is_pad"] = batched(action_is_pad, 2, device).bool()
-        for what, value in batch.items():
-            require_samples(what, value, len(pixels))
+            batch["action_is_pad"] = action_is_pad
         return BatchFeature(batch)
+
+    def encode_state_and_text(
+        self,
+        tasks: Sequence[str],
+        state: Tensor | None,
+        actions: Tensor | None = None,
+        device: torch.device = CPU,
+    ) -> dict[str, Tensor]:
+        """Normalize state (B, S) and actions (B, chunk, A), given in robot units, and tokenize the prompts.
+
+        The state is normalized first, because a prompt may contain its bins.
+        """
+        encoded = {} if state is None else {"state": self.normalize_state(state)}
+        encoded |= self.encode_text(tasks, encoded.get("state"), device)
+        if actions is not None:
+            encoded["actions"] = self.normalize_actions(actions)
+        return encoded
+
+    def encode_text(
+        self, tasks: Sequence[str], normalized_state: Tensor | None, device: torch.device = CPU
+    ) -> dict[str, Tensor]:
+        """Return the tokens of each task's prompt: `input_ids` and `attention_mask`, (B, max_prompt_length)."""
+        return self.tokenize(self.prompts(tasks, normalized_state), device)
 
     def normalize_state(self, state: Tensor) -> Tensor:
         """A state (..., S) in robot units, as the policy reads it."""

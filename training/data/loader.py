@@ -142,14 +142,11 @@ class SampleBatches(Dataset):
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> RobotBatch:
-        state = self.processor.normalize_state(torch.stack([sample["state"] for sample in samples]))
-        actions = self.processor.normalize_actions(torch.stack([sample["actions"] for sample in samples]))
+        state, actions = (torch.stack([sample[key] for sample in samples]) for key in ("state", "actions"))
         batch: dict[str, Any] = {
             "images": [torch.stack([sample["images"][camera] for sample in samples]) for camera in self.cameras],
-            "state": state,
-            "actions": actions,
+            **self.processor.encode_state_and_text([sample["task"] for sample in samples], state, actions),
         }
-        batch |= self.processor.tokenize(self.processor.prompts([sample["task"] for sample in samples], state), CPU)
         for key in ("camera_mask", "action_is_pad", "augmentation", "noise", "time"):
             if key in samples[0]:
                 batch[key] = torch.stack([sample[key] for sample in samples])

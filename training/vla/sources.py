@@ -135,7 +135,7 @@ def check_prompts(processor: RocketProcessor, datasets: Sequence[RobotDataset]) 
     for dataset in datasets:
         tasks = [dataset.tasks[int(number)] for number in dataset.task_numbers.unique()]
         states = torch.zeros(len(tasks), processor.state_dim)
-        processor.tokenize(processor.prompts(tasks, states), states.device)
+        processor.encode_text(tasks, states)
 
 
 def open_targets(
