@@ -1,7 +1,7 @@
-"""What the workers hand to the training process: raw pictures as bytes, numbers normalized, all else ready.
+"""Format of the batches that loader workers produce, and the random generator of each sample.
 
-Whatever is random about a sample is drawn from a generator that its position in the run's order of samples seeds, so
-that a run does not depend on how many workers or ranks share it, nor on where it was interrupted.
+Everything random about a sample is drawn from a generator seeded by its position in the run's order of samples, so that
+a run depends neither on the number of workers and ranks nor on where it was interrupted.
 """
 
 from typing import TypedDict
@@ -10,27 +10,30 @@ import torch
 from torch import Generator, Tensor
 
 
-class RobotBatch(TypedDict, total=False):
-    """On the CPU, collated in the worker. B samples, V cameras in the policy's order."""
+class LoaderBatch(TypedDict, total=False):
+    """Batch on the CPU, collated in a worker: B samples, V cameras in the policy's order.
 
-    images: list[Tensor]  # by camera, (B, 3, H, W) uint8; each camera has its own size
+    Images are still uint8 in the size of the dataset; everything else is ready for the model.
+    """
+
+    images: list[Tensor]  # one tensor per camera, (B, 3, H, W) uint8; each camera has its own size
     camera_mask: Tensor  # (B, V) bool
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor  # (B, L)
     state: Tensor  # (B, S) normalized
     actions: Tensor  # (B, chunk, A) normalized
     action_is_pad: Tensor  # (B, chunk) bool
-    noise: Tensor  # (B, chunk, widest action), where the policy draws noise
-    time: Tensor  # (B,), likewise
-    augmentation: Tensor  # (B, V, what `training.data.augmentation` draws)
-    dataset: Tensor  # (B,) number in the mixture, with the two below the name of a frame
+    noise: Tensor  # (B, chunk, max_action_dim), if the policy draws noise
+    time: Tensor  # (B,) flow-matching times, if the policy draws noise
+    augmentation: Tensor  # (B, V, parameters), see training/data/augmentation.py
+    dataset: Tensor  # (B,) index of the dataset in the mixture
     episode_index: Tensor  # (B,)
-    frame_index: Tensor  # (B,)
-    index: Tensor  # (B,) of the frame in its dataset
-    position: Tensor  # (B,) in the run's order of samples
+    frame_index: Tensor  # (B,) index of the frame in its episode
+    index: Tensor  # (B,) index of the frame in its dataset
+    position: Tensor  # (B,) position in the run's order of samples
     features: dict[str, Tensor]  # rows of a teacher's feature cache, still encoded
 
 
 def sample_generator(seed: int, position: int) -> Generator:
-    """The source of everything random about one sample."""
+    """Return the generator from which everything random about one sample is drawn."""
     return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + position * 0xD1342543DE82EF95) % 2**63)

@@ -38,7 +38,7 @@ class DatasetFrames:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
         """By camera, (frames, 3, H, W) uint8."""
         return [
             torch.stack([self.sources[camera].read(index, int(self.episodes[index])) for index in indices])

@@ -24,13 +24,13 @@ FETCHED_BLOCK = 2**20  # bytes of a video that lies elsewhere; each open video k
 READ_ON = 16  # frames ahead in the file, at most, that are decoded rather than sought
 
 
-class Pictures(Protocol):
+class ImageReader(Protocol):
     def read(self, index: int, episode: int) -> Tensor:
         """Of a frame, by its number in the dataset, and of the episode that it belongs to: (3, H, W) uint8."""
 
 
 @dataclass
-class StoredPictures:
+class ArrowImageReader:
     """Compressed pictures in a column of Arrow files, which are mapped into memory and not read as a whole."""
 
     files: list[str]
@@ -50,8 +50,8 @@ class StoredPictures:
 
 
 @dataclass
-class KeptPictures:
-    """Pictures of some episodes, decoded once and kept in memory: a small dataset is then read as fast as memory is."""
+class InMemoryImageReader:
+    """ImageReader of some episodes, decoded once and kept in memory: a small dataset is then read as fast as memory is."""
 
     pixels: Tensor  # (frames kept, 3, H, W) uint8; workers share a tensor's memory
     rows: Tensor  # (frames of the dataset,) the row of each frame that is kept
@@ -69,7 +69,7 @@ def open_column(files: tuple[str, ...], key: str) -> tuple[list[pa.Array], np.nd
 
 
 @dataclass
-class VideoPictures:
+class VideoImageReader:
     """Frames of video files that hold several episodes each."""
 
     files: list[str]
@@ -93,7 +93,7 @@ def open_video(file: str) -> VideoReader:
     """Of a path, or of an address (scheme://...), of which only what is needed is fetched."""
     if "://" not in file and not Path(file).is_file():
         raise UserError(f"the video {file} is missing")
-    return TorchcodecReader(file) if torchcodec_decoder() else PyavReader(file)
+    return TorchcodecReader(file) if load_torchcodec_decoder() else PyavReader(file)
 
 
 def source(file: str) -> Any:
@@ -107,7 +107,7 @@ def source(file: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def torchcodec_decoder() -> Any:
+def load_torchcodec_decoder() -> Any:
     """torchcodec's decoder, the faster one, where its libraries load; `rocket-hf doctor` says why they do not."""
     try:
         from torchcodec.decoders import VideoDecoder
@@ -120,7 +120,7 @@ class TorchcodecReader:
     def __init__(self, file: str):
         self.file = file
         try:
-            self.decoder = torchcodec_decoder()(source(file), seek_mode="approximate", num_ffmpeg_threads=1)
+            self.decoder = load_torchcodec_decoder()(source(file), seek_mode="approximate", num_ffmpeg_threads=1)
         except (OSError, RuntimeError, ValueError) as error:
             raise unreadable(file, error) from error
 

@@ -19,7 +19,7 @@ from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
 from ..recipe import DatasetConfig
-from .images import KeptPictures, Pictures, StoredPictures, VideoPictures
+from .images import ArrowImageReader, ImageReader, InMemoryImageReader, VideoImageReader
 from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
 
 ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
@@ -46,7 +46,7 @@ class RobotDataset:
         columns = self.read_numbers(config, policy, files)
         self.state = vectors(config, columns[config.state], policy.state_dim, "state")
         self.actions = vectors(config, columns[config.action], policy.action_dim, "action")
-        self.task_numbers = torch.from_numpy(columns["task_index"].astype(np.int32))
+        self.task_indices = torch.from_numpy(columns["task_index"].astype(np.int32))
         self.check_numbers()
         keys = [key for key in self.camera_keys.values() if key]
         self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"], streaming)
@@ -75,7 +75,7 @@ class RobotDataset:
         """All frames of the dataset, of the episodes that are not chosen too."""
         return len(self.actions)
 
-    def frames_of(self, episode: int) -> range:
+    def frame_range(self, episode: int) -> range:
         return range(int(self.starts[episode]), int(self.ends[episode]))
 
     def episode_of(self, index: int) -> int:
@@ -97,17 +97,17 @@ class RobotDataset:
         missing = self.chunk_size - (end - start)
         actions = self.actions[start:end]  # (steps that exist, A)
         return {
-            "images": {camera: self.picture(camera, index, episode) for camera in self.camera_keys},
+            "images": {camera: self.read_image(camera, index, episode) for camera in self.camera_keys},
             "state": self.state[index],
             "actions": torch.cat([actions, actions[-1:].expand(missing, -1)]),
             "action_is_pad": torch.arange(self.chunk_size) >= end - start,
-            "task": self.tasks[int(self.task_numbers[index])],
+            "task": self.tasks[int(self.task_indices[index])],
             "episode_index": episode,
             "frame_index": index - int(self.starts[episode]),
             "index": index,
         }
 
-    def picture(self, camera: str, index: int, episode: int) -> Tensor:
+    def read_image(self, camera: str, index: int, episode: int) -> Tensor:
         key = self.camera_keys[camera]
         if key is None:
             return torch.zeros(3, *self.camera_sizes[camera], dtype=torch.uint8)
@@ -124,20 +124,20 @@ class RobotDataset:
             )
         return picture
 
-    def kept(self, camera: str) -> KeptPictures:
+    def kept(self, camera: str) -> InMemoryImageReader:
         """The pictures of one camera in the chosen episodes; read in order, which is many times faster."""
-        frames = [index for episode in self.episodes for index in self.frames_of(episode)]
+        frames = [index for episode in self.episodes for index in self.frame_range(episode)]
         pixels = torch.empty(len(frames), 3, *self.camera_sizes[camera], dtype=torch.uint8)
         rows = torch.zeros(len(self), dtype=torch.long)
         rows[frames] = torch.arange(len(frames))
         for row, index in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):
-            pixels[row] = self.picture(camera, index, self.episode_of(index))
-        return KeptPictures(pixels, rows)
+            pixels[row] = self.read_image(camera, index, self.episode_of(index))
+        return InMemoryImageReader(pixels, rows)
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
         """Of several frames, by camera in the policy's order: (n, 3, H, W) uint8. In order they are read fastest."""
         return [
-            torch.stack([self.picture(camera, index, self.episode_of(index)) for index in indices])
+            torch.stack([self.read_image(camera, index, self.episode_of(index)) for index in indices])
             for camera in self.camera_keys
         ]
 
@@ -159,12 +159,12 @@ def open_sources(
     episodes: Sequence[int],
     timestamps: np.ndarray,
     streaming: bool = False,
-) -> dict[str, Pictures]:
-    """Where the pictures of each camera come from. The videos of these episodes are downloaded, or streamed. (Pictures
+) -> dict[str, ImageReader]:
+    """Where the pictures of each camera come from. The videos of these episodes are downloaded, or streamed. (ImageReader
     that are stored in the tables came with them.)"""
     stored = [key for key in keys if key in files.meta.image_keys]
     arrow_files = arrow_cache(files, stored) if stored else []
-    sources: dict[str, Pictures] = {key: StoredPictures(arrow_files, key) for key in stored}
+    sources: dict[str, ImageReader] = {key: ArrowImageReader(arrow_files, key) for key in stored}
     shared = torch.from_numpy(np.array(timestamps))
     for key in keys:
         if key in files.meta.video_keys:
@@ -175,8 +175,8 @@ def open_sources(
                 used = sorted(set(file_of_episode[list(episodes)].tolist()))
                 require_videos(files, revision, [names[number] for number in used])
                 places = [str(files.root / name) for name in names]
-            starts = files.of_episodes(f"videos/{key}/from_timestamp")
-            sources[key] = VideoPictures(places, file_of_episode, starts, shared)
+            starts = files.episode_column(f"videos/{key}/from_timestamp")
+            sources[key] = VideoImageReader(places, file_of_episode, starts, shared)
     return sources
 
 

@@ -1,7 +1,6 @@
 """Where a LeRobot dataset (v3) lies, what its files say of it, its columns of numbers: checked when it is opened."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,55 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rocket_hf.errors import UserError
+from rocket_hf.hub import resolve
 from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-FORMAT_TAG = "v3.0"  # the tag of a Hub repository that lerobot reads
-
 
 def locate(id: str) -> tuple[Path, str]:
-    """The folder of a dataset, and its commit: the id is a folder, or a Hub id whose small files are downloaded."""
-    folder = Path(id).expanduser()
-    if folder.is_dir():
-        return folder, LOCAL
-    if not HUB_ID.fullmatch(id):
-        raise UserError(f"there is no dataset {id!r}: neither a folder nor a Hub id (owner/name, owner/name@revision)")
-    folder = download(id, ["meta/*", "data/*"])
-    return folder, folder.name
+    """Return the folder and the commit of a dataset. Of a dataset on the Hub, all files but videos are downloaded."""
+    resolved = resolve(id, ["meta/*", "data/*"], repo_type="dataset", kind="dataset")
+    return resolved.folder, resolved.commit or LOCAL
 
 
-def download(id: str, patterns: Sequence[str]) -> Path:
-    """Files of a dataset on the Hub, in the cache that lerobot uses too."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as UnknownRevision
-    from lerobot.utils.constants import HF_LEROBOT_HUB_CACHE
-
-    name, _, revision = id.partition("@")
-    for wanted in [revision] if revision else [FORMAT_TAG, "main"]:
-        try:
-            return Path(
-                snapshot_download(
-                    name,
-                    repo_type="dataset",
-                    revision=wanted,
-                    allow_patterns=list(patterns),
-                    cache_dir=HF_LEROBOT_HUB_CACHE,
-                )
-            )
-        except UnknownRevision as error:
-            if wanted != FORMAT_TAG or revision:
-                raise UserError(f"the dataset {name} has no revision {wanted!r} on the Hub") from error
-        except RepositoryNotFoundError as error:
-            raise UserError(
-                f"there is no dataset {name!r}, neither as a folder nor on the Hub: a private one needs `hf auth login`"
-            ) from error
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(
-                f"the dataset {id} is no folder, and the Hub cannot be reached: {str(error).splitlines()[0]}"
-            ) from error
-    raise AssertionError("a revision is returned or refused")
+def download(id: str, patterns: Sequence[str]) -> None:
+    """Download files of a dataset on the Hub to the folder that `locate` returns."""
+    resolve(id, patterns, repo_type="dataset", kind="dataset")
 
 
 @dataclass
@@ -74,14 +38,14 @@ class DatasetFiles:
     @property
     def lengths(self) -> np.ndarray:
         """(episodes,) frames."""
-        return self.of_episodes("length")
+        return self.episode_column("length")
 
     @property
     def tasks(self) -> list[str]:
         """By number."""
         return self.meta.tasks.sort_values("task_index").index.tolist()
 
-    def of_episodes(self, name: str) -> np.ndarray:
+    def episode_column(self, name: str) -> np.ndarray:
         return self.meta.episodes.data.column(name).to_numpy()
 
     def camera_keys(self) -> list[str]:
@@ -97,7 +61,7 @@ class DatasetFiles:
 
     def video_files(self, key: str) -> tuple[list[str], np.ndarray]:
         """The names of a camera's files, and for each episode the number of its file among them."""
-        places = np.stack([self.of_episodes(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
+        places = np.stack([self.episode_column(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
         different, number = np.unique(places, axis=0, return_inverse=True)
         names = [
             self.meta.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))

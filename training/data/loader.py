@@ -18,20 +18,20 @@ from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from ..recipe import DataConfig
-from .augmentation import changes_nothing, draw_augmentation
-from .batches import RobotBatch, sample_generator
+from .augmentation import draw_augmentation, is_identity
+from .batches import LoaderBatch, sample_generator
 from .lerobot_data import RobotDataset
 
 SAME_ASPECT = 0.01  # relative difference of width / height up to which two sizes show the same picture
 CPU = torch.device("cpu")
 
 
-class Order(Protocol):
+class SampleOrder(Protocol):
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(number of the dataset, frame in it)."""
 
 
-class RowReader(Protocol):
+class FeatureReader(Protocol):
     """A teacher's feature cache of one dataset."""
 
     def read(self, index: int) -> Mapping[str, Tensor]: ...
@@ -39,7 +39,7 @@ class RowReader(Protocol):
 
 def make_loader(
     datasets: Sequence[RobotDataset],
-    order: Order,
+    order: SampleOrder,
     processor: RocketProcessor,
     rocket_config: RocketConfig,
     data_config: DataConfig,
@@ -49,17 +49,17 @@ def make_loader(
     world: int = 1,
     start_position: int = 0,
     total: int = 0,
-    feature_caches: Sequence[RowReader] | None = None,
-) -> "RobotLoader":
+    feature_caches: Sequence[FeatureReader] | None = None,
+) -> "BatchLoader":
     """Batches of `batch_size` for one rank, from `start_position` up to the position `total` of all ranks.
 
     A last batch may be smaller, or be missing on some ranks: training asks for whole steps. The workers start anew, by
     spawn, so that they share no decoder with the process that made them.
     """
-    batches = SampleBatches(datasets, order, processor, rocket_config, data_config, seed, feature_caches)
+    batches = BatchDataset(datasets, order, processor, rocket_config, data_config, seed, feature_caches)
     batches.share(batch_size, rank, world, start_position, total)
     workers = data_config.workers
-    return RobotLoader(
+    return BatchLoader(
         batches,
         batch_size=None,
         num_workers=workers,
@@ -70,37 +70,37 @@ def make_loader(
     )
 
 
-class RobotLoader(DataLoader):
+class BatchLoader(DataLoader):
     """Raises what went wrong in a worker as it was said there, in one sentence without the worker's traceback."""
 
-    def __iter__(self) -> Iterator[RobotBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[LoaderBatch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, ValueError):
                 raise batch
             yield batch
 
 
-class SampleBatches(Dataset):
+class BatchDataset(Dataset):
     def __init__(
         self,
         datasets: Sequence[RobotDataset],
-        order: Order,
+        order: SampleOrder,
         processor: RocketProcessor,
         rocket_config: RocketConfig,
         data_config: DataConfig,
         seed: int,
-        feature_caches: Sequence[RowReader] | None = None,
+        feature_caches: Sequence[FeatureReader] | None = None,
     ):
         self.datasets, self.order, self.processor, self.seed = list(datasets), order, processor, seed
         self.cameras = list(rocket_config.cameras)
-        self.sizes = common_sizes(self.datasets, self.cameras)
+        self.sizes = common_image_sizes(self.datasets, self.cameras)
         policy = rocket_config.policy_config
         self.noise_shape = (rocket_config.chunk_size, policy.max_action_dim) if policy.draws_noise else None
         augmentation = data_config.augmentation
         for camera in augmentation.color_only:
             if camera not in self.cameras:
                 raise UserError(f"data.augmentation.color_only: the policy has no camera {camera!r}")
-        self.augmentation = None if changes_nothing(augmentation) else augmentation
+        self.augmentation = None if is_identity(augmentation) else augmentation
         self.feature_caches = feature_caches
 
     def share(self, batch_size: int, rank: int, world: int, start: int, total: int) -> None:
@@ -112,7 +112,7 @@ class SampleBatches(Dataset):
     def __len__(self) -> int:
         return max(0, -(-(self.total - self.first) // self.stride))
 
-    def __getitem__(self, number: int) -> RobotBatch | ValueError:
+    def __getitem__(self, number: int) -> LoaderBatch | ValueError:
         """An error is handed over as a value, since a loader wraps what a worker raises in its traceback."""
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -141,7 +141,7 @@ class SampleBatches(Dataset):
             sample["features"] = self.feature_caches[dataset].read(index)
         return sample
 
-    def collate(self, samples: list[dict[str, Any]]) -> RobotBatch:
+    def collate(self, samples: list[dict[str, Any]]) -> LoaderBatch:
         state, actions = (torch.stack([sample[key] for sample in samples]) for key in ("state", "actions"))
         batch: dict[str, Any] = {
             "images": [torch.stack([sample["images"][camera] for sample in samples]) for camera in self.cameras],
@@ -156,7 +156,7 @@ class SampleBatches(Dataset):
             rows = [sample["features"] for sample in samples]
             batch["features"] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         self.require_finite(batch)
-        return cast(RobotBatch, batch)
+        return cast(LoaderBatch, batch)
 
     def require_finite(self, batch: dict[str, Any]) -> None:
         for what in ("state", "actions"):
@@ -169,7 +169,7 @@ class SampleBatches(Dataset):
                 )
 
 
-def common_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
+def common_image_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
     """One size per camera, so that pictures of all datasets fit into one batch: the smallest one that a dataset has."""
     sizes = {}
     for number, camera in enumerate(cameras):

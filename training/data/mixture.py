@@ -19,7 +19,7 @@ SMALLEST_BLOCK = 1024
 LARGEST_BLOCK = 2**22
 
 
-class Frames:
+class FrameRanges:
     """The frames of some episodes, one after the other: the n-th of them is which frame of the dataset."""
 
     def __init__(self, spans: Sequence[range]):
@@ -46,13 +46,13 @@ def split_episodes(episodes: Sequence[int], share: float, seed: int) -> tuple[li
     return sorted(shuffled[held_out:]), sorted(shuffled[:held_out])
 
 
-class SampleOrder:
+class MixtureOrder:
     """(number of the dataset, frame in it) by position, without end. By default each dataset comes as often as it has
     frames. `shuffle=False` keeps each dataset's frames in their order."""
 
     def __init__(
         self,
-        frames: Sequence[Frames],
+        frames: Sequence[FrameRanges],
         weights: Sequence[float | None] | None = None,
         seed: int = 0,
         shuffle: bool = True,
@@ -117,7 +117,7 @@ class SampleOrder:
         return self.__dict__ | {"block": (-1, np.empty(0), np.empty(0)), "passes": {}}
 
 
-def cumulative_shares(frames: Sequence[Frames], weights: Sequence[float | None] | None) -> list[int]:
+def cumulative_shares(frames: Sequence[FrameRanges], weights: Sequence[float | None] | None) -> list[int]:
     """0, then the sum of the shares up to each dataset; the last is SHARES."""
     given = list(weights) if weights is not None else [None] * len(frames)
     if len(given) != len(frames):
@@ -131,10 +131,10 @@ def cumulative_shares(frames: Sequence[Frames], weights: Sequence[float | None] 
     return [0, *bounds[:-1], SHARES]
 
 
-class EvenlySpread:
+class EvenlySpacedOrder:
     """A fixed choice of frames for validation, spread evenly over all that are held out."""
 
-    def __init__(self, frames: Sequence[Frames], count: int):
+    def __init__(self, frames: Sequence[FrameRanges], count: int):
         self.frames = list(frames)
         self.ends = np.cumsum([len(part) for part in frames])
         available = int(self.ends[-1])

@@ -12,7 +12,7 @@ from .lerobot_data import camera_name
 from .lerobot_files import locate, read_files
 
 
-def robot_of_dataset(config: DatasetConfig, policy: RocketConfig) -> dict[str, Any]:
+def read_robot_from_dataset(config: DatasetConfig, policy: RocketConfig) -> dict[str, Any]:
     """Its cameras by their short names, those of the policy first; how wide state and action are, and their names."""
     root, _ = locate(config.id)
     files = read_files(config.id, root)

@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from rocket_hf.training.data.augmentation import DRAWN, augment, changes_nothing, draw_augmentation
+from rocket_hf.training.data.augmentation import PARAMETERS, augment, draw_augmentation, is_identity
 from rocket_hf.training.recipe import AugmentationConfig
 
 HEIGHT, WIDTH = 24, 40
@@ -21,7 +21,7 @@ def pictures(count=2):
 
 
 def row(**values):
-    return torch.tensor([values.get(name, 1.0 if name == "side" else 0.0) for name in DRAWN])
+    return torch.tensor([values.get(name, 1.0 if name == "side" else 0.0) for name in PARAMETERS])
 
 
 def test_nothing_changed_gives_the_same_picture_bit_for_bit():
@@ -116,7 +116,7 @@ def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers(
 
 
 def test_an_empty_configuration_changes_nothing():
-    assert changes_nothing(AugmentationConfig(color_only=["wrist"]))
-    assert not changes_nothing(AugmentationConfig(crop_area=0.9))
+    assert is_identity(AugmentationConfig(color_only=["wrist"]))
+    assert not is_identity(AugmentationConfig(crop_area=0.9))
     drawn = draw_augmentation(AugmentationConfig(), "front", torch.Generator().manual_seed(0))
     assert torch.equal(drawn, row())

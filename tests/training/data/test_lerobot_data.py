@@ -12,7 +12,7 @@ import torch
 
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.data.dataset_frames import DatasetFrames
-from rocket_hf.training.data.images import PyavReader, TorchcodecReader, torchcodec_decoder
+from rocket_hf.training.data.images import PyavReader, TorchcodecReader, load_torchcodec_decoder
 from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.recipe import DatasetConfig
 
@@ -53,11 +53,11 @@ def test_every_sample_is_the_one_that_lerobot_gives(kind, request):
 @pytest.mark.parametrize("kind", ["stored", "filmed"])
 def test_pictures_do_not_depend_on_the_order_in_which_they_are_read(kind, request):
     data = opened(request.getfixturevalue(kind))
-    forwards = data.pictures(range(54))
+    forwards = data.read_images(range(54))
     assert [picture.shape for picture in forwards] == [(54, 3, 48, 64), (54, 3, 32, 32)]
-    for one, other in zip(forwards, data.pictures(range(53, -1, -1)), strict=True):
+    for one, other in zip(forwards, data.read_images(range(53, -1, -1)), strict=True):
         assert torch.equal(one, other.flip(0))
-    for one, other in zip(forwards, data.pictures(range(0, 54, 5)), strict=True):
+    for one, other in zip(forwards, data.read_images(range(0, 54, 5)), strict=True):
         assert torch.equal(one[::5], other)
 
 
@@ -66,9 +66,9 @@ def test_pictures_in_memory_are_those_of_the_files(kind, request):
     folder = request.getfixturevalue(kind)
     config = DatasetConfig(id=str(folder), episodes=[1, 3])
     kept, read = RobotDataset(config, tiny_config(), in_memory=True), RobotDataset(config, tiny_config())
-    frames = [index for episode in config.episodes for index in kept.frames_of(episode)]
+    frames = [index for episode in config.episodes for index in kept.frame_range(episode)]
     assert all(source.pixels.shape[0] == len(frames) for source in kept.sources.values())
-    for ours, theirs in zip(kept.pictures(frames), read.pictures(frames), strict=True):
+    for ours, theirs in zip(kept.read_images(frames), read.read_images(frames), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -78,7 +78,7 @@ def test_a_policy_sees_its_cameras_in_its_own_order(stored):
         ("wrist", "observation.images.wrist"),
         ("front", "observation.images.front"),
     ]
-    assert [picture.shape[1:] for picture in data.pictures([3])] == [(3, 32, 32), (3, 48, 64)]
+    assert [picture.shape[1:] for picture in data.read_images([3])] == [(3, 32, 32), (3, 48, 64)]
 
 
 def test_cameras_with_other_names_are_taken_in_order_or_as_the_recipe_says(stored):
@@ -99,7 +99,7 @@ def test_an_absent_camera_is_black_and_masked(stored):
 def test_chosen_episodes_keep_their_numbers(stored):
     data = opened(stored, episodes=[3, 1])
     assert data.episodes == [1, 3]
-    assert list(data.frames_of(1)) == list(range(12, 27))
+    assert list(data.frame_range(1)) == list(range(12, 27))
     assert data.name(13) == "episode 1, frame 1"
 
 
@@ -122,7 +122,7 @@ def hub(filmed, tmp_path, monkeypatch):
 def test_a_dataset_of_the_hub_is_named_by_its_commit(hub, filmed):
     data = opened("someone/robot-data")
     assert (data.id, data.revision) == ("someone/robot-data", COMMIT)
-    for one, other in zip(data.pictures([3, 40]), opened(filmed).pictures([3, 40]), strict=True):
+    for one, other in zip(data.read_images([3, 40]), opened(filmed).read_images([3, 40]), strict=True):
         assert torch.equal(one, other)
 
 
@@ -136,12 +136,12 @@ def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
         source.files = [f"memory://streamed/{key}.mp4"]
         (video,) = (filmed / "videos" / key).glob("*/*.mp4")
         fsspec.filesystem("memory").pipe(source.files[0], video.read_bytes())
-    for one, other in zip(data.pictures([3, 40, 5]), opened(filmed).pictures([3, 40, 5]), strict=True):
+    for one, other in zip(data.read_images([3, 40, 5]), opened(filmed).read_images([3, 40, 5]), strict=True):
         assert torch.equal(one, other)
 
 
 def test_both_video_decoders_give_the_same_pictures(filmed):
-    if torchcodec_decoder() is None:
+    if load_torchcodec_decoder() is None:
         pytest.skip("torchcodec does not load here: `rocket-hf doctor` says why")
     (video,) = (filmed / "videos" / "observation.images.front").glob("*/*.mp4")
     one, other = TorchcodecReader(str(video)), PyavReader(str(video))

@@ -12,10 +12,10 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.data.augmentation import draw_augmentation
-from rocket_hf.training.data.batches import RobotBatch, sample_generator
+from rocket_hf.training.data.batches import LoaderBatch, sample_generator
 from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.data.loader import make_loader
-from rocket_hf.training.data.mixture import Frames, SampleOrder
+from rocket_hf.training.data.mixture import FrameRanges, MixtureOrder
 from rocket_hf.training.recipe import AugmentationConfig, DataConfig, DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot
@@ -37,11 +37,11 @@ def processor(config):
 
 
 def all_frames(data):
-    return Frames([data.frames_of(episode) for episode in data.episodes])
+    return FrameRanges([data.frame_range(episode) for episode in data.episodes])
 
 
 def loader(datasets, config, batch_size=8, workers=0, augmentation=AUGMENTATION, order=None, **shares):
-    order = order or SampleOrder([all_frames(data) for data in datasets], seed=1)
+    order = order or MixtureOrder([all_frames(data) for data in datasets], seed=1)
     settings = DataConfig(workers=workers, augmentation=augmentation)
     return make_loader(datasets, order, processor(config), config, settings, 5, batch_size, **shares)
 
@@ -66,8 +66,8 @@ def require_equal(one, other):
 def test_a_batch_holds_what_the_processor_and_the_generators_give(datasets, config):
     made = processor(config)
     (batch,) = loader(datasets, config, batch_size=6, start_position=20, total=26)
-    assert set(batch) == set(RobotBatch.__annotations__) - {"features"}
-    order = SampleOrder([all_frames(data) for data in datasets], seed=1)
+    assert set(batch) == set(LoaderBatch.__annotations__) - {"features"}
+    order = MixtureOrder([all_frames(data) for data in datasets], seed=1)
     for row, position in enumerate(range(20, 26)):
         dataset, index = order[position]
         sample = datasets[dataset].sample(index)
@@ -125,7 +125,7 @@ def test_rows_of_a_feature_cache_come_with_their_frames(datasets, config):
             return {"maps": torch.tensor([self.number, index])}
 
     settings = DataConfig(workers=0)
-    order = SampleOrder([all_frames(data) for data in datasets])
+    order = MixtureOrder([all_frames(data) for data in datasets])
     batches = make_loader(
         datasets, order, processor(config), config, settings, 0, 8, total=8, feature_caches=[Rows(0), Rows(1)]
     )
@@ -151,7 +151,7 @@ def spoilt(stored, tmp_path_factory):
 def test_workers_give_the_same_batches_and_one_sentence_of_what_is_wrong(workers, spoilt, filmed, config):
     """A worker takes seconds to start, so one loader shows both."""
     datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (filmed, spoilt)]
-    order = SampleOrder([all_frames(data) for data in datasets], seed=2)
+    order = MixtureOrder([all_frames(data) for data in datasets], seed=2)
     bad = next(position for position in range(216) if order[position] == (1, 53))
     total = (bad // 8 + 1) * 8
     alone = list(loader(datasets, config, order=order, total=total - 8))
@@ -169,7 +169,7 @@ def test_pictures_of_one_camera_get_one_size(stored, config, tmp_path):
     larger = write_tiny_dataset(tmp_path / "larger", 1, 4, cameras={"front": (96, 128), "wrist": (32, 32)})
     other = write_tiny_dataset(tmp_path / "other", 1, 4, cameras={"front": (64, 64), "wrist": (32, 32)})
     datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (stored, larger)]
-    order = SampleOrder([all_frames(data) for data in datasets], weights=[1.0, 1.0])
+    order = MixtureOrder([all_frames(data) for data in datasets], weights=[1.0, 1.0])
     (batch,) = loader(datasets, config, total=8, order=order)
     assert batch["images"][0].shape == (8, 3, 48, 64)
     assert set(batch["dataset"].tolist()) == {0, 1}

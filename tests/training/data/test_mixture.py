@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rocket_hf.training.data.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
+from rocket_hf.training.data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 
-SMALL, LARGE = Frames([range(10, 40)]), Frames([range(0, 50), range(70, 120)])
+SMALL, LARGE = FrameRanges([range(10, 40)]), FrameRanges([range(0, 50), range(70, 120)])
 
 
 def test_frames_of_chosen_episodes_are_counted_through():
@@ -18,7 +18,7 @@ def test_frames_of_chosen_episodes_are_counted_through():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_every_frame_comes_once_per_pass(shuffle):
-    order = SampleOrder([LARGE], seed=1, shuffle=shuffle)
+    order = MixtureOrder([LARGE], seed=1, shuffle=shuffle)
     every = [LARGE[number] for number in range(100)]
     passes = [[order[position][1] for position in range(start, start + 100)] for start in (0, 100, 5000)]
     for frames in passes:
@@ -27,7 +27,7 @@ def test_every_frame_comes_once_per_pass(shuffle):
 
 
 def test_each_dataset_goes_through_its_own_passes():
-    order = SampleOrder([SMALL, LARGE], weights=[3.0, 1.0], seed=2)
+    order = MixtureOrder([SMALL, LARGE], weights=[3.0, 1.0], seed=2)
     seen = {0: [], 1: []}
     for position in range(3000):
         dataset, frame = order[position]
@@ -42,7 +42,7 @@ def test_each_dataset_goes_through_its_own_passes():
     ("weights", "shares"), [(None, (3 / 13, 10 / 13)), ([1.0, 1.0], (0.5, 0.5)), ([1e-3, 1.0], (1 / 1001, 1000 / 1001))]
 )
 def test_weights_are_shares_of_the_samples(weights, shares):
-    order = SampleOrder([SMALL, LARGE], weights, seed=3)
+    order = MixtureOrder([SMALL, LARGE], weights, seed=3)
     positions = 10 * order.block_size
     counts = Counter(order[position][0] for position in range(positions))
     for dataset, share in enumerate(shares):
@@ -50,23 +50,23 @@ def test_weights_are_shares_of_the_samples(weights, shares):
 
 
 def test_a_position_does_not_depend_on_what_was_read_before_it():
-    order = SampleOrder([SMALL, LARGE], seed=4)
+    order = MixtureOrder([SMALL, LARGE], seed=4)
     forwards = [order[position] for position in range(2500)]
     sent = pickle.loads(pickle.dumps(order))
     places = np.random.default_rng(0).permutation(2500).tolist()
     assert [sent[place] for place in places] == [forwards[place] for place in places]
-    assert [SampleOrder([SMALL, LARGE], seed=4)[place] for place in places[:20]] == [
+    assert [MixtureOrder([SMALL, LARGE], seed=4)[place] for place in places[:20]] == [
         forwards[place] for place in places[:20]
     ]
 
 
 def test_another_seed_is_another_order():
-    orders = [[SampleOrder([LARGE], seed=seed)[position] for position in range(50)] for seed in (0, 1)]
+    orders = [[MixtureOrder([LARGE], seed=seed)[position] for position in range(50)] for seed in (0, 1)]
     assert orders[0] != orders[1]
 
 
 def test_millions_of_frames_cost_no_more_per_position():
-    order = SampleOrder([Frames([range(5_000_000)])], seed=5)
+    order = MixtureOrder([FrameRanges([range(5_000_000)])], seed=5)
     assert len({order[position] for position in range(20_000)}) == 20_000
     (kept,) = order.passes.values()
     assert kept.nbytes == 20_000_000
@@ -80,12 +80,12 @@ def test_millions_of_frames_cost_no_more_per_position():
         ([SMALL, LARGE], [1.0, 0.0], "above 0"),
         ([SMALL, LARGE], [1.0, float("nan")], "above 0"),
         ([SMALL, LARGE], [1.0, 1e-9], "below a millionth"),
-        ([SMALL, Frames([])], None, "dataset 1 of the mixture has no frames"),
+        ([SMALL, FrameRanges([])], None, "dataset 1 of the mixture has no frames"),
     ],
 )
 def test_weights_that_mean_nothing_are_refused(frames, weights, part):
     with pytest.raises(ValueError, match=part):
-        SampleOrder(frames, weights)
+        MixtureOrder(frames, weights)
 
 
 def test_episodes_are_split_by_the_seed():
@@ -107,9 +107,9 @@ def test_a_share_of_all_episodes_is_refused():
 
 
 def test_validation_is_spread_evenly_and_fixed():
-    spread = EvenlySpread([SMALL, LARGE], 13)
+    spread = EvenlySpacedOrder([SMALL, LARGE], 13)
     chosen = [spread[position] for position in range(len(spread))]
     assert Counter(dataset for dataset, _ in chosen) == {0: 3, 1: 10}
     assert [frame for dataset, frame in chosen if dataset == 0] == [15, 25, 35]
-    everything = EvenlySpread([SMALL], 1000)
+    everything = EvenlySpacedOrder([SMALL], 1000)
     assert [everything[position][1] for position in range(len(everything))] == list(range(10, 40))
