@@ -34,27 +34,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.convert.write import source_folder
+    from rocket_hf.convert.write import SOURCE_FILES
+    from rocket_hf.hub import parse_source, resolve
 
-    folder, revision = source_folder(arguments.source)
+    source = resolve(arguments.source, SOURCE_FILES, kind="source")
     if arguments.family == "to-lerobot":
-        return back(arguments, folder)
-    source = folder.name if revision == "local" else arguments.source.partition("@")[0]
-    return forth(arguments, folder, {"family": arguments.family, "source": source, "revision": revision})
+        return back(arguments, source.folder)
+    name = source.folder.name if source.commit is None else parse_source(arguments.source).id
+    origin = {"family": arguments.family, "source": name, "revision": source.commit or "local"}
+    return forth(arguments, source.folder, origin)
 
 
 def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
     from rocket_hf.convert import lerobot, openvla, rocket2
-    from rocket_hf.convert.write import REPORT, Found, source_folder, write_conversion
+    from rocket_hf.convert.write import REPORT, SOURCE_FILES, SourcePolicy, write_conversion
+    from rocket_hf.hub import resolve
 
     if arguments.family == "rocket2":
         if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
             raise UserError(f"ROCKET-2 has no use for --{unused[0]}: leave it out")
-        found: Found = rocket2.read(folder)
+        found: SourcePolicy = rocket2.read(folder)
     elif "openvla" in arguments.family:
-        base = source_folder(arguments.base)[0] if arguments.base else None
+        base = resolve(arguments.base, SOURCE_FILES, kind="base model").folder if arguments.base else None
         found = openvla.read(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
     else:
         found = lerobot.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
@@ -71,12 +74,12 @@ def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -
 def back(arguments: argparse.Namespace, folder: Path) -> int:
     import torch
 
-    from rocket_hf.convert.to_lerobot import kind_of, to_lerobot
+    from rocket_hf.convert.to_lerobot import lerobot_type, to_lerobot
     from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-    kind = kind_of(RocketConfig.from_pretrained(folder))  # refused before any weight is read
+    kind = lerobot_type(RocketConfig.from_pretrained(folder))  # refused before any weight is read
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
     processor = RocketProcessor.from_pretrained(folder)

@@ -159,13 +159,10 @@ def evaluate(source: str, arguments: argparse.Namespace, tasks: list[str], setti
 def load(source: str) -> tuple[Any, Any, str | None]:
     """The policy, its processor, and its commit if it came from the Hub. The classes are this package's own."""
     from rocket_hf.evaluation.trained_policy import find_origin, load_trained
-    from rocket_hf.publishing.verify import fetch
+    from rocket_hf.hub import POLICY_FILES, resolve
 
-    if Path(source).exists():
-        return *load_trained(find_origin(Path(source))), None
-    name, _, revision = source.partition("@")
-    folder, commit = fetch(name, revision or None)
-    return *load_trained(find_origin(folder)), commit
+    resolved = resolve(source, POLICY_FILES)
+    return *load_trained(find_origin(resolved.folder)), resolved.commit
 
 
 def told(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -60,14 +60,13 @@ def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
 def load(source: str) -> tuple["Rocket2ForActionPrediction", str | None]:
     """The policy, and its commit if it came from the Hub. Its class is this package's own."""
     from rocket_hf.evaluation.rocket2.players import require_fit
+    from rocket_hf.hub import POLICY_FILES, resolve
     from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-    from rocket_hf.publishing.verify import fetch
 
-    name, _, revision = source.partition("@")
-    folder, commit = (Path(source), None) if Path(source).exists() else fetch(name, revision or None)
-    policy = Rocket2ForActionPrediction.from_pretrained(policy_folder(folder))
+    resolved = resolve(source, POLICY_FILES)
+    policy = Rocket2ForActionPrediction.from_pretrained(policy_folder(resolved.folder))
     require_fit(policy.config)
-    return policy.eval(), commit
+    return policy.eval(), resolved.commit
 
 
 def policy_folder(folder: Path) -> Path:

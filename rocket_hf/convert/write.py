@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import staged, write_surroundings
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -22,16 +20,17 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.strict_config import StrictConfig
 
 from .checkpoint import Checkpoint
-from .plan import Drop, Plan, Rename, make_plan, read_target
+from .plan import ConversionPlan, Drop, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
-# Of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimizer, no logs, no videos.
-READ = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
+# Files that are downloaded of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimizer state,
+# no logs, no videos.
+SOURCE_FILES = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
 REPORT = "conversion.json"
 
 
 @dataclass
-class Found(ABC):
+class SourcePolicy(ABC):
     """What a family found in a folder."""
 
     checkpoint: Checkpoint
@@ -53,7 +52,7 @@ class Found(ABC):
 
 
 @dataclass
-class FoundRocket(Found):
+class RocketSource(SourcePolicy):
     config: RocketConfig
     processor: RocketProcessor
 
@@ -64,19 +63,8 @@ class FoundRocket(Found):
         write_surroundings(folder, self.config, self.processor)
 
 
-def source_folder(source: str) -> tuple[Path, str]:
-    """A local folder, or a Hub repository with an optional `@revision`; and the revision, "local" for a folder."""
-    if Path(source).is_dir():
-        return Path(source), "local"
-    repository, _, revision = source.partition("@")
-    if "/" not in repository or repository.startswith((".", "/")):
-        raise UserError(f"{source} is neither a folder nor a Hub repository like owner/name or owner/name@revision")
-    folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=READ))
-    return folder, folder.name  # the cache calls a snapshot by its commit
-
-
 def write_conversion(
-    found: Found, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
+    found: SourcePolicy, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """Plans, then writes the folder and returns the report. Memory holds one shard at a time."""
     plan = make_plan(found.checkpoint, found.shapes(), found.rules)
@@ -97,7 +85,7 @@ def write_conversion(
 
 
 def write_weights(
-    found: Found, plan: Plan, folder: Path, dtype: torch.dtype | None
+    found: SourcePolicy, plan: ConversionPlan, folder: Path, dtype: torch.dtype | None
 ) -> tuple[Counter[torch.dtype], int]:
     shards = split(plan.shapes)
     dtypes: Counter[torch.dtype] = Counter()

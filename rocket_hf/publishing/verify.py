@@ -1,23 +1,20 @@
 """A published policy, in a folder or on the Hub, held against its own self-test by the code that lies beside it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
 from transformers import AutoModel, AutoProcessor
 
 from rocket_hf.errors import UserError
 from rocket_hf.export.policy_kinds import VLA, Kind, kind_of
-from rocket_hf.hub import hub_errors_as_user_errors
+from rocket_hf.hub import POLICY_FILES, parse_source, resolve
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
 from rocket_hf.modeling.self_test import FILE as SELF_TEST
 from rocket_hf.modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
 
 from .check import check_code, check_config, check_self_test, check_weights
 
-READ = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.model", "*.txt"]
 PIXEL = 1 / 255
 
 LOADED = '{name} = {auto}.from_pretrained("{source}",{pin} trust_remote_code=True)'
@@ -45,7 +42,9 @@ def snippet(source: str, revision: str | None, kind: Kind = VLA) -> str:
 
 def verify(source: str, revision: str | None = None) -> Verified:
     """Runs the code that lies beside the weights, after a look at what it imports. ValueError says what is wrong."""
-    folder, commit = fetch(source, revision)
+    resolved = resolve(source, POLICY_FILES, revision=revision)
+    folder, commit = resolved.folder.resolve(), resolved.commit
+    source = source if commit is None else parse_source(source).id
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{source} is an adapter: verify its base, and load it as its card says")
     if not (folder / "config.json").is_file():
@@ -65,19 +64,6 @@ def verify(source: str, revision: str | None = None) -> Verified:
     if processor is not None:
         check_processor(processor, read_self_test(folder / SELF_TEST))
     return Verified(source, commit, kind.report(**vars(report)), kind)
-
-
-def fetch(source: str, revision: str | None) -> tuple[Path, str | None]:
-    """The files in a folder, and the commit that they are of, if they come from the Hub."""
-    if Path(source).is_dir():
-        if revision is not None:
-            raise UserError(f"{source} is a folder and has no revisions: leave --revision out")
-        return Path(source).resolve(), None
-    if source.count("/") != 1 or source.startswith((".", "/")):
-        raise UserError(f"{source} is neither a folder nor a Hub repository like owner/name")
-    with hub_errors_as_user_errors(source):
-        commit = HfApi().model_info(source, revision=revision).sha
-        return Path(snapshot_download(source, revision=commit, allow_patterns=READ)), commit
 
 
 def load(auto: Any, source: str, commit: str | None) -> Any:

@@ -1,24 +1,16 @@
 """A teacher by name: a folder, an id on the Hub, or the one that is embedded in this package."""
 
-import contextlib
 import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers import AutoModel
 
 from rocket_hf.convert.checkpoint import read_json
-from rocket_hf.errors import HTTPError, UserError
+from rocket_hf.errors import UserError
+from rocket_hf.hub import resolve
 
 from .frozen import FrozenTeacher
 from .hf_checkpoint import load_vision_model, vision_card, vision_config
@@ -69,7 +61,7 @@ def load_teacher(
         teacher = VggtTeacher(aggregator, card, resolution, compile)
     else:
         raise no_teacher(known_as)
-    teacher.dropped = dropped
+    teacher.unused_tensors = dropped
     return teacher
 
 
@@ -102,34 +94,13 @@ def here(name: str) -> Path | None:
 
 
 def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Path:
-    """Where its files lie; they are fetched first if it is on the Hub."""
-    if folder := here(name):
-        if revision is not None:
-            raise UserError(f"{name} is a folder, which has no revision {revision!r}: leave the revision out")
-        return folder
-    try:
-        index = "model.safetensors.index.json"
-        wanted = [*READ, *SAFETENSORS, index] if weights else READ
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        if weights and not safetensors_in(folder):
-            with contextlib.suppress(EntryNotFoundError):  # what is missing is said when weights are looked for
-                hf_hub_download(name, PICKLE, revision=revision)
-        return folder
-    except HFValidationError as error:
-        raise UserError(f"the teacher {name!r} is neither a folder nor an id on the Hub like owner/name") from error
-    except GatedRepoError as error:
-        raise UserError(
-            f"{name} is on the Hub for those alone who accepted its terms: do so on its page, then `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{name} on the Hub has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the teacher {name!r} is neither a folder nor on the Hub, where you may see it") from error
-    except (OSError, HTTPError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"the teacher {name!r} is no folder and cannot be had from the Hub or its cache: {reason}"
-        ) from error
+    """Return the folder of a teacher's files, which are downloaded first if the teacher is on the Hub."""
+    local = here(name)
+    files = [*READ, *SAFETENSORS, "model.safetensors.index.json"] if weights else READ
+    resolved = resolve(local or name, files, revision=revision, kind="teacher")
+    if weights and resolved.commit is not None and not safetensors_in(resolved.folder):
+        resolve(name, [PICKLE], revision=revision, kind="teacher")  # into the same folder, if the repository has it
+    return resolved.folder
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:

@@ -234,4 +234,4 @@ def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):
 
 def test_a_source_that_is_not_there(tmp_path, capsys):
     assert main(["convert", "lerobot-pi0", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
-    assert "neither a folder nor a Hub repository" in capsys.readouterr().err
+    assert "neither a local folder nor a Hub repository" in capsys.readouterr().err

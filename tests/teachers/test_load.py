@@ -15,7 +15,7 @@ from rocket_hf.bench.measure import resident
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.license import license_note, read_license
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher
-from rocket_hf.tiny import tiny_vggt_config, write_tiny_vggt
+from tests.tiny_vggt import tiny_vggt_config, write_tiny_vggt
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -46,7 +46,7 @@ def features(teacher: FrozenTeacher) -> torch.Tensor:
 
 def test_vggt_is_loaded_strictly_and_its_heads_are_dropped(folder):
     teacher = load_teacher(str(folder))
-    assert isinstance(teacher, VggtTeacher) and teacher.dropped == ["camera_head.token"]
+    assert isinstance(teacher, VggtTeacher) and teacher.unused_tensors == ["camera_head.token"]
     weights = load_file(folder / "model.safetensors")
     by_hand = VggtAggregator(tiny_vggt_config())
     by_hand.load_state_dict(
@@ -203,13 +203,15 @@ def test_a_name_on_the_hub_and_a_revision(folder, hub_cache):
 
 
 def test_a_name_that_nothing_answers_to(hub_cache):
-    with pytest.raises(ValueError, match=r"'nobody/nothing' is no folder and cannot be had from the Hub") as caught:
+    with pytest.raises(
+        ValueError, match=r"'nobody/nothing' is not a local folder and cannot be downloaded from the Hub"
+    ) as caught:
         load_teacher("nobody/nothing")
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_names_that_cannot_be_are_refused(folder):
-    with pytest.raises(ValueError, match="is neither a folder nor an id on the Hub like owner/name"):
+    with pytest.raises(ValueError, match="is neither a local folder nor a Hub repository"):
         load_teacher("no/such/folder")
     with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
         load_teacher(str(folder), revision="v1")

@@ -149,7 +149,7 @@ def test_an_adapter_on_the_published_base_is_the_trained_policy(tiny_run, tmp_pa
         assert f'revision="{hub.model("ada/arm").tags["v1"]}"' in printed
         assert "unchanged  ada/lora" in printed and len(hub.model("ada/lora").commits) == 2
         assert "is not the one that was trained from: give its --base" in errors
-        assert "ada/lora is an adapter" in errors and "there is no repository ada/none" in errors
+        assert "ada/lora is an adapter" in errors and "the repository ada/none does not exist" in errors
         lora = {path: file.data for path, file in hub.model("ada/lora").head.files.items()}
         config = json.loads(lora["adapter_config.json"])
         assert config["auto_mapping"] is None and config["base_model_name_or_path"] == "ada/base"

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from rocket_hf.convert.checkpoint import read_json
-from rocket_hf.convert.write import source_folder
-from rocket_hf.errors import HTTPError, UserError
+from rocket_hf.errors import UserError
+from rocket_hf.hub import POLICY_FILES, resolve
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
@@ -23,8 +23,8 @@ from rocket_hf.teachers.registration import Registration
 
 from ..data.dataset_statistics import dataset_statistics
 from ..data.lerobot_data import RobotDataset
-from ..data.loader import common_sizes
-from ..data.mixture import EvenlySpread, Frames, SampleOrder, split_episodes
+from ..data.loader import common_image_sizes
+from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 from ..recipe import Recipe
 from .targets import CachedTargets, LiveTargets, TargetSource, picture_windows
 
@@ -37,8 +37,8 @@ class Sources:
     config: RocketConfig
     processor: RocketProcessor
     datasets: list[RobotDataset]
-    order: SampleOrder
-    held_out: EvenlySpread | None
+    order: MixtureOrder
+    held_out: EvenlySpacedOrder | None
     caches: list[FeatureCache] | None
     targets: TargetSource | None
     notes: list[str]  # what the user should know before it starts
@@ -62,11 +62,7 @@ def open_sources(recipe: Recipe, device: torch.device) -> Sources:
 def policy_folder(
     name: str, kind: type[StrictConfig] = RocketConfig, files: Sequence[str] = ("config.json", "processor_config.json")
 ) -> Path:
-    try:
-        folder, _ = source_folder(name)
-    except (OSError, HTTPError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"the policy {name!r} is no folder and cannot be had from the Hub: {reason}") from error
+    folder = resolve(name, POLICY_FILES).folder
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{name} holds no policy: there is no {file}; `rocket-hf convert` makes one")
@@ -99,23 +95,24 @@ def alignment_config(recipe: Recipe, target_width: int) -> AlignmentConfig:
         nested_widths=alignment.nested_widths,
         hidden_width=alignment.hidden_width or max([target_width, *(alignment.nested_widths or [])]),
         target_width=target_width,
+        weight=alignment.weight,
     )
 
 
-def split(recipe: Recipe, datasets: Sequence[RobotDataset]) -> tuple[SampleOrder, EvenlySpread | None]:
+def split(recipe: Recipe, datasets: Sequence[RobotDataset]) -> tuple[MixtureOrder, EvenlySpacedOrder | None]:
     """The order of the frames to train on, and the frames to validate with."""
     data, seed = recipe.data, recipe.run.seed
     parts = [split_episodes(dataset.episodes, data.validation, seed) for dataset in datasets]
     training, held_out = (
         [
-            Frames([dataset.frames_of(episode) for episode in part[which]])
+            FrameRanges([dataset.frame_range(episode) for episode in part[which]])
             for dataset, part in zip(datasets, parts, strict=True)
         ]
         for which in (0, 1)
     )
-    order = SampleOrder(training, [dataset.weight for dataset in data.datasets], seed)
+    order = MixtureOrder(training, [dataset.weight for dataset in data.datasets], seed)
     there = any(len(frames) for frames in held_out)
-    return order, EvenlySpread(held_out, recipe.run.validation_samples) if there else None
+    return order, EvenlySpacedOrder(held_out, recipe.run.validation_samples) if there else None
 
 
 def robot_processor(folder: Path, config: RocketConfig, statistics: dict) -> RocketProcessor:
@@ -133,7 +130,7 @@ def robot_processor(folder: Path, config: RocketConfig, statistics: dict) -> Roc
 def check_prompts(processor: RocketProcessor, datasets: Sequence[RobotDataset]) -> None:
     """That each task's prompt fits, for it might be many steps until one comes that does not."""
     for dataset in datasets:
-        tasks = [dataset.tasks[int(number)] for number in dataset.task_numbers.unique()]
+        tasks = [dataset.tasks[int(number)] for number in dataset.task_indices.unique()]
         states = torch.zeros(len(tasks), processor.state_dim)
         processor.encode_text(tasks, states)
 
@@ -148,7 +145,7 @@ def open_targets(
     alignment, teacher = recipe.alignment, recipe.teacher
     if alignment is None:
         return None, None, []
-    sizes = list(common_sizes(datasets, config.cameras).values())
+    sizes = list(common_image_sizes(datasets, config.cameras).values())
     grid = config.policy_config.image_grid
     registration = Registration(grid, picture_windows(processor, sizes), alignment.reference_compat)
     layers = list(dict.fromkeys(alignment.teacher_layers))
@@ -174,7 +171,7 @@ def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[i
                 "leave teacher.caches out"
             )
         cache = FeatureCache(folder, keys, layers)
-        cache.check(dataset.id, dataset.revision, dataset.fingerprint)
+        cache.check_dataset(dataset.id, dataset.revision, dataset.fingerprint)
         check_teacher(recipe.teacher.name, cache)
         caches.append(cache)
     first = caches[0].manifest

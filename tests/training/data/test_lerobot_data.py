@@ -190,13 +190,13 @@ def at(row, value):
 
 
 def test_there_must_be_a_dataset(tmp_path, monkeypatch):
-    refused(tmp_path / "nowhere", "nowhere", "neither a folder nor a Hub id")
+    refused(tmp_path / "nowhere", "nowhere", "neither a local folder nor a Hub repository")
     refused(tmp_path, "no LeRobot dataset", "meta/info.json")
 
 
 def test_an_unreachable_hub_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused("someone/robot-data", "someone/robot-data", "Hub cannot be reached")
+    refused("someone/robot-data", "someone/robot-data", "Hub cannot be reached: unset it")
 
 
 def test_an_old_format_names_the_command_that_converts_it(copied):

@@ -221,7 +221,7 @@ def test_a_dry_run_tells_what_there_is(train, tmp_path, four):
         ({"run__quantize": True}, "run.quantize has no meaning for ROCKET-2"),
         ({"data__workers": 2}, "ROCKET-2 takes its samples from memory"),
         ({"data__datasets__0__episodes": [1]}, "ROCKET-2 takes all rooms and columns: give its id alone"),
-        ({"policy": "nowhere/at-all"}, "is no folder and cannot be had from the Hub"),
+        ({"policy": "nowhere/at-all"}, "is not a local folder and cannot be downloaded from the Hub"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_sentence(rooms, tmp_path, changes, said):
