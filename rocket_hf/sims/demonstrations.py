@@ -4,14 +4,10 @@ whatever their number.
 An interruption leaves a readable dataset of the episodes that are finished; the same call goes on from there.
 """
 
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,18 +15,11 @@ from rocket_hf.errors import UserError
 
 from .dataset_writer import open_writer, write_episode
 from .expert import Demonstration, ExpertWorker, Job
-from .interruption import Interruption, ignore_in_worker
+from .interruption import Interruption
 from .names import require_known
+from .process_pool import Simulator, SimulatorPool
 from .recording import Plan, Progress, open_recording, save
 from .suites import make_environment, require_expert, task_names
-
-
-class Worker(Protocol):
-    """Plays and draws episodes of one simulator."""
-
-    def __call__(self, job: Any) -> Demonstration: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def record_jobs(
     folder: Path,
     plan: Any,
     jobs: Sequence[Any],
-    make_worker: Callable[[], Worker],
+    make_worker: Callable[[], Simulator[Any, Demonstration]],
     workers: int,
     open_dataset: Callable[[bool], Any],
 ) -> Recorded:
@@ -101,75 +90,24 @@ def write_all(
     plan: Any,
     progress: Progress,
     jobs: Sequence[Any],
-    make_worker: Callable[[], Worker],
+    make_worker: Callable[[], Simulator[Any, Demonstration]],
     workers: int,
     open_dataset: Callable[[bool], Any],
 ) -> None:
     interruption = Interruption()
-    dataset = open_dataset(progress.episodes > 0)
-    save(folder, plan, progress)
     bar = tqdm(total=len(jobs), initial=progress.episodes, desc="episodes", leave=False, disable=None)
-    with interruption.listen(), bar:
-        try:
-            for job, demonstration in demonstrations(jobs[progress.episodes :], make_worker, workers):
-                with interruption.shield():
-                    write_episode(dataset, demonstration)
-                    progress.add(job.task, len(demonstration.frames), demonstration.dropped)
-                bar.set_postfix_str(job.task)
-                bar.update()
-        finally:
-            interruption.shielded = True  # to the end: a second Ctrl-C must not cut the file's end off
-            dataset.finalize()
-            save(folder, plan, progress)
-
-
-def demonstrations(
-    jobs: Sequence[Any], make_worker: Callable[[], Worker], workers: int
-) -> Iterator[tuple[Any, Demonstration]]:
-    """In the order of the jobs; workers are a few episodes ahead at most, because each is some 20 MB."""
-    if workers == 1:
-        yield from one_by_one(jobs, make_worker())
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would share the renderer
-    with ProcessPoolExecutor(workers, context, initializer=begin, initargs=(make_worker,)) as pool:
-        waiting: deque[tuple[Any, Future[Demonstration]]] = deque()
-        try:
-            for job in jobs:
-                waiting.append((job, pool.submit(work, job)))
-                if len(waiting) > 2 * workers:
-                    yield result(waiting)
-            while waiting:
-                yield result(waiting)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def one_by_one(jobs: Sequence[Any], worker: Worker) -> Iterator[tuple[Any, Demonstration]]:
-    try:
-        for job in jobs:
-            yield job, worker(job)
-    finally:
-        worker.close()
-
-
-def result(waiting: deque[tuple[Any, Future[Demonstration]]]) -> tuple[Any, Demonstration]:
-    job, future = waiting.popleft()
-    try:
-        return job, future.result()
-    except BrokenProcessPool as error:
-        raise UserError("a simulator's process died, perhaps for want of memory: try fewer workers") from error
-
-
-# A worker process keeps its world from job to job.
-worker_of_this_process: Worker
-
-
-def begin(make_worker: Callable[[], Worker]) -> None:
-    global worker_of_this_process
-    ignore_in_worker()
-    worker_of_this_process = make_worker()
-
-
-def work(job: Any) -> Demonstration:
-    return worker_of_this_process(job)
+    with SimulatorPool(make_worker, processes=0 if workers == 1 else workers) as pool:
+        dataset = open_dataset(progress.episodes > 0)
+        save(folder, plan, progress)
+        with interruption.listen(), bar:
+            try:
+                for job, demonstration in pool.map_in_order(jobs[progress.episodes :]):
+                    with interruption.shield():
+                        write_episode(dataset, demonstration)
+                        progress.add(job.task, len(demonstration.frames), demonstration.dropped)
+                    bar.set_postfix_str(job.task)
+                    bar.update()
+            finally:
+                interruption.shielded = True  # A second Ctrl-C must not cut off the end of the files.
+                dataset.finalize()
+                save(folder, plan, progress)

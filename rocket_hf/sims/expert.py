@@ -91,7 +91,7 @@ class ExpertWorker:
     def __init__(self) -> None:
         self.environment: Environment | None = None
 
-    def __call__(self, job: Job) -> Demonstration:
+    def handle(self, job: Job) -> Demonstration:
         if self.environment is None or self.environment.task != job.task:
             self.close()
             self.environment = make_environment(job.suite, job.task, job.image_size)

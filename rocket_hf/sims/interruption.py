@@ -42,8 +42,3 @@ class Interruption:
         if self.pending:
             self.pending = False
             raise KeyboardInterrupt
-
-
-def ignore_in_worker() -> None:
-    """A terminal sends Ctrl-C to the workers too, but the parent decides what becomes of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -182,7 +182,7 @@ def test_the_player_is_pushed_off_the_bots_way_now_and_then():
     worker = DoomWorker()
     pushed, steps = 0, 0
     for job in [job for job in jobs_of(2, 20, 1) if job.target is not None]:
-        for frame in worker(job).frames:
+        for frame in worker.handle(job).frames:
             pushed += (frame["action"] != frame["executed"]).any()
             steps += 1
     worker.close()
@@ -204,10 +204,10 @@ def test_workers_change_nothing(recorded, tmp_path):
 
 def test_an_interruption_changes_nothing(recorded, tmp_path, monkeypatch):
     class Stopping(DoomWorker):
-        def __call__(self, job):
+        def handle(self, job):
             if job.room == 1:
                 raise KeyboardInterrupt
-            return super().__call__(job)
+            return super().handle(job)
 
     with monkeypatch.context() as patch:
         patch.setattr("rocket_hf.sims.vizdoom.recording.DoomWorker", Stopping)

@@ -73,7 +73,7 @@ class DoomWorker:
     def __init__(self) -> None:
         self.worlds = DoomWorldCache(ROOMS_OF_A_FILE)
 
-    def __call__(self, job: Job) -> Demonstration:
+    def handle(self, job: Job) -> Demonstration:
         world = self.worlds.with_room(job.room)
         if job.target is None:
             return Demonstration(VIEWS, job.room, 0, views(world, job.room, job.views))
