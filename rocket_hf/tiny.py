@@ -1,14 +1,9 @@
 """Small enough for a CPU and made without a download: sizes, a tokenizer, statistics. For demos and tests."""
 
-import dataclasses
-import json
 import string
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +13,6 @@ from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from .modeling.configuration_smolvla import SmolVLAConfig
 from .modeling.normalization import Statistics
 from .modeling.strict_config import StrictConfig
-from .teachers.vggt import VggtAggregator, VggtConfig
 
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
@@ -134,25 +128,3 @@ def tiny_statistics(config: RocketConfig) -> dict[str, Statistics]:
         return {"mean": mean, "std": spread, "min": low, "max": high, "q01": low, "q99": high}
 
     return {"state": of(config.state_dim), "action": of(config.action_dim)}
-
-
-def tiny_vggt_config(**changes: Any) -> VggtConfig:
-    """A teacher of four layers of 32 channels, trained at 6 x 6 patches of 14 pixels."""
-    sizes: dict[str, Any] = {"img_size": 84, "embed_dim": 16, "depth": 4, "num_heads": 2}
-    return VggtConfig(**(sizes | {"patch_embed_depth": 2, "patch_embed_heads": 2} | changes))
-
-
-def write_tiny_vggt(folder: Path, license: str | None = "apache-2.0", **changes: Any) -> Path:
-    """A folder in the public layout of VGGT, weights and a head drawn from a fixed seed."""
-    config = tiny_vggt_config(**changes)
-    weights = VggtAggregator(config).state_dict()
-    draw = torch.Generator().manual_seed(0)
-    tensors = {
-        f"aggregator.{name}": torch.randn(weight.shape, generator=draw) / 2 for name, weight in sorted(weights.items())
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors | {"camera_head.token": torch.zeros(8)}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    if license is not None:
-        (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n")
-    return folder

@@ -82,7 +82,9 @@ def findings(paths: list[Path]) -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    given = [Path(name).resolve() for name in sys.argv[1:]] or [ROOT / name for name in FOLDERS if (ROOT / name).exists()]
+    given = [Path(name).resolve() for name in sys.argv[1:]] or [
+        ROOT / name for name in FOLDERS if (ROOT / name).exists()
+    ]
     found = list(findings(given))
     print("\n".join(map(str, found)))
     print(f"{len(found)} findings")

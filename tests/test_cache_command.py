@@ -15,13 +15,13 @@ from accelerate import PartialState
 from rocket_hf.commands import main
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.cache_shards import shard_path
-from rocket_hf.teachers.dataset_identity import dataset_fingerprint, picture_size
+from rocket_hf.teachers.dataset_identity import dataset_fingerprint, image_size_of
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.load import load_teacher
-from rocket_hf.teachers.scene import scene_pictures
-from rocket_hf.tiny import write_tiny_vggt
+from rocket_hf.teachers.scene import scene_images
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.data.dataset_frames import DatasetFrames
+from tests.tiny_vggt import write_tiny_vggt
 
 from .clean_processes import free_port, run_clean
 
@@ -65,7 +65,7 @@ def test_frames_are_those_that_lerobot_reads(dataset):
     for index in (0, 3, 4, 8):
         frame = theirs[index]
         assert frame["index"] == index
-        for camera, picture in zip(ours.sizes, ours.pictures([index]), strict=True):
+        for camera, picture in zip(ours.sizes, ours.read_images([index]), strict=True):
             torch.testing.assert_close(picture[0] / 255, frame[camera])
     assert ours.fingerprint == dataset_fingerprint(theirs.meta)
 
@@ -82,14 +82,14 @@ def test_a_dataset_that_was_recorded_again_has_another_fingerprint(dataset, tmp_
     [([4, 6, 3], ["height", "width", "channels"]), ([3, 4, 6], ["channel", "height", "width"]), ([4, 6, 3], None)],
 )
 def test_pictures_have_one_size_however_it_is_written(shape, names):
-    assert picture_size(shape, names) == (4, 6)
+    assert image_size_of(shape, names) == (4, 6)
 
 
 def test_every_frame_is_cached_as_the_teacher_sees_it(built, dataset, vggt):
     cache, frames = FeatureCache(built), DatasetFrames(str(dataset))
     cache.check("robot", "local", frames.fingerprint)
     teacher = load_teacher(str(vggt))
-    live = teacher.features(scene_pictures(frames.pictures(range(9)), teacher), [2, -1])
+    live = teacher.features(scene_images(frames.read_images(range(9)), teacher), [2, -1])
     found = cache.decode(torch.utils.data.default_collate([cache.read(index) for index in range(9)]))
     assert found.grid == live.grid == (3, 5)
     for layer in (2, -1):

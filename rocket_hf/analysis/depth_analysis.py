@@ -11,8 +11,8 @@ from rocket_hf.evaluation.trained_policy import Origin, find_origin, load_traine
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import load_teacher
-from rocket_hf.training.recipe import Recipe
-from rocket_hf.training.vla.sources import load_policy, policy_folder, robot_of_recipe
+from rocket_hf.training.recipe import VLARecipe
+from rocket_hf.training.vla.resources import load_policy, policy_folder, robot_changes
 from rocket_hf.training.vla.targets import picture_windows
 
 from .depth_figures import View, draw_errors, draw_predictions
@@ -63,7 +63,7 @@ def probe_runs(probing: Probing, paths: Sequence[Path], teacher: str | None) -> 
     return views + ([probing.teacher(teacher, views[0])] if teacher is not None else [])
 
 
-def starting_folder(recipe: Recipe) -> Path:
+def starting_folder(recipe: VLARecipe) -> Path:
     try:
         return policy_folder(recipe.policy)
     except ValueError as error:
@@ -71,9 +71,9 @@ def starting_folder(recipe: Recipe) -> Path:
                          "to where the run was started, or give a copy of its policy/ alone") from error  # fmt: skip
 
 
-def start_of(recipe: Recipe) -> str:
+def start_of(recipe: VLARecipe) -> str:
     """Runs for which it is the same started from the same weights, as far as image tokens are concerned."""
-    return f"{recipe.policy} {robot_of_recipe(recipe)} {recipe.run.base_dtype}"
+    return f"{recipe.policy} {robot_changes(recipe)} {recipe.run.base_dtype}"
 
 
 def is_from(origin: Origin, start: str) -> bool:

@@ -20,7 +20,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.registration import Window, register_features
-from rocket_hf.teachers.scene import scene_pictures
+from rocket_hf.teachers.scene import scene_images
 from rocket_hf.teachers.teacher import Grid
 
 from .depth_heads import MlpHeads, RidgeHeads
@@ -106,7 +106,7 @@ def teacher_layers(
 
     def features(rows: Sequence[int]) -> dict[int, Tensor]:
         pictures = [samples.images[list(rows), camera] for camera in cameras]
-        seen = teacher.features(scene_pictures(pictures, teacher), layers)
+        seen = teacher.features(scene_images(pictures, teacher), layers)
         return {
             layer: torch.stack([
                 register_features(maps[:, number], seen.grid, grid, window, code_weight=0)

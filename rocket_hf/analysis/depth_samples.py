@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.processing_rocket import RESIZES, RocketProcessor
 from rocket_hf.modeling.strict_config import nearest
-from rocket_hf.sims.rgbd import RgbdFrames
+from rocket_hf.rgbd_dataset import RgbdFrames
 from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, seen
 from rocket_hf.teachers.teacher import Grid
 

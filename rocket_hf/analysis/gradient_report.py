@@ -13,9 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from rocket_hf.files import write_text
+from rocket_hf.heatmap import write_heatmap, write_table
 from rocket_hf.training.vla.loss_gradients import figures_of
-
-from .heatmap import write_heatmap, write_table
 
 RESAMPLES, CONFIDENCE = 2000, 0.95
 

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocket_hf.files import write_text
+from rocket_hf.heatmap import write_heatmap, write_table
 from rocket_hf.layer_selection.by_measure import TOKENS, LayerBatch
 from rocket_hf.layer_selection.measures import TableOfLayers, hsic_table, sample_tokens
 from rocket_hf.modeling.alignment_head import AlignmentHead
-
-from .heatmap import write_heatmap, write_table
 
 Table = list[list[float]]
 STUDENT, TEACHER, PAIR, STEP = "student layer", "teacher layer", "layer pair", "step"

@@ -15,18 +15,18 @@ from rocket_hf.teachers.load import DTYPES
 from rocket_hf.training.checkpoint import put, read, read_progress
 from rocket_hf.training.data.loader import make_loader
 from rocket_hf.training.optimization import trained
-from rocket_hf.training.recipe import Recipe
-from rocket_hf.training.vla.model_inputs import Preparation
+from rocket_hf.training.recipe import VLARecipe
+from rocket_hf.training.vla.model_inputs import ModelInputs
 from rocket_hf.training.vla.quantize import quantize_frozen
-from rocket_hf.training.vla.sources import Sources, load_policy, open_sources
+from rocket_hf.training.vla.resources import TrainingResources, load_policy, load_training_resources
 from rocket_hf.training.vla.targets import Targets
 from rocket_hf.training.vla.trainable import make_trainable
 
 
 @dataclass
 class RestoredRun:
-    recipe: Recipe
-    sources: Sources
+    recipe: VLARecipe
+    sources: TrainingResources
     policy: RocketForActionPrediction
     step: int
     device: torch.device
@@ -34,14 +34,14 @@ class RestoredRun:
     def batches(self, samples: int, batch_size: int) -> Iterator[tuple[Batch, Targets]]:
         """The first samples of the run, augmented as they were, with their targets."""
         sources, recipe = self.sources, self.recipe
-        preparation = Preparation(self.policy.config, sources.processor, sources.targets, self.device)
+        model_inputs = ModelInputs(self.policy.config, sources.processor, sources.targets, self.device)
         loader = make_loader(
             sources.datasets, sources.order, sources.processor, self.policy.config, replace(recipe.data, workers=0),
             recipe.run.seed, batch_size, total=samples, feature_caches=sources.caches,
         )  # fmt: skip
         for raw in loader:
-            batch, pictures, warp = preparation.student(raw)
-            targets = preparation.teacher(raw, pictures, warp)
+            batch, pictures, warp = model_inputs.inputs(raw)
+            targets = model_inputs.targets(raw, pictures, warp)
             assert targets is not None
             yield batch, targets
 
@@ -58,13 +58,13 @@ def restore_run(path: Path, device: torch.device) -> RestoredRun:
         raise UserError(f"{path} has no checkpoint to look into: give the folder of a run, or one of its checkpoints")
     if recipe.alignment is None:
         raise UserError(f"the run in {origin.run} aligned nothing, so it has no layer pairs to look at")
-    sources = open_sources(recipe, device)
+    sources = load_training_resources(recipe, device)
     policy = starting_policy(sources, recipe)
     put(dict(trained(policy)), read(checkpoint, "model"), checkpoint)
     return RestoredRun(recipe, sources, policy.to(device).eval(), read_progress(checkpoint).step, device)
 
 
-def starting_policy(sources: Sources, recipe: Recipe) -> RocketForActionPrediction:
+def starting_policy(sources: TrainingResources, recipe: VLARecipe) -> RocketForActionPrediction:
     """As it was before the first step, alignment head and all."""
     policy = load_policy(sources.folder, sources.config.alignment, recipe)
     make_trainable(policy, recipe)

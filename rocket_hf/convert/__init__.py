@@ -1,5 +1,6 @@
-"""Public checkpoints to ours, tensor by tensor: one file a family, `rocket-hf convert` in front.
+"""Conversion of public checkpoints to this package's format, tensor by tensor (`rocket-hf convert`).
 
-A family reads a folder of its public layout and says which policy it is, how its tensors are called here, and what its
-processor was. The rest is the same for all: checkpoint.py reads, plan.py checks, write.py writes.
+Each family of checkpoints has one file, which reads a folder in the public layout and returns the policy's
+configuration, the renaming rules of its tensors and its processor. The rest is shared by all families: checkpoint.py
+reads tensors, plan.py matches every tensor with a weight, write.py writes the folder.
 """

@@ -1,62 +1,63 @@
-"""What the weights of lerobot's pi0, pi0.5 and SmolVLA are called there and here, in one table for both directions.
+"""Table of weight names in lerobot's pi0, pi0.5 and SmolVLA and in this package, used for both directions.
 
-`{n}` is a layer's number and `{rest}` whatever follows. Which of two alternatives a checkpoint holds (plain or adaptive
-norms, pi0's or pi0.5's name of the time's MLP) depends on the variant, so each variant has its own table.
+`{n}` stands for a layer number and `{rest}` for any suffix. Each variant has its own table, because the variant decides
+between alternatives: plain or adaptive norms, and the name of the time MLP.
 """
 
 import re
 
 from .plan import Drop, Rename
 
-Names = list[tuple[str, str]]  # lerobot's, ours
+Names = list[tuple[str, str]]  # (name in lerobot, name in this package)
 
 VLM = "paligemma_with_expert.paligemma.model"
 EXPERT = "paligemma_with_expert.gemma_expert"
 SMOL = "vlm_with_expert.vlm.model"
 SMOL_EXPERT = "vlm_with_expert.lm_expert"
-UNREAD_NORM = "the final norm of the language model, which no action reads"
-UNSPOKEN = "the policy writes no text"
+UNUSED_NORM = "the final norm of the language model, which does not affect the actions"
+UNUSED_TEXT_HEAD = "the text head: the policy generates no text"
 
 
-def layers(theirs: str, half: str, adaptive: bool = False) -> Names:
-    at, here = f"{theirs}.layers.{{n}}", f"policy.layers.{{n}}.{half}"
-    norm, own = (".dense.{rest}", ".modulation.{rest}") if adaptive else (".weight", ".weight")
+def layer_names(lerobot_module: str, part: str, adaptive: bool = False) -> Names:
+    """Return the names of the transformer layers. `part` is `language` or `expert`."""
+    source, target = f"{lerobot_module}.layers.{{n}}", f"policy.layers.{{n}}.{part}"
+    lerobot_norm, norm = (".dense.{rest}", ".modulation.{rest}") if adaptive else (".weight", ".weight")
     return [
-        (f"{at}.self_attn.{{rest}}", f"{here}.attention.{{rest}}"),
-        (f"{at}.mlp.{{rest}}", f"{here}.mlp.{{rest}}"),
-        (f"{at}.input_layernorm{norm}", f"{here}.attention_norm{own}"),
-        (f"{at}.post_attention_layernorm{norm}", f"{here}.mlp_norm{own}"),
+        (f"{source}.self_attn.{{rest}}", f"{target}.attention.{{rest}}"),
+        (f"{source}.mlp.{{rest}}", f"{target}.mlp.{{rest}}"),
+        (f"{source}.input_layernorm{lerobot_norm}", f"{target}.attention_norm{norm}"),
+        (f"{source}.post_attention_layernorm{lerobot_norm}", f"{target}.mlp_norm{norm}"),
     ]
 
 
-def vision(theirs: str) -> Names:
+def vision_names(lerobot_module: str) -> Names:
     return [
-        (f"{theirs}.embeddings.patch_embedding.{{rest}}", "policy.vision_tower.patch_embedding.{rest}"),
-        (f"{theirs}.embeddings.position_embedding.{{rest}}", "policy.vision_tower.position_embedding.{rest}"),
-        (f"{theirs}.encoder.layers.{{rest}}", "policy.vision_tower.layers.{rest}"),
-        (f"{theirs}.post_layernorm.{{rest}}", "policy.vision_tower.norm.{rest}"),
+        (f"{lerobot_module}.embeddings.patch_embedding.{{rest}}", "policy.vision_tower.patch_embedding.{rest}"),
+        (f"{lerobot_module}.embeddings.position_embedding.{{rest}}", "policy.vision_tower.position_embedding.{rest}"),
+        (f"{lerobot_module}.encoder.layers.{{rest}}", "policy.vision_tower.layers.{rest}"),
+        (f"{lerobot_module}.post_layernorm.{{rest}}", "policy.vision_tower.norm.{rest}"),
     ]
 
 
-def action_names(time: str) -> Names:
+def action_names(time_mlp: str) -> Names:
     return [
         ("state_proj.{rest}", "policy.state_projection.{rest}"),
         ("action_in_proj.{rest}", "policy.action_in.{rest}"),
         ("action_out_proj.{rest}", "policy.action_out.{rest}"),
-        (f"{time}_in.{{rest}}", "policy.time_mlp_in.{rest}"),
-        (f"{time}_out.{{rest}}", "policy.time_mlp_out.{rest}"),
+        (f"{time_mlp}_in.{{rest}}", "policy.time_mlp_in.{rest}"),
+        (f"{time_mlp}_out.{{rest}}", "policy.time_mlp_out.{rest}"),
     ]
 
 
 def pi_names(adaptive: bool) -> Names:
-    norm, own = ("norm.dense.{rest}", "modulation.{rest}") if adaptive else ("norm.weight", "weight")
+    lerobot_norm, norm = ("norm.dense.{rest}", "modulation.{rest}") if adaptive else ("norm.weight", "weight")
     return [
-        *layers(f"{VLM}.language_model", "language"),
-        *layers(f"{EXPERT}.model", "expert", adaptive),
-        *vision(f"{VLM}.vision_tower.vision_model"),
+        *layer_names(f"{VLM}.language_model", "language"),
+        *layer_names(f"{EXPERT}.model", "expert", adaptive),
+        *vision_names(f"{VLM}.vision_tower.vision_model"),
         (f"{VLM}.multi_modal_projector.linear.{{rest}}", "policy.image_projection.{rest}"),
         (f"{VLM}.language_model.embed_tokens.weight", "policy.embed_tokens.weight"),
-        (f"{EXPERT}.model.{norm}", f"policy.expert_norm.{own}"),
+        (f"{EXPERT}.model.{lerobot_norm}", f"policy.expert_norm.{norm}"),
         *action_names("time_mlp" if adaptive else "action_time_mlp"),
     ]
 
@@ -65,44 +66,52 @@ NAMES: dict[str, Names] = {
     "pi0": pi_names(adaptive=False),
     "pi05": pi_names(adaptive=True),
     "smolvla": [
-        *layers(f"{SMOL}.text_model", "language"),
-        *layers(SMOL_EXPERT, "expert"),
-        *vision(f"{SMOL}.vision_model"),
+        *layer_names(f"{SMOL}.text_model", "language"),
+        *layer_names(SMOL_EXPERT, "expert"),
+        *vision_names(f"{SMOL}.vision_model"),
         (f"{SMOL}.connector.modality_projection.proj.{{rest}}", "policy.image_projection.{rest}"),
         (f"{SMOL}.text_model.embed_tokens.weight", "policy.embed_tokens.weight"),
         (f"{SMOL_EXPERT}.norm.weight", "policy.expert_norm.weight"),
         *action_names("action_time_mlp"),
     ],
 }
-# lerobot's weights that no action depends on, and why.
+# lerobot weights that do not affect the actions, with the reason.
 UNUSED = {
-    "pi0": {f"{VLM}.language_model.norm.weight": UNREAD_NORM, f"{EXPERT}.lm_head.weight": UNSPOKEN},
-    "smolvla": {f"{SMOL}.text_model.norm.weight": UNREAD_NORM, "vlm_with_expert.vlm.lm_head.weight": UNSPOKEN},
+    "pi0": {f"{VLM}.language_model.norm.weight": UNUSED_NORM, f"{EXPERT}.lm_head.weight": UNUSED_TEXT_HEAD},
+    "smolvla": {
+        f"{SMOL}.text_model.norm.weight": UNUSED_NORM,
+        "vlm_with_expert.vlm.lm_head.weight": UNUSED_TEXT_HEAD,
+    },
 }
 UNUSED["pi05"] = UNUSED["pi0"]
-# PaliGemma's text head and its embedding are one tensor, of which a file may hold either name or both.
+# PaliGemma's text head and its embedding are the same tensor; a file may contain either name or both.
 TIED_HEAD, EMBEDDING = "paligemma_with_expert.paligemma.lm_head.weight", f"{VLM}.language_model.embed_tokens.weight"
 
 
-def to_ours(kind: str, tied_head_alone: bool) -> list[Rename | Drop]:
-    """The rules for a checkpoint of lerobot's, with or without its prefix `model.`."""
-    names = NAMES[kind]
-    rules: list[Rename | Drop] = [Rename(rf"(?:model\.)?{pattern(a)}", template(b)) for a, b in names]
-    rules += [Drop(rf"(?:model\.)?{re.escape(name)}", reason) for name, reason in UNUSED[kind].items()]
+def rules_from_lerobot(policy_type: str, has_only_tied_head: bool) -> list[Rename | Drop]:
+    """Return the rules for a lerobot checkpoint, with or without its prefix `model.`.
+
+    `has_only_tied_head`: the checkpoint contains the embedding only under the name of the text head.
+    """
+    rules: list[Rename | Drop] = [
+        Rename(rf"(?:model\.)?{name_pattern(source)}", name_template(target)) for source, target in NAMES[policy_type]
+    ]
+    rules += [Drop(rf"(?:model\.)?{re.escape(name)}", reason) for name, reason in UNUSED[policy_type].items()]
     head = rf"(?:model\.)?{re.escape(TIED_HEAD)}"
-    kept = Rename(head, "policy.embed_tokens.weight")
-    return [*rules, kept if tied_head_alone else Drop(head, "tied to the embedding, which is kept")]
+    if has_only_tied_head:
+        return [*rules, Rename(head, "policy.embed_tokens.weight")]
+    return [*rules, Drop(head, "the text head, which is tied to the embedding")]
 
 
-def to_lerobots(kind: str) -> list[Rename]:
-    return [Rename(pattern(ours), f"model.{template(theirs)}") for theirs, ours in NAMES[kind]]
+def rules_to_lerobot(policy_type: str) -> list[Rename]:
+    return [Rename(name_pattern(name), f"model.{name_template(lerobot)}") for lerobot, name in NAMES[policy_type]]
 
 
-def pattern(name: str) -> str:
+def name_pattern(name: str) -> str:
     return re.escape(name).replace(r"\{n\}", r"(\d+)").replace(r"\{rest\}", "(.*)")
 
 
-def template(name: str) -> str:
+def name_template(name: str) -> str:
     for number, placeholder in enumerate(re.findall(r"\{n\}|\{rest\}", name), start=1):
         name = name.replace(placeholder, rf"\{number}")
     return name

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rocket_hf.checkpoint_files import Checkpoint, read_json
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.normalization import Statistics
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-from .checkpoint import Checkpoint, read_json
 from .plan import Drop, Rename
 from .timm_names import vit_rules
-from .write import FoundRocket
+from .write import RocketSource
 
 # Widths of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which no tensor's shape tells.
 LLAMA_HEAD, DINO_HEAD, SIGLIP_HEAD = 128, 64, 72
@@ -163,7 +163,7 @@ def read(
     tokenizer: str | None = None,
     statistics: str | None = None,
     base: Path | None = None,
-) -> FoundRocket:
+) -> RocketSource:
     """A folder of `openvla`, `openvla-oft` or `rocket-openvla`. With `base`, the weights are those of that folder with
     the folder's own lora_adapter/ merged into them; else the folder's own, into which it has been merged already."""
     checkpoint, variant = Checkpoint(base or folder), "openvla" if family == "openvla" else "oft"
@@ -191,7 +191,7 @@ def read(
         alignment, more = read_projectors(folder, checkpoint, policy.depth)
         rules += more
     config = RocketConfig(policy_config=policy, alignment=alignment, **robot(checkpoint, variant, chosen))
-    return FoundRocket(checkpoint, config, rules, RocketProcessor.for_config(config, loaded, chosen))
+    return RocketSource(checkpoint, config, rules, RocketProcessor.for_config(config, loaded, chosen))
 
 
 def robot(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics]) -> dict[str, Any]:

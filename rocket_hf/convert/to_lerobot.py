@@ -1,6 +1,6 @@
-"""Our pi0, pi0.5 and SmolVLA back to a folder that lerobot's own policy class loads, strictly, and acts the same with.
+"""Export of pi0, pi0.5 and SmolVLA to a folder that lerobot's policy class loads strictly, with the same actions.
 
-Weights of lerobot's classes that no action depends on (see lerobot_names.py) are written as zeros.
+lerobot weights that do not affect the actions (see lerobot_names.py) are written as zeros.
 """
 
 import json
@@ -22,10 +22,10 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from .lerobot_folder import NORMALIZER
-from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, to_lerobots
+from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, rules_to_lerobot
 from .plan import Rename
 
-# The Hub ids of the tokenizers, and lerobot's names of the step that ends a prompt.
+# Hub ids of the tokenizers, and lerobot's names of the processor step that completes a prompt.
 TOKENIZERS = {
     "pi0": "google/paligemma-3b-pt-224",
     "pi05": "google/paligemma-3b-pt-224",
@@ -41,36 +41,40 @@ PROMPT_STEPS = {
 def to_lerobot(
     model: RocketForActionPrediction, processor: RocketProcessor, folder: Path, tokenizer: str | None = None
 ) -> Path:
-    """Writes the folder, whole or not at all. `tokenizer` is the Hub id or folder from which lerobot will load it."""
-    kind = kind_of(model.config)
-    with staged(folder) as staging:
-        save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
-        write_json(staging / "config.json", lerobot_config(model.config, processor))
-        write_processors(staging, model.config, processor, tokenizer or TOKENIZERS[kind])
+    """Write the folder atomically. lerobot will load the tokenizer from `tokenizer`, a folder or a Hub id."""
+    policy_type = lerobot_type(model.config)
+    try:
+        with staged(folder) as staging:
+            save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
+            write_json(staging / "config.json", lerobot_config(model.config, processor))
+            write_processors(staging, model.config, processor, tokenizer or TOKENIZERS[policy_type])
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error}") from error
     return folder
 
 
-def kind_of(config: RocketConfig) -> str:
-    """lerobot's type of the policy."""
+def lerobot_type(config: RocketConfig) -> str:
+    """Return lerobot's name of the policy type."""
     policy = config.policy_config
     if isinstance(policy, Pi0Config):
         return policy.variant
     if isinstance(policy, SmolVLAConfig):
         return "smolvla"
-    raise UserError(f"lerobot has no policy of the kind {policy.model_type}")
+    raise UserError(f"lerobot has no policy of type {policy.model_type}: only pi0, pi0.5 and SmolVLA can be converted")
 
 
 def lerobot_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
-    kind, policy = kind_of(model.config), model.config.policy_config
-    rules = to_lerobots(kind)
-    ours = model.for_inference().state_dict()
-    weights = {lerobot_name(name, rules): weight.contiguous() for name, weight in ours.items()}
-    embedding = ours["policy.embed_tokens.weight"]
-    for name in UNUSED[kind]:
+    """Return the weights under lerobot's names, with zeros for those that this package does not have."""
+    policy_type, policy = lerobot_type(model.config), model.config.policy_config
+    rules = rules_to_lerobot(policy_type)
+    state = model.for_inference().state_dict()
+    weights = {lerobot_name(name, rules): weight.contiguous() for name, weight in state.items()}
+    embedding = state["policy.embed_tokens.weight"]
+    for name in UNUSED[policy_type]:
         width = policy.expert_width if name.startswith(EXPERT) else policy.width
         shape = (policy.vocab_size, width) if name.endswith("lm_head.weight") else (width,)
         weights[f"model.{name}"] = embedding.new_zeros(shape)
-    if kind != "smolvla":
+    if policy_type != "smolvla":
         weights[f"model.{TIED_HEAD}"] = embedding.clone()
     return weights
 
@@ -79,15 +83,15 @@ def lerobot_name(name: str, rules: list[Rename]) -> str:
     for rule in rules:
         if re.fullmatch(rule.source, name):
             return re.sub(rule.source, rule.target, name)
-    raise UserError(f"lerobot's policy has no place for {name}")
+    raise ValueError(f"lerobot's policy has no weight that corresponds to {name}")
 
 
 def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str, Any]:
-    kind, policy = kind_of(config), config.policy_config
+    policy_type, policy = lerobot_type(config), config.policy_config
     inputs, outputs = features(config)
     size = [policy.image_size, policy.image_size]
-    written = {
-        "type": kind,
+    settings = {
+        "type": policy_type,
         "input_features": inputs,
         "output_features": outputs,
         "normalization_mapping": normalization(config),
@@ -97,8 +101,8 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
         "max_state_dim": policy.max_state_dim,
         "tokenizer_max_length": processor.max_prompt_length,
     }
-    if kind == "smolvla":
-        return written | {
+    if policy_type == "smolvla":
+        return settings | {
             "resize_imgs_with_padding": size,
             "num_steps": policy.denoising_steps,
             "num_vlm_layers": policy.depth,
@@ -106,7 +110,7 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
             "expert_width_multiplier": policy.expert_width / policy.width,
             "load_vlm_weights": False,
         }
-    return written | {
+    return settings | {
         "image_resolution": size,
         "num_inference_steps": policy.denoising_steps,
         "dtype": "bfloat16" if config.dtype == torch.bfloat16 else "float32",
@@ -114,18 +118,18 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
 
 
 def write_processors(folder: Path, config: RocketConfig, processor: RocketProcessor, tokenizer: str) -> None:
-    """lerobot's two pipelines with their statistics, the steps in the order of its own policies."""
-    kind = kind_of(config)
+    """Write lerobot's two processor pipelines and their statistics, with the steps in the order of lerobot's policies."""
+    policy_type = lerobot_type(config)
     inputs, outputs = features(config)
     mapping = normalization(config)
 
-    def normalizer(name: str, covered: dict[str, Any]) -> dict[str, Any]:
-        return {"registry_name": name, "config": {"eps": 1e-8, "features": covered, "norm_map": mapping}}
+    def normalizer(name: str, normalized: dict[str, Any]) -> dict[str, Any]:
+        return {"registry_name": name, "config": {"eps": 1e-8, "features": normalized, "norm_map": mapping}}
 
     normalize = normalizer(NORMALIZER, inputs | outputs)
     to_device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
     prompt = [
-        {"registry_name": PROMPT_STEPS[kind], "config": {}},
+        {"registry_name": PROMPT_STEPS[policy_type], "config": {}},
         {
             "registry_name": "tokenizer_processor",
             "config": {
@@ -136,14 +140,14 @@ def write_processors(folder: Path, config: RocketConfig, processor: RocketProces
             },
         },
     ]
-    before = [
+    preprocessor = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
-        *([normalize, *prompt, to_device] if kind == "pi05" else [*prompt, to_device, normalize]),
+        *([normalize, *prompt, to_device] if policy_type == "pi05" else [*prompt, to_device, normalize]),
     ]
-    after = [normalizer("unnormalizer_processor", outputs), to_device]
+    postprocessor = [normalizer("unnormalizer_processor", outputs), to_device]
     statistics = lerobot_statistics(processor)
-    for name, steps in (("policy_preprocessor", before), ("policy_postprocessor", after)):
+    for name, steps in (("policy_preprocessor", preprocessor), ("policy_postprocessor", postprocessor)):
         for number, step in enumerate(steps):
             if "normalizer" in step["registry_name"]:
                 step["state_file"] = f"{name}_step_{number}_{step['registry_name']}.safetensors"
@@ -152,12 +156,15 @@ def write_processors(folder: Path, config: RocketConfig, processor: RocketProces
 
 
 def lerobot_statistics(processor: RocketProcessor) -> dict[str, Tensor]:
-    """Refuses a per-dimension mask, which lerobot cannot express."""
+    """Return the statistics under lerobot's names. Raise UserError for a per-dimension mask, which lerobot lacks."""
     tensors = {}
     for part, feature in (("state", STATE), ("action", ACTION)):
         for key, values in processor.statistics.get(part, {}).items():
             if key == "mask" and not all(values):
-                raise UserError(f"the {part} leaves single dimensions unnormalized, which lerobot cannot express")
+                raise UserError(
+                    f"The {part} normalization of this policy excludes single dimensions, which lerobot does not "
+                    "support: the policy cannot be converted"
+                )
             if key != "mask":
                 tensors[f"{feature}.{key}"] = torch.tensor(values, dtype=torch.float32)
     return tensors

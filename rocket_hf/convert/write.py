@@ -1,4 +1,4 @@
-"""Runs a plan: our folder, whole or not at all, and a report of what became of every tensor beside the weights."""
+"""Writer for converted policies: the folder with its weights, and a report of what each tensor became."""
 
 import json
 from abc import ABC, abstractmethod
@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from rocket_hf.checkpoint_files import Checkpoint
 from rocket_hf.export.export_files import staged, write_surroundings
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.strict_config import StrictConfig
 
-from .checkpoint import Checkpoint
 from .plan import ConversionPlan, Drop, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
@@ -31,7 +31,7 @@ REPORT = "conversion.json"
 
 @dataclass
 class SourcePolicy(ABC):
-    """What a family found in a folder."""
+    """Public checkpoint, our configuration for it and the rules that rename its tensors."""
 
     checkpoint: Checkpoint
     config: StrictConfig
@@ -41,11 +41,11 @@ class SourcePolicy(ABC):
     def make_model(self) -> nn.Module: ...
 
     @abstractmethod
-    def write_surroundings(self, folder: Path) -> None:
-        """What lies beside the weights."""
+    def write_policy_files(self, folder: Path) -> None:
+        """Write the files of the policy other than its weights."""
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the weights that the model has, in its order."""
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight of the model, in the model's order."""
         with torch.device("meta"):
             model = self.make_model()
         return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
@@ -53,50 +53,56 @@ class SourcePolicy(ABC):
 
 @dataclass
 class RocketSource(SourcePolicy):
+    """Checkpoint of a vision-language-action policy, with its processor."""
+
     config: RocketConfig
     processor: RocketProcessor
 
     def make_model(self) -> nn.Module:
         return RocketForActionPrediction(self.config)
 
-    def write_surroundings(self, folder: Path) -> None:
+    def write_policy_files(self, folder: Path) -> None:
         write_surroundings(folder, self.config, self.processor)
 
 
 def write_conversion(
-    found: SourcePolicy, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
+    source: SourcePolicy, destination: Path, dtype: torch.dtype | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Plans, then writes the folder and returns the report. Memory holds one shard at a time."""
-    plan = make_plan(found.checkpoint, found.shapes(), found.rules)
-    with staged(destination) as staging:
-        dtypes, parameters = write_weights(found, plan, staging, dtype)
-        found.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # a mixed checkpoint loads as its widest
-        found.write_surroundings(staging)
-        report = origin | {
-            "tensors": len(plan.moves),
-            "parameters": parameters,
-            "dtypes": {str(kind).removeprefix("torch."): count for kind, count in dtypes.items()},
-            "source_layout_sha256": found.checkpoint.digest(),
-            "dropped": plan.dropped,
-            "mapped": plan.moves,
-        }
-        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    """Convert `source` to the folder `destination`, atomically and one shard at a time; return the report."""
+    plan = make_plan(source.checkpoint, source.weight_shapes(), source.rules)
+    try:
+        with staged(destination) as staging:
+            dtypes, parameters = write_weights(source, plan, staging, dtype)
+            source.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # mixed checkpoints load as the widest
+            source.write_policy_files(staging)
+            report = origin | {
+                "tensors": len(plan.sources),
+                "parameters": parameters,
+                "dtypes": {str(name).removeprefix("torch."): count for name, count in dtypes.items()},
+                "source_layout_sha256": source.checkpoint.digest(),
+                "dropped": plan.dropped,
+                "mapped": plan.sources,
+            }
+            (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write {destination}: {error}") from error
     return report
 
 
 def write_weights(
-    found: SourcePolicy, plan: ConversionPlan, folder: Path, dtype: torch.dtype | None
+    source: SourcePolicy, plan: ConversionPlan, folder: Path, dtype: torch.dtype | None
 ) -> tuple[Counter[torch.dtype], int]:
-    shards = split(plan.shapes)
+    """Write the weights in shards; return the number of tensors of each dtype and the number of parameters."""
+    shards = split_into_shards(plan.shapes)
     dtypes: Counter[torch.dtype] = Counter()
     weight_map: dict[str, str] = {}
     size = parameters = 0
-    with tqdm(total=len(plan.moves), desc="tensors", unit="", disable=None, leave=False) as bar:
+    with tqdm(total=len(plan.sources), desc="tensors", unit="", disable=None, leave=False) as bar:
         for number, names in enumerate(shards, start=1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             tensors = {}
             for name in names:
-                tensor = read_target(found.checkpoint, plan, name).to(dtype)
+                tensor = read_target(source.checkpoint, plan, name).to(dtype)
                 tensors[name] = tensor.contiguous()
                 dtypes[tensor.dtype] += 1
                 size, parameters = size + tensor.nbytes, parameters + tensor.numel()
@@ -109,15 +115,15 @@ def write_weights(
     return dtypes, parameters
 
 
-def split(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
-    """The names in shards of at most SHARD_BYTES, counted in float32; a larger tensor has a shard of its own."""
+def split_into_shards(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    """Split the names into shards of at most SHARD_BYTES in float32. A larger tensor gets its own shard."""
     shards: list[list[str]] = []
-    room = 0
+    remaining = 0
     for name, shape in shapes.items():
         size = 4 * torch.Size(shape).numel()
-        if not shards or size > room:
+        if not shards or size > remaining:
             shards.append([])
-            room = SHARD_BYTES
+            remaining = SHARD_BYTES
         shards[-1].append(name)
-        room -= size
+        remaining -= size
     return shards

@@ -15,19 +15,19 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import Batch
 from rocket_hf.teachers.load import load_teacher
 from rocket_hf.teachers.teacher import Resolution
-from rocket_hf.training.data.loader import RobotLoader, make_loader
-from rocket_hf.training.data.robot_from_dataset import robot_of_dataset
+from rocket_hf.training.data.loader import BatchLoader, make_loader
+from rocket_hf.training.data.robot_from_dataset import read_robot_from_dataset
 from rocket_hf.training.recipe import (
-    AlignmentRecipe,
+    AlignmentSettings,
     DataConfig,
     DatasetConfig,
-    Recipe,
     RobotConfig,
     RunConfig,
-    TeacherRecipe,
+    TeacherSettings,
+    VLARecipe,
 )
-from rocket_hf.training.vla.model_inputs import Preparation
-from rocket_hf.training.vla.sources import Sources, load_policy, open_sources, policy_folder
+from rocket_hf.training.vla.model_inputs import ModelInputs
+from rocket_hf.training.vla.resources import TrainingResources, load_policy, load_training_resources, policy_folder
 from rocket_hf.training.vla.targets import Targets
 
 from .by_measure import LayerBatch
@@ -74,22 +74,22 @@ def teacher_depth(teacher: str) -> int:
     return load_teacher(name, revision or None, device="meta").card.depth
 
 
-def recipe_of(asked: MeasurementConfig) -> Recipe:
+def recipe_of(asked: MeasurementConfig) -> VLARecipe:
     """The recipe of a run whose targets are all layers of the teacher, for the robot of the dataset."""
     data = DatasetConfig(id=asked.dataset)
     policy = RocketConfig.from_pretrained(policy_folder(asked.policy), alignment=None)
-    recipe = Recipe(
+    recipe = VLARecipe(
         policy=asked.policy,
-        robot=RobotConfig(**robot_of_dataset(data, policy)),
+        robot=RobotConfig(**read_robot_from_dataset(data, policy)),
         data=DataConfig(datasets=[data], validation=0, workers=asked.workers),
         run=RunConfig(base_dtype="bfloat16" if asked.dtype == "bfloat16" else "float32"),
     )
     if asked.teacher is not None:
         layers = list(range(1, teacher_depth(asked.teacher) + 1))
-        recipe.alignment = AlignmentRecipe(student_layers=[0] * len(layers), teacher_layers=layers)
+        recipe.alignment = AlignmentSettings(student_layers=[0] * len(layers), teacher_layers=layers)
         name, _, revision = asked.teacher.partition("@")
         dtype = recipe.run.base_dtype
-        recipe.teacher = TeacherRecipe(name, revision or None, asked.resolution, dtype)
+        recipe.teacher = TeacherSettings(name, revision or None, asked.resolution, dtype)
     return recipe
 
 
@@ -98,14 +98,14 @@ class LayerFeatures:
 
     def __init__(self, asked: MeasurementConfig, device: torch.device, rank: int = 0, ranks: int = 1):
         recipe = recipe_of(asked)
-        self.sources = open_sources(recipe, device)
+        self.sources = load_training_resources(recipe, device)
         self.policy: RocketForActionPrediction = load_policy(self.sources.folder, None, recipe).to(device).eval()
         self.samples = check_samples(asked, self.sources, ranks)
         self.loader = self.make_loader(recipe, asked.batch_size, rank, ranks)
         config, processor = self.policy.config, self.sources.processor
-        self.preparation = Preparation(config, processor, self.sources.targets, device)
+        self.model_inputs = ModelInputs(config, processor, self.sources.targets, device)
 
-    def make_loader(self, recipe: Recipe, batch_size: int, rank: int, ranks: int) -> RobotLoader:
+    def make_loader(self, recipe: VLARecipe, batch_size: int, rank: int, ranks: int) -> BatchLoader:
         sources = self.sources
         return make_loader(
             sources.datasets, sources.order, sources.processor, self.policy.config, recipe.data, recipe.run.seed,
@@ -118,8 +118,8 @@ class LayerFeatures:
     @torch.no_grad()
     def __iter__(self) -> Iterator[LayerBatch]:
         for raw in self.loader:
-            batch, pictures, warp = self.preparation.student(raw)
-            targets: Targets = self.preparation.teacher(raw, pictures, warp) or {}
+            batch, pictures, warp = self.model_inputs.inputs(raw)
+            targets: Targets = self.model_inputs.targets(raw, pictures, warp) or {}
             yield layers_of(self.policy, batch, targets)
 
 
@@ -130,7 +130,7 @@ def layers_of(policy: RocketForActionPrediction, batch: Batch, targets: Targets)
     return LayerBatch(taps, targets, batch["camera_mask"])
 
 
-def check_samples(asked: MeasurementConfig, sources: Sources, ranks: int) -> int:
+def check_samples(asked: MeasurementConfig, sources: TrainingResources, ranks: int) -> int:
     """As many as were asked for, but no frame twice, in whole batches of all processes: batches weigh the same."""
     frames = sum(len(part) for part in sources.order.frames)
     each = asked.batch_size * ranks

@@ -51,7 +51,7 @@ def write_recipe(path: Path, pairs: Sequence[Pair], about: str, teacher: str | N
 
 def write_similarities(folder: Path, table: np.ndarray, pairs: Sequence[Pair], name: str) -> None:
     """similarity.csv and similarity.png, of each student layer with each teacher layer."""
-    from rocket_hf.analysis.heatmap import write_heatmap, write_table
+    from rocket_hf.heatmap import write_heatmap, write_table
 
     rows, columns = ([str(layer + 1) for layer in range(side)] for side in table.shape)
     write_table(folder / "similarity.csv", table, rows, columns, "student layer")
@@ -62,7 +62,7 @@ def write_similarities(folder: Path, table: np.ndarray, pairs: Sequence[Pair], n
 
 def write_changes(folder: Path, table: np.ndarray, windows: Sequence[int], pairs: Sequence[Pair]) -> None:
     """The same files, of each window of blocks that ends with each student layer; the pairs are of the first."""
-    from rocket_hf.analysis.heatmap import write_heatmap, write_table
+    from rocket_hf.heatmap import write_heatmap, write_table
 
     columns = [str(layer + 1) for layer in range(table.shape[1])]
     rows = [str(window) for window in windows]

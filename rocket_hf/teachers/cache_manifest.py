@@ -1,7 +1,7 @@
-"""What a feature cache holds, in one file `manifest.json`: of which dataset, of which teacher, and how it is stored.
+"""Manifest of a feature cache: `manifest.json`, which records the dataset, the teacher and the storage format.
 
-A row is a frame, by its index in the dataset; consecutive rows lie together in shards. Every shard names the manifest's
-fingerprint, so that it cannot be taken for one of another cache.
+A row holds the features of one frame and is addressed by the frame's index in the dataset; consecutive rows are stored
+together in shards. Every shard repeats the manifest's fingerprint, so that a shard of another cache is detected.
 """
 
 import json
@@ -22,40 +22,45 @@ from .teacher import Grid
 
 MANIFEST = "manifest.json"
 VERSION = 1
-CHECKSUM = torch.int64  # it holds a CRC-32, one for each layer of each camera of each row
-LOCAL = "local"  # the revision of a dataset that is a folder
+CHECKSUM = torch.int64  # dtype of the CRC-32 checksums, one for each layer of each camera of each row
+LOCAL = "local"  # revision of a dataset that is a local folder
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """Contents and storage format of a feature cache. The field names are the keys of `manifest.json`."""
+
     dataset: str  # Hub id, or the folder's name
     revision: str
     dataset_fingerprint: str
     rows: int
-    cameras: tuple[str, ...]  # the dataset's keys; together they are the scene that the teacher saw
+    cameras: tuple[str, ...]  # the dataset's keys; the teacher received all of them as one scene
     teacher: str
-    weights: str  # the hash on the teacher's card
+    weights: str  # hash of the teacher's weights
     license: str
-    dtype: str  # that the teacher computed in
+    dtype: str  # dtype that the teacher computed in
     depth: int
-    layers: tuple[int, ...]  # as they were asked for
-    input_size: tuple[int, int]  # of the pictures that the teacher saw
+    layers: tuple[int, ...]  # as requested: negative numbers stay negative
+    input_size: tuple[int, int]  # size of the images that the teacher received
     grid: Grid
     channels: int
     storage: Storage
-    width: int  # of a stored token: the teacher's channels, or fewer when they are projected
+    width: int  # numbers per stored token: the teacher's channels, or fewer if they are projected
     rows_per_shard: int
-    projection: str | None = None  # the file's sha256
-    kept: tuple[float, ...] | None = None  # by layer, what the projection keeps of the squared length
+    projection: str | None = None  # SHA-256 of the projection file
+    kept: tuple[float, ...] | None = None  # share of the squared length that the projection keeps, for each layer
     version: int = VERSION
 
     @cached_property
     def fingerprint(self) -> str:
-        return sha256(self.as_json().encode()).hexdigest()
+        # Version 0.1.0 spelled the key "licence". The hash keeps that spelling, or every shard written before would
+        # count as a shard of another cache.
+        values = {"licence" if key == "license" else key: value for key, value in asdict(self).items()}
+        return sha256(format_json(values).encode()).hexdigest()
 
     @property
     def tokens(self) -> tuple[int, int, int]:
-        """Of one row: layers, cameras, patches."""
+        """Shape of one row: (layers, cameras, patches)."""
         return len(self.layers), len(self.cameras), math.prod(self.grid)
 
     @property
@@ -72,35 +77,40 @@ class Manifest:
         return range(start, min(start + self.rows_per_shard, self.rows))
 
     def shard_layout(self, number: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """The dtype and shape of each tensor of a shard: (rows, layers, cameras, ...)."""
+        """Return the dtype and shape (rows, layers, cameras, ...) of each tensor of a shard."""
         rows = len(self.shard_rows(number))
         stored = layout(self.storage, (rows, *self.tokens), self.width)
         return stored | {"crc32": (CHECKSUM, (rows, *self.tokens[:2]))}
 
-    def as_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, indent=1)
-
     def save(self, folder: Path) -> None:
-        write_text(folder / MANIFEST, self.as_json())
+        write_text(folder / MANIFEST, format_json(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         path = folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{folder} is no feature cache: it has no {MANIFEST} (`rocket-hf cache build` makes one)")
+            raise UserError(
+                f"{folder} is not a feature cache: it has no {MANIFEST}. Build a cache with `rocket-hf cache build`."
+            )
         try:
-            stated: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if stated["version"] != VERSION:
-                raise UserError(f"version {stated['version']}, this package writes version {VERSION}")
-            stated = {key: tuple(value) if isinstance(value, list) else value for key, value in stated.items()}
-            return cls(**stated)
-        except (ValueError, KeyError, TypeError) as error:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if values["version"] != VERSION:
+                raise ValueError(f"it has version {values['version']}, and this package reads version {VERSION}")
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            if "licence" in values:  # spelling of version 0.1.0
+                values["license"] = values.pop("licence")
+            return cls(**values)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} cannot be read ({error}): delete this cache and build it again") from None
 
     def with_projection_of(self, other: "Manifest") -> "Manifest":
         return replace(self, projection=other.projection, kept=other.kept)
 
     def differences(self, other: "Manifest") -> list[str]:
-        """In words, field by field."""
+        """Return a phrase for each field whose value differs from the other manifest's."""
         pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return [f"{name} {mine} instead of {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+def format_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, indent=1)

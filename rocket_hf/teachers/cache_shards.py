@@ -1,7 +1,7 @@
-"""The shards of a feature cache: safetensors files of consecutive rows that tell their place and check themselves.
+"""Shards of a feature cache: safetensors files of consecutive rows, with the cache's fingerprint and checksums.
 
-A CRC-32 for each layer of each camera of each row, the parts that are read on their own, is checked when they are read;
-a digest of the whole shard by `rocket-hf cache verify`.
+Reading checks a CRC-32 of each layer of each camera of each row, the smallest parts that are read on their own.
+`rocket-hf cache verify` checks a SHA-256 digest of each whole shard.
 """
 
 import json
@@ -21,80 +21,80 @@ from rocket_hf.files import write_atomically
 from .cache_manifest import CHECKSUM, Manifest
 
 SHARDS = "shards"
-METADATA = "rocket_hf"  # a single key: safetensors writes several in any order
+METADATA = "rocket_hf"  # one key only: safetensors writes several keys in arbitrary order
 
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / SHARDS / f"{number:05d}.safetensors"
 
 
-def corrupt(path: Path, reason: object) -> ValueError:
-    return ValueError(
+def corrupt_shard_error(path: Path, reason: object) -> UserError:
+    return UserError(
         f"{path} is corrupt ({reason}): delete it and run the same `rocket-hf cache build` again; "
-        "`rocket-hf cache verify` finds every such shard"
+        "`rocket-hf cache verify` finds every corrupt shard"
     )
 
 
 def write_shard(folder: Path, manifest: Manifest, number: int, stored: dict[str, Tensor]) -> None:
-    """`stored` is what the codec made of the shard's rows, on the CPU: (rows, layers, cameras, ...)."""
-    tensors = stored | {"crc32": checksums(stored)}
+    """Write one shard. `stored` are the encoded rows on the CPU: tensors (rows, layers, cameras, ...)."""
+    tensors = stored | {"crc32": row_checksums(stored)}
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     assert shapes == manifest.shard_layout(number), shapes
-    stated = {"cache": manifest.fingerprint, "number": number, "sha256": digest(tensors)}
-    content = save(tensors, {METADATA: json.dumps(stated, sort_keys=True)})
+    header = {"cache": manifest.fingerprint, "number": number, "sha256": shard_digest(tensors)}
+    content = save(tensors, {METADATA: json.dumps(header, sort_keys=True)})
     write_atomically(shard_path(folder, number), lambda temporary: temporary.write_bytes(content))
 
 
 def open_shard(folder: Path, manifest: Manifest, number: int) -> dict[str, Tensor]:
-    """Its tensors, mapped and not read yet, once its header has told that it is the one looked for."""
-    return opened(shard_path(folder, number), manifest, number)[0]
+    """Return a shard's tensors, memory-mapped, after checking that its header and shapes match the manifest."""
+    return open_shard_with_digest(shard_path(folder, number), manifest, number)[0]
 
 
-def opened(path: Path, manifest: Manifest, number: int) -> tuple[dict[str, Tensor], str]:
-    """The tensors and the digest stated. Every shard is opened here, so a foreign one never gets further."""
+def open_shard_with_digest(path: Path, manifest: Manifest, number: int) -> tuple[dict[str, Tensor], str]:
+    """Return a shard's tensors and the digest in its header. Raise if the shard belongs to another cache or place."""
     try:
         with safe_open(path, framework="pt") as file:
-            stated = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, ValueError) as error:
-        raise corrupt(path, error) from None
+            header = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is not a dict
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: run the same `rocket-hf cache build` again, it goes on") from None
-    if (stated.get("cache"), stated.get("number")) != (manifest.fingerprint, number):
+        raise UserError(f"{path} does not exist: run the same `rocket-hf cache build` again to complete it") from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise corrupt_shard_error(path, error) from None
+    if (header.get("cache"), header.get("number")) != (manifest.fingerprint, number):
         raise UserError(
-            f"{path} is a shard of another cache or in another's place: "
+            f"{path} is a shard of another cache or of another position: "
             "delete it and run the same `rocket-hf cache build` again"
         )
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if shapes != manifest.shard_layout(number):
-        raise corrupt(path, "its tensors are not those that the manifest states")
-    return tensors, stated.get("sha256", "")
+        raise corrupt_shard_error(path, "its tensors do not match the manifest")
+    return tensors, header.get("sha256", "")
 
 
 def verify_shard(folder: Path, manifest: Manifest, number: int) -> None:
-    """Reads all of it."""
+    """Read a whole shard and compare its content with the digest in its header."""
     path = shard_path(folder, number)
-    tensors, stated = opened(path, manifest, number)
-    if digest(tensors) != stated:
-        raise corrupt(path, "its content does not have the digest that it states")
+    tensors, digest = open_shard_with_digest(path, manifest, number)
+    if shard_digest(tensors) != digest:
+        raise corrupt_shard_error(path, "its content does not match the digest in its header")
 
 
 def finished_shards(folder: Path, manifest: Manifest) -> set[int]:
-    """Those that are there. One that does not belong there is an error: it might be somebody's."""
-    there = {number for number in range(manifest.shards) if shard_path(folder, number).is_file()}
-    for number in there:
+    """Return the numbers of the shards that exist. Raise on a foreign shard instead of overwriting it."""
+    finished = {number for number in range(manifest.shards) if shard_path(folder, number).is_file()}
+    for number in finished:
         open_shard(folder, manifest, number)
-    return there
+    return finished
 
 
-def as_bytes(tensor: Tensor) -> np.ndarray:
-    """A view (rows, layers, cameras, bytes)."""
+def view_as_bytes(tensor: Tensor) -> np.ndarray:
+    """Return a view (rows, layers, cameras, bytes) of an encoded tensor."""
     return tensor.flatten(3).view(torch.uint8).numpy()
 
 
-def checksums(stored: dict[str, Tensor]) -> Tensor:
-    """(rows, layers, cameras), over the bytes of all tensors in the order of their names."""
-    views = [as_bytes(stored[name]) for name in sorted(stored)]
+def row_checksums(stored: dict[str, Tensor]) -> Tensor:
+    """Return CRC-32 checksums (rows, layers, cameras) over the bytes of all tensors, in the order of their names."""
+    views = [view_as_bytes(stored[name]) for name in sorted(stored)]
     sums = torch.zeros(views[0].shape[:3], dtype=CHECKSUM)
     for position in np.ndindex(*sums.shape):
         sums[position] = checksum([view[position] for view in views])
@@ -102,14 +102,14 @@ def checksums(stored: dict[str, Tensor]) -> Tensor:
 
 
 def checksum(parts: list[np.ndarray]) -> int:
-    running = 0
+    crc = 0
     for part in parts:
-        running = zlib.crc32(part, running)
-    return running
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    running = sha256()
+def shard_digest(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
     for name in sorted(tensors):
-        running.update(tensors[name].contiguous().view(torch.uint8).numpy().reshape(-1).data)
-    return running.hexdigest()
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().reshape(-1).data)
+    return digest.hexdigest()

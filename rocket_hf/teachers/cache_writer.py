@@ -1,10 +1,10 @@
-"""Building a feature cache, by one process or by those of an accelerate job, which share the shards.
+"""Writer of a feature cache, for one process or for the processes of an accelerate job, which share the shards.
 
-It may be stopped at any moment, by kill -9 too: what is finished stays, and the same call goes on. The order:
+A build can be killed at any time: finished shards are kept, and the same call resumes the build. The order:
 
-1. the main process writes the projection, where there is one, and the manifest that all shards refer to;
-2. each process computes the shards of its rank that are not there yet, batch by batch, and writes each at once;
-3. the main process waits for the shards of the others.
+1. The main process writes the projection, if there is one, and the manifest that all shards refer to.
+2. Each process computes the missing shards of its rank, batch by batch, and writes each shard as soon as it is complete.
+3. The main process waits for the shards of the other processes.
 """
 
 import shutil
@@ -22,55 +22,56 @@ from tqdm import tqdm
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import remove_stale
-from rocket_hf.modeling.policy_interface import resolve_layer
 
 from .cache_manifest import MANIFEST, Manifest
 from .cache_shards import SHARDS, finished_shards, shard_path, write_shard
 from .feature_codecs import Storage, encode
-from .projection import PROJECTION, SecondMoment, file_digest, load_matrices
+from .projection import PROJECTION, SecondMoment, load_matrices, projection_digest
 from .registration import register_features
-from .scene import scene_pictures, scene_size
+from .scene import scene_images, scene_size
 from .teacher import Features, Grid, Teacher
 
-SHARD_BYTES = 2**28  # one is held in memory while it is made, and lost when the process is killed
-PROJECTION_FRAMES = 512  # of the dataset, from which the projection is made
+SHARD_BYTES = 2**28  # a shard is held in memory while it is computed, and lost if the process is killed
+PROJECTION_FRAMES = 512  # number of random frames from which the projection is computed
 PROJECTION_SEED = 0
 POLL_SECONDS = 1.0
 
 
-class Frames(Protocol):
-    """The pictures of a dataset. It is pickled into the workers that read."""
+class FrameSource(Protocol):
+    """All frames of a dataset, read by index. It is pickled into the DataLoader's workers."""
 
     dataset: str
     revision: str
     fingerprint: str
-    sizes: dict[str, tuple[int, int]]  # by camera, height and width
+    sizes: dict[str, tuple[int, int]]  # image size (height, width) of each camera
 
     def __len__(self) -> int: ...
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
-        """By camera, (frames, 3, H, W) uint8."""
+    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return one tensor (frames, 3, H, W) uint8 for each camera."""
 
 
-class Batches(Dataset):
-    """Frames, batch by batch: how a DataLoader's worker reads them."""
+class FrameBatchDataset(Dataset):
+    """Map-style dataset whose items are whole batches of frames, so that a DataLoader's workers read batch by batch."""
 
-    def __init__(self, frames: Frames, batches: list[range] | list[list[int]]):
+    def __init__(self, frames: FrameSource, batches: list[range] | list[list[int]]):
         self.frames, self.batches = frames, batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> list[Tensor] | Exception:
-        """What goes wrong is handed on, since a DataLoader would wrap it in the worker's whole traceback."""
+        """Return exceptions instead of raising them: DataLoader would wrap them in the worker's traceback."""
         try:
-            return self.frames.pictures(self.batches[number])
-        except (ValueError, OSError) as error:
+            return self.frames.read_images(self.batches[number])
+        except OSError as error:
+            return UserError(f"the images of {self.frames.dataset} cannot be read: {error}")
+        except ValueError as error:
             return error
 
 
 def plan_cache(
-    frames: Frames,
+    frames: FrameSource,
     teacher: Teacher,
     layers: Sequence[int],
     storage: Storage = "bf16",
@@ -78,13 +79,13 @@ def plan_cache(
     grid: Grid | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
-    """What the cache will hold; `width` is that of projected features. Nothing is computed or written."""
+    """Plan the cache (shards, sizes, keys) without computing features. `width` is the dimension of projected features."""
     card = teacher.card
-    resolved = [resolve_layer(layer, card.depth) for layer in layers]
-    if not layers or 0 in resolved or len(set(resolved)) != len(resolved):
-        raise UserError(f"name each layer of {card.name} once, at least one of 1..{card.depth}: {list(layers)}")
+    resolved = [card.resolve_layer(layer) for layer in layers]
+    if not layers or len(set(resolved)) != len(resolved):
+        raise UserError(f"name at least one layer of {card.name}, and each layer once: got {list(layers)}")
     if storage == "projected" and not 1 <= width <= card.width:
-        raise UserError(f"width must lie in 1..{card.width}, the channels of {card.name}: {width}")
+        raise UserError(f"the width of projected features must be in 1..{card.width} for {card.name}, got {width}")
     size = scene_size(list(frames.sizes.values()), teacher)
     manifest = Manifest(
         dataset=frames.dataset,
@@ -109,13 +110,13 @@ def plan_cache(
 
 
 class CacheWriter:
-    """One process of `processes` that build the cache of a plan in a folder."""
+    """Writer of one process, number `process` of `processes`, that builds a planned cache in a folder."""
 
     def __init__(
         self,
         folder: Path,
         plan: Manifest,
-        frames: Frames,
+        frames: FrameSource,
         teacher: Teacher,
         batch_size: int = 8,
         workers: int = 0,
@@ -126,155 +127,171 @@ class CacheWriter:
         self.batch_size, self.workers = batch_size, workers
         self.process, self.processes = process, processes
 
-    # 1. By the main process alone
+    # Step 1, by the main process only
 
     def prepare(self, free_bytes: int | None = None, report: Callable[[str], None] = print) -> None:
-        """Refuses what cannot be, before anything is computed, and leaves the manifest."""
-        begun = (self.folder / MANIFEST).is_file()
-        if begun:
-            self.adopt(Manifest.load(self.folder))
-        elif self.folder.is_dir() and any(path.name != PROJECTION for path in self.visible()):
-            raise UserError(f"{self.folder} is not empty and no feature cache: name a new folder")
-        done = finished_shards(self.folder, self.manifest) if begun else set()
-        check_space(self.folder, self.manifest, done, free_bytes, report)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Check the folder and the disk space before anything is computed, then write the manifest."""
+        has_manifest = (self.folder / MANIFEST).is_file()
+        if has_manifest:
+            self.resume_from(Manifest.load(self.folder))
+        elif self.folder.is_dir() and any(path.name != PROJECTION for path in self.visible_files()):
+            raise UserError(f"{self.folder} is not empty and is not a feature cache: choose a new folder with --out")
+        finished = finished_shards(self.folder, self.manifest) if has_manifest else set()
+        check_disk_space(self.folder, self.manifest, finished, free_bytes, report)
+        create_folder(self.folder)
         remove_stale(self.folder)
-        if not begun:
+        if not has_manifest:
             if self.manifest.storage == "projected":
-                self.make_projection(report)
+                self.compute_projection(report)
             self.manifest.save(self.folder)
-        (self.folder / SHARDS).mkdir(exist_ok=True)
+        create_folder(self.folder / SHARDS)
         remove_stale(self.folder / SHARDS)
 
-    def visible(self) -> Iterator[Path]:
+    def visible_files(self) -> Iterator[Path]:
         return (path for path in self.folder.iterdir() if not path.name.startswith("."))
 
-    def adopt(self, begun: Manifest) -> None:
-        """Goes on with what is there, if it is the same cache but for the projection, which was made then."""
-        planned = self.manifest.with_projection_of(begun)
-        if differences := begun.differences(planned):
-            raise UserError(f"{self.folder} is another cache, with {'; '.join(differences)}: name a new folder")
-        self.manifest = begun
+    def resume_from(self, existing: Manifest) -> None:
+        """Take over the manifest of an interrupted build, with its projection. All other fields must be as planned."""
+        planned = self.manifest.with_projection_of(existing)
+        if differences := existing.differences(planned):
+            raise UserError(
+                f"{self.folder} is another cache, with {'; '.join(differences)}: choose a new folder with --out"
+            )
+        self.manifest = existing
 
-    def make_projection(self, report: Callable[[str], None]) -> None:
+    def compute_projection(self, report: Callable[[str], None]) -> None:
         plan = self.manifest
-        draw = torch.Generator().manual_seed(PROJECTION_SEED)
-        chosen = torch.randperm(plan.rows, generator=draw)[:PROJECTION_FRAMES].sort().values.tolist()
+        generator = torch.Generator().manual_seed(PROJECTION_SEED)
+        chosen = torch.randperm(plan.rows, generator=generator)[:PROJECTION_FRAMES].sort().values.tolist()
         batches = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
         moment = SecondMoment(plan.layers, plan.channels)
-        for pictures in tqdm(self.read(batches), desc="projection", total=len(batches), disable=None, leave=False):
-            moment.add(self.features(pictures).maps)
+        batches_of_images = self.read_batches(batches)
+        for images in tqdm(batches_of_images, desc="projection", total=len(batches), disable=None, leave=False):
+            moment.add(self.compute_features(images).maps)
         projections = moment.principal_components(plan.width)
         projections.save(self.folder)
         for layer, kept in projections.kept.items():
             report(f"layer {layer:3d}  {plan.width} of {plan.channels} dimensions keep {kept:.2%} of the variance")
         self.manifest = replace(
-            plan, projection=file_digest(self.folder), kept=tuple(projections.kept[layer] for layer in plan.layers)
+            plan,
+            projection=projection_digest(self.folder),
+            kept=tuple(projections.kept[layer] for layer in plan.layers),
         )
 
-    # 2. By every process
+    # Steps 2 and 3, by every process
 
     def write(self) -> None:
+        """Compute and write the missing shards of this process. The main process returns when all shards exist."""
         self.manifest = Manifest.load(self.folder)
         matrices = load_matrices(self.folder, self.manifest.projection) if self.manifest.projection else {}
         self.matrices = {layer: matrix.to(self.teacher.device) for layer, matrix in matrices.items()}
-        done = finished_shards(self.folder, self.manifest)
-        mine = [number for number in range(self.process, self.manifest.shards, self.processes) if number not in done]
-        batches = {number: self.batches(number) for number in mine}
-        reading = self.read([batch for shard in batches.values() for batch in shard])
-        before = sum(len(self.manifest.shard_rows(number)) for number in done)
-        quiet = None if self.process == 0 else True
-        bar = tqdm(total=self.manifest.rows, initial=before, desc="frames", unit="", disable=quiet)
+        finished = finished_shards(self.folder, self.manifest)
+        own_shards = range(self.process, self.manifest.shards, self.processes)
+        batches = {number: self.shard_batches(number) for number in own_shards if number not in finished}
+        images = self.read_batches([batch for shard in batches.values() for batch in shard])
+        finished_rows = sum(len(self.manifest.shard_rows(number)) for number in finished)
+        disable = None if self.process == 0 else True
+        bar = tqdm(total=self.manifest.rows, initial=finished_rows, desc="frames", unit="", disable=disable)
         with bar, ThreadPoolExecutor(max_workers=1) as disk:
-            writing: Future | None = None  # the shard before, while the teacher goes on
+            pending: Future | None = None  # the previous shard is written while the teacher computes the next one
             for number, shard in batches.items():
-                parts = []
-                for batch in shard:
-                    parts.append(self.encoded(next(reading), batch))
-                    self.show(bar, rows_in_work=batch.stop - shard[0].start)
-                stored = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-                if writing:
-                    writing.result()
-                writing = disk.submit(write_shard, self.folder, self.manifest, number, stored)
-            if writing:
-                writing.result()
-            # 3. By the main process alone
-            while self.process == 0 and self.show(bar) < self.manifest.rows:
+                encoded = self.compute_shard(shard, images, bar)
+                if pending:
+                    pending.result()
+                pending = disk.submit(write_shard, self.folder, self.manifest, number, encoded)
+            if pending:
+                pending.result()
+            while self.process == 0 and self.update_progress(bar) < self.manifest.rows:
                 time.sleep(POLL_SECONDS)
 
-    def batches(self, shard: int) -> list[range]:
+    def shard_batches(self, shard: int) -> list[range]:
         rows = self.manifest.shard_rows(shard)
         return [
             range(start, min(start + self.batch_size, rows.stop))
             for start in range(rows.start, rows.stop, self.batch_size)
         ]
 
-    def read(self, batches: list[range] | list[list[int]]) -> Iterator[list[Tensor]]:
-        """The pictures of each batch in turn."""
+    def read_batches(self, batches: list[range] | list[list[int]]) -> Iterator[list[Tensor]]:
+        """Yield the camera images of each batch, in order."""
         workers = min(self.workers, len(batches))
         context = "spawn" if workers else None
-        data = Batches(self.frames, batches)
-        for read in DataLoader(data, batch_size=None, num_workers=workers, multiprocessing_context=context):
-            if isinstance(read, Exception):
-                raise read
-            yield read
+        dataset = FrameBatchDataset(self.frames, batches)
+        for item in DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context):
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
-    def features(self, pictures: list[Tensor]) -> Features:
-        """On the grid of the cache."""
-        features = self.teacher.features(scene_pictures(pictures, self.teacher), self.manifest.layers)
+    def compute_shard(self, batches: list[range], images: Iterator[list[Tensor]], bar: tqdm) -> dict[str, Tensor]:
+        """Return the encoded rows of one shard, on the CPU: tensors (rows, layers, cameras, ...)."""
+        parts = []
+        for batch in batches:
+            parts.append(self.encode_batch(next(images), batch))
+            self.update_progress(bar, unfinished_rows=batch.stop - batches[0].start)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def compute_features(self, images: list[Tensor]) -> Features:
+        """Return the teacher's features, resampled to the grid of the cache."""
+        features = self.teacher.features(scene_images(images, self.teacher), self.manifest.layers)
         if features.grid == self.manifest.grid:
             return features
         maps = {
-            layer: register_features(found.float(), features.grid, self.manifest.grid, code_weight=0)
-            for layer, found in features.maps.items()
+            layer: register_features(tokens.float(), features.grid, self.manifest.grid, code_weight=0)
+            for layer, tokens in features.maps.items()
         }
         return Features(maps, self.manifest.grid)
 
-    def encoded(self, pictures: list[Tensor], batch: range) -> dict[str, Tensor]:
-        """As it is stored, on the CPU: (batch, layers, cameras, ...)."""
-        parts, maps = [], self.features(pictures).maps
+    def encode_batch(self, images: list[Tensor], batch: range) -> dict[str, Tensor]:
+        """Return the encoded features of a batch, on the CPU: tensors (batch, layers, cameras, ...)."""
+        parts, maps = [], self.compute_features(images).maps
         for layer in self.manifest.layers:
             projected = maps[layer].float() @ self.matrices[layer] if self.matrices else maps[layer]
             parts.append(encode(projected, self.manifest.storage))
             if not all(stored.isfinite().all() for stored in parts[-1].values()):
                 raise UserError(
-                    f"{self.teacher.card.name} gives numbers that are not finite, or too large to store, at layer "
+                    f"{self.teacher.card.name} returned features that are not finite, or too large to store, at layer "
                     f"{layer} for one of the frames {batch.start} to {batch.stop - 1}: try --dtype float32"
                 )
         return {name: torch.stack([part[name] for part in parts], dim=1).cpu() for name in parts[0]}
 
-    def show(self, bar: tqdm, rows_in_work: int = 0) -> int:
-        """The rows that all processes have finished, and those of this one's shard."""
+    def update_progress(self, bar: tqdm, unfinished_rows: int = 0) -> int:
+        """Show the rows in shards that all processes have finished plus `unfinished_rows`. Return the former."""
         if self.process:
             return 0
         shards = (number for number in range(self.manifest.shards) if shard_path(self.folder, number).is_file())
         finished = sum(len(self.manifest.shard_rows(number)) for number in shards)
-        bar.n = finished + rows_in_work
+        bar.n = finished + unfinished_rows
         bar.refresh()
         return finished
 
 
-def check_space(
-    folder: Path, manifest: Manifest, done: set[int], free_bytes: int | None, report: Callable[[str], None]
+def create_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
+
+
+def check_disk_space(
+    folder: Path, manifest: Manifest, finished: set[int], free_bytes: int | None, report: Callable[[str], None]
 ) -> None:
-    """Says what the cache needs, and refuses when the disk has less."""
-    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free if free_bytes is None else free_bytes
-    rows = manifest.rows - sum(len(manifest.shard_rows(number)) for number in done)
+    """Report how much space the cache needs. Raise if the disk has less."""
+    disk = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(disk).free if free_bytes is None else free_bytes
+    rows = manifest.rows - sum(len(manifest.shard_rows(number)) for number in finished)
     needed = rows * manifest.row_bytes
     if manifest.storage == "projected" and manifest.projection is None:
         needed += len(manifest.layers) * manifest.channels * manifest.width * torch.float32.itemsize
-    sizes = f"{in_units(manifest.row_bytes)} a frame, {in_units(needed)} for {rows:,} frames"
+    sizes = f"{format_bytes(manifest.row_bytes)} per frame, {format_bytes(needed)} for {rows:,} frames"
     if needed > free:
         raise UserError(
-            f"the cache needs {sizes}, and {there} has {in_units(free)} free: "
+            f"the cache needs {sizes}, and {disk} has {format_bytes(free)} free: "
             "choose another folder, --storage int8 or projected, fewer layers, or a smaller --grid"
         )
-    report(f"disk       {sizes}; {in_units(free)} free")
+    report(f"disk       {sizes}; {format_bytes(free)} free")
 
 
-def in_units(size: int) -> str:
-    """Bytes for people, in decimal units."""
+def format_bytes(size: int) -> str:
+    """Format a number of bytes with a decimal unit."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.1f} {unit}"

@@ -1,6 +1,6 @@
-"""How a feature is stored: as bfloat16, or as bytes with one scale per token.
+"""Codecs of stored features: bfloat16, or int8 with one scale per token.
 
-"projected" stores bytes too, of features that were projected to fewer dimensions before (`projection.py`).
+The storage "projected" also stores int8, after a projection to fewer dimensions (`projection.py`).
 """
 
 import math
@@ -12,17 +12,17 @@ from torch import Tensor
 
 Storage = Literal["bf16", "int8", "projected"]
 
-STEPS = 127  # of a byte, on either side of zero
-SMALLEST_SCALE = 2**-24  # that float16 can hold
+LEVELS = 127  # quantization levels of an int8 on either side of zero
+SMALLEST_SCALE = 2**-24  # smallest positive float16
 
 
 def encode(features: Tensor, storage: Storage) -> dict[str, Tensor]:
-    """Tokens (..., C) to the tensors that are stored, all with the same leading dimensions."""
+    """Encode tokens (..., C) as named tensors, all with the same leading dimensions."""
     if storage == "bf16":
         return {"features": features.to(torch.bfloat16)}
     features = features.float()
-    scales = (features.abs().amax(dim=-1) / STEPS).clamp_min(SMALLEST_SCALE).half()
-    codes = (features / scales.float()[..., None]).round().clamp(-STEPS, STEPS).to(torch.int8)
+    scales = (features.abs().amax(dim=-1) / LEVELS).clamp_min(SMALLEST_SCALE).half()
+    codes = (features / scales.float()[..., None]).round().clamp(-LEVELS, LEVELS).to(torch.int8)
     return {"codes": codes, "scales": scales}
 
 
@@ -33,7 +33,7 @@ def decode(stored: Mapping[str, Tensor], storage: Storage, dtype: torch.dtype = 
 
 
 def layout(storage: Storage, tokens: tuple[int, ...], width: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """The dtype and shape of each tensor that holds tokens of this width; its name sorts as it is stored."""
+    """Return the dtype and shape of each tensor that stores tokens of this width, in the order of their names."""
     if storage == "bf16":
         return {"features": (torch.bfloat16, (*tokens, width))}
     return {"codes": (torch.int8, (*tokens, width)), "scales": (torch.float16, tokens)}

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from rocket_hf.convert.checkpoint import read_json
+from rocket_hf.checkpoint_files import read_json
 from rocket_hf.errors import UserError
 
 from .teacher import TeacherCard

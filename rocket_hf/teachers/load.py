@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from rocket_hf.convert.checkpoint import read_json
+from rocket_hf.checkpoint_files import read_json
 from rocket_hf.errors import UserError
 from rocket_hf.hub import resolve
 

@@ -1,7 +1,7 @@
-"""A fixed projection of each layer's features to fewer dimensions: the principal components of the dataset's features.
+"""Fixed projection of each layer's features to fewer dimensions: the principal components of the dataset's features.
 
-The second moment is not centerd. The alignment compares directions from zero, so what the projection should keep is the
-length of the features themselves, not that of their differences from the mean.
+The second moment is not centered. The alignment loss compares directions from zero, so the projection should preserve
+the length of the features themselves, not of their differences from the mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -20,7 +21,7 @@ PROJECTION = "projection.safetensors"
 
 
 class SecondMoment:
-    """The sum of x x^T over the tokens of each layer, (C, C), taken up batch by batch in float64."""
+    """Sum of x x^T over the tokens of each layer, (C, C), accumulated batch by batch in float64."""
 
     def __init__(self, layers: Sequence[int], channels: int):
         self.sums = {layer: torch.zeros(channels, channels, dtype=torch.float64) for layer in layers}
@@ -34,30 +35,37 @@ class SecondMoment:
         matrices, kept = {}, {}
         for layer, moment in self.sums.items():
             if not moment.isfinite().all():
-                raise UserError(f"the teacher gives numbers that are not finite at layer {layer}: try --dtype float32")
-            shares, directions = torch.linalg.eigh(moment)  # ascending
-            matrices[layer] = directions[:, -width:].flip(1).float().contiguous()
-            kept[layer] = round((shares[-width:].sum() / shares.sum()).item(), 6)
+                raise UserError(f"the teacher returned non-finite features at layer {layer}: try --dtype float32")
+            eigenvalues, eigenvectors = torch.linalg.eigh(moment)  # ascending
+            matrices[layer] = eigenvectors[:, -width:].flip(1).float().contiguous()
+            kept[layer] = round((eigenvalues[-width:].sum() / eigenvalues.sum()).item(), 6)
         return Projections(matrices, kept)
 
 
 @dataclass(frozen=True)
 class Projections:
-    matrices: dict[int, Tensor]  # by layer: (C, width), orthonormal columns, the strongest first
-    kept: dict[int, float]  # by layer: the share of the squared length of the features that it keeps
+    """Projection matrix of each layer, and how much of the features it keeps."""
+
+    matrices: dict[int, Tensor]  # (C, width) for each layer: orthonormal columns, largest eigenvalue first
+    kept: dict[int, float]  # for each layer, the share of the features' squared length that the projection keeps
 
     def save(self, folder: Path) -> None:
         content = save({str(layer): matrix for layer, matrix in self.matrices.items()})
         write_atomically(folder / PROJECTION, lambda path: path.write_bytes(content))
 
 
-def file_digest(folder: Path) -> str:
+def projection_digest(folder: Path) -> str:
     return sha256((folder / PROJECTION).read_bytes()).hexdigest()
 
 
 def load_matrices(folder: Path, digest: str) -> dict[int, Tensor]:
-    """By layer, (C, width), once the file is seen to be the one that the manifest states."""
+    """Return the matrix (C, width) of each layer, after checking the file against the digest in the manifest."""
     path = folder / PROJECTION
-    if not path.is_file() or file_digest(folder) != digest:
-        raise UserError(f"{path} is missing or not the one that this cache was made with: build the cache again")
-    return {int(layer): matrix for layer, matrix in load_file(path).items()}
+    try:
+        if projection_digest(folder) == digest:
+            return {int(layer): matrix for layer, matrix in load_file(path).items()}
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}): build the cache again") from None
+    raise UserError(f"{path} is missing, or is not the file that this cache was built with: build the cache again")

@@ -1,4 +1,4 @@
-"""What a teacher is: a frozen vision model whose features a policy is aligned with. It exists only in training.
+"""Interface of teachers: frozen vision models whose features a policy is aligned with. Teachers exist only in training.
 
 Shapes: B batch, V cameras (views), P patches of one camera (rows x columns, row by row), C channels.
 """
@@ -10,37 +10,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
+
 Grid = tuple[int, int]  # rows, columns
 Resolution = str | int  # "teacher", "camera" or a side in pixels
 
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """What a teacher says of itself."""
+    """Facts about a teacher: its name, weights, license, sizes and pixel statistics."""
 
     name: str  # Hub id, or the folder's name
-    weights: str  # a hash of its weights, which a feature cache is keyed by
-    license: str  # of the weights, as the Hub writes it; "unknown" where nothing says it
+    weights: str  # hash of the weights, part of the key of a feature cache
+    license: str  # license of the weights as the Hub spells it; "unknown" if no file states one
     patch_size: int
-    depth: int  # layers are 1..depth, or -1..-depth from the end
-    width: int  # C
-    image_size: int  # the side, in pixels, that it was trained at
+    depth: int  # number of blocks; layers are 1..depth, or -1..-depth counted from the end
+    width: int  # number of channels C
+    image_size: int  # side in pixels of the images that the teacher was trained on
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def resolve_layer(self, layer: int) -> int:
+        """Return the number of a layer in 1..depth; negative layers count from the end."""
+        number = layer + self.depth + 1 if layer < 0 else layer
+        if not 1 <= number <= self.depth:
+            raise UserError(
+                f"{self.name} has no layer {layer}: "
+                f"its {self.depth} blocks are layers 1..{self.depth}, or -{self.depth}..-1"
+            )
+        return number
 
 
 @dataclass
 class Features:
-    maps: dict[int, Tensor]  # by layer as it was asked for, negative ones too: (B, V, P, C)
+    """Feature maps of some teacher layers, and their grid of patches."""
+
+    maps: dict[int, Tensor]  # (B, V, P, C) for each requested layer; negative numbers are kept as keys
     grid: Grid
 
 
 class Teacher(ABC):
-    """Holds its module but is none, so that it never gets into a policy's module tree or its checkpoints.
+    """A frozen vision model. It holds its module but is none, so that it never enters a policy's modules or checkpoint.
 
-    `resolution` says at which size it sees a camera. "teacher": its own `image_size` for the longer side, the most
-    detailed. "camera": the camera's own size rounded to whole patches, several times cheaper for small cameras
-    (224 pixels are 16 x 16 patches, 518 are 37 x 37), and all that a policy's own grid takes up. A number: that side.
+    `resolution` selects the size of the images that the teacher receives:
+
+    - "teacher": the longer side gets the teacher's own `image_size`; the most detailed features.
+    - "camera": the camera's own size, rounded to whole patches. Several times cheaper for small cameras (224 pixels are
+      16 x 16 patches, 518 are 37 x 37), and as much detail as the policy's own grid can hold.
+    - a number: length of the longer side in pixels.
     """
 
     card: TeacherCard
@@ -49,17 +66,17 @@ class Teacher(ABC):
 
     @abstractmethod
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size, in whole patches, at which it sees a camera of this size. The aspect ratio is kept."""
+        """Return the size, in whole patches, that a camera image of this size is resized to. Keeps the aspect ratio."""
 
     @abstractmethod
     def features(self, images: Tensor, layers: Sequence[int], camera_mask: Tensor | None = None) -> Features:
-        """Of pictures (B, V, 3, H, W), bytes or in [0, 1]: those of a sample are frames of one scene.
+        """Return the features of images (B, V, 3, H, W), uint8 or in [0, 1]. A sample's images are frames of one scene.
 
-        A camera that is missing, (B, V) False in `camera_mask`, is no frame of its scene and has features of zeros.
-        Runs only the blocks up to the deepest layer asked for, and keeps only the layers asked for.
+        A missing camera, False in `camera_mask` (B, V), is not part of its scene and gets features of zeros. Only the
+        blocks up to the deepest requested layer run, and only the requested layers are kept in memory.
         """
 
     def grid(self, height: int, width: int) -> Grid:
-        """The patches of a camera of this size."""
+        """Return the patch grid of a camera of this size."""
         rows, columns = (side // self.card.patch_size for side in self.input_size(height, width))
         return rows, columns

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rocket_hf.convert.checkpoint import Checkpoint, load_pickle
+from rocket_hf.checkpoint_files import Checkpoint, load_pickle
 from rocket_hf.errors import UserError
 
 from .vggt import VggtAggregator, VggtConfig

@@ -279,7 +279,7 @@ def test_the_folder_is_a_teacher_whose_layers_are_those_that_were_trained(made, 
     torch.testing.assert_close(found.maps[1], wanted[1])
     torch.testing.assert_close(found.maps[-1], wanted[4])
     assert teacher.card.license == "apache-2.0"
-    assert {name.split(".")[0] for name in teacher.dropped} == {"camera_head", "depth_head"}
+    assert {name.split(".")[0] for name in teacher.unused_tensors} == {"camera_head", "depth_head"}
 
 
 def test_the_folder_gives_the_predictions_that_were_measured(made, folder):

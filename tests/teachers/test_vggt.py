@@ -15,7 +15,7 @@ from rocket_hf.teachers.vggt import (
     rotation_table,
     vggt_card,
 )
-from rocket_hf.tiny import tiny_vggt_config
+from tests.tiny_vggt import tiny_vggt_config
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,7 @@ def test_pixels_are_resized_and_normalized(aggregator):
     resized = F.interpolate(images[:, 0], (84, 84), mode="bicubic", align_corners=False).clamp(0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = ((resized.permute(0, 2, 3, 1) - mean) / std).permute(0, 3, 1, 2)
-    torch.testing.assert_close(teacher(aggregator, resolution="teacher").pixels(images)[:, 0], expected)
+    torch.testing.assert_close(teacher(aggregator, resolution="teacher").normalize(images)[:, 0], expected)
 
 
 def test_a_missing_camera_is_no_frame_of_its_scene(aggregator):
@@ -283,7 +283,9 @@ def test_a_layer_that_it_has_not_is_refused(aggregator, layer):
 
 def test_pictures_that_it_cannot_see_are_refused(aggregator):
     ours = teacher(aggregator)
-    with pytest.raises(ValueError, match=r"pictures \(batch, cameras, 3, height, width\), got \(1, 1, 4, 28, 28\)"):
+    with pytest.raises(
+        ValueError, match=r"images of shape \(batch, cameras, 3, height, width\), got \(1, 1, 4, 28, 28\)"
+    ):
         ours.features(pictures(1, 1, 4, 28, 28), [1])
     with pytest.raises(ValueError, match="a camera of 28 x 6 pixels is smaller than one patch of tiny, 14 pixels"):
         ours.features(pictures(1, 1, 3, 6, 28), [1])

@@ -25,9 +25,10 @@ from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.sims.vizdoom.recording import record_rooms
-from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics, write_tiny_vggt
+from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.train import main
+from tests.tiny_vggt import write_tiny_vggt
 
 from ..clean_processes import free_port, run_clean
 

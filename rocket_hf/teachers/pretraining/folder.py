@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from rocket_hf.convert.checkpoint import read_json
+from rocket_hf.checkpoint_files import read_json
 
 from ..vggt import VggtConfig
 from .card import card

@@ -15,7 +15,7 @@ from .geometry import angles_of_view, quaternions, relative_poses
 from .losses import Truth
 
 if TYPE_CHECKING:
-    from rocket_hf.sims.rgbd import RgbdFrames
+    from rocket_hf.rgbd_dataset import RgbdFrames
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.15, 0.2, 0.3, 0.3  # the largest changes; the hue's in radians
 GRAY = torch.tensor([0.299, 0.587, 0.114])

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from rocket_hf.errors import UserError
+from .errors import UserError
 
 NEAR = 24  # frames: decoding so many small ones takes as long as a seek
 

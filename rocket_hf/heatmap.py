@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rocket_hf.files import write_atomically, write_csv
+from .files import write_atomically, write_csv
 
 MOST_NUMBERS = 150  # cells, up to which each of them shows its number
 

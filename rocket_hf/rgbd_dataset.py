@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rocket_hf.errors import UserError
-
+from .errors import UserError
 from .video_cursor import VideoCursor
 
 STEPS = 4096  # lerobot's depth videos have twelve bits
