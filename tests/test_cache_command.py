@@ -157,7 +157,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(dataset, vggt, tmp_path,
 
 def test_a_folder_that_is_no_dataset_is_refused(vggt, tmp_path, capsys):
     assert main(arguments(tmp_path, vggt, tmp_path / "out")) == 2
-    assert "is no LeRobot dataset" in capsys.readouterr().err
+    assert "is not a LeRobot dataset" in capsys.readouterr().err
 
 
 def test_another_teacher_than_vggt_needs_its_layers_named(tmp_path, dataset, capsys):

@@ -3,7 +3,7 @@
 A build can be killed at any time: finished shards are kept, and the same call resumes the build. The order:
 
 1. The main process writes the projection, if there is one, and the manifest that all shards refer to.
-2. Each process computes the missing shards of its rank, batch by batch, and writes each shard as soon as it is complete.
+2. Each process computes the missing shards of its rank, batch by batch, and writes each one when it is complete.
 3. The main process waits for the shards of the other processes.
 """
 
@@ -79,7 +79,7 @@ def plan_cache(
     grid: Grid | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
-    """Plan the cache (shards, sizes, keys) without computing features. `width` is the dimension of projected features."""
+    """Plan the cache (shards, sizes, keys) without computing features. `width` is the size of projected features."""
     card = teacher.card
     resolved = [card.resolve_layer(layer) for layer in layers]
     if not layers or len(set(resolved)) != len(resolved):
@@ -170,8 +170,8 @@ class CacheWriter:
             moment.add(self.compute_features(images).maps)
         projections = moment.principal_components(plan.width)
         projections.save(self.folder)
-        for layer, kept in projections.kept.items():
-            report(f"layer {layer:3d}  {plan.width} of {plan.channels} dimensions keep {kept:.2%} of the variance")
+        for layer, share in projections.kept.items():
+            report(f"layer {layer:3d}  {plan.width} of {plan.channels} dimensions keep {share:.2%} of the variance")
         self.manifest = replace(
             plan,
             projection=projection_digest(self.folder),

@@ -74,10 +74,8 @@ class FeatureCache:
     def check_dataset(self, dataset: str, revision: str, fingerprint: str) -> None:
         """Raise unless the cache belongs to this dataset. A local folder has no revision: its fingerprint decides."""
         manifest = self.manifest
-        is_same_name = LOCAL in (revision, manifest.revision) or (dataset, revision) == (
-            manifest.dataset,
-            manifest.revision,
-        )
+        is_local = LOCAL in (revision, manifest.revision)
+        is_same_name = is_local or (dataset, revision) == (manifest.dataset, manifest.revision)
         if is_same_name and fingerprint == manifest.dataset_fingerprint:
             return
         requested, cached = f"{dataset}@{revision}", f"{manifest.dataset}@{manifest.revision}"
@@ -94,8 +92,8 @@ class FeatureCache:
         if self.cameras == self.manifest.cameras:
             return ""
         return (
-            f"{self.folder} was built from the cameras {', '.join(self.manifest.cameras)} in this order and is read for "
-            f"{', '.join(self.cameras)}: features of a teacher that attends across cameras, such as VGGT, differ a "
+            f"{self.folder} was built from the cameras {', '.join(self.manifest.cameras)} in this order and is read "
+            f"for {', '.join(self.cameras)}: features of a teacher that attends across cameras, such as VGGT, differ a "
             "little from live ones."
         )
 
