@@ -77,8 +77,8 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
             raise ValueError("a rocket policy has one loss for a batch: train it without sample_weighting")
         inputs = self.inputs(batch)
         inputs |= {"actions": batch[ACTION], "action_is_pad": batch[f"{ACTION}_is_pad"]}
-        losses = self.model(**inputs)
-        return torch.stack(list(losses.values())).sum(), {name: loss.item() for name, loss in losses.items()}
+        output = self.model(**inputs)
+        return output.loss, {name: loss.item() for name, loss in output.losses.items()}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **more: Any) -> Tensor:

@@ -14,7 +14,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs import EnvConfig
 from lerobot.envs.utils import freeze_after_episode_end
 
-from rocket_hf.evaluation.videos import side_by_side
+from rocket_hf.evaluation.videos import concatenate_cameras
 from rocket_hf.export.lerobot_pipelines import ACTION, IMAGES, STATE
 from rocket_hf.sims.environment import Environment
 from rocket_hf.sims.metaworld import CAMERAS, MetaWorldEnvironment
@@ -93,7 +93,7 @@ class SimulatedTask(gym.Env):
         return {"pixels": dict(seen.images), "agent_pos": seen.state}
 
     def render(self) -> np.ndarray:
-        return side_by_side(self.inner.observe())
+        return concatenate_cameras(self.inner.observe())
 
     def close(self) -> None:
         self.inner.close()

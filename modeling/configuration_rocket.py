@@ -38,6 +38,7 @@ class AlignmentConfig(StrictConfig):
     nested_widths: list[int] | tuple[int, ...] | None = None
     hidden_width: int = 2048
     target_width: int = 2048
+    weight: float = 0.5
 
     def validate_pairs(self) -> None:
         students, teachers = len(self.student_layers), len(self.teacher_layers)
@@ -47,6 +48,8 @@ class AlignmentConfig(StrictConfig):
                 f"got {students} student layers and {teachers} teacher layers"
             )
         self.require_positive("hidden_width", "target_width")
+        if self.weight < 0:
+            raise UserError(f"AlignmentConfig.weight must be 0 or positive, got {self.weight}")
 
     def validate_widths(self) -> None:
         if self.projector == "independent" and self.nesting != "none":

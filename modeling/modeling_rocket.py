@@ -28,7 +28,7 @@ from .gemma_layers import Modulation
 from .joint_transformer import JointLayer  # noqa: F401
 from .llama_layers import LlamaNorm
 from .openvla_actions import ActionHead  # noqa: F401
-from .policy_interface import Batch, Policy, check_batch
+from .policy_interface import Batch, Policy, RocketOutput, check_batch, weighted_loss
 from .policy_openvla import make_openvla_policy
 from .policy_pi0 import Pi0Policy
 from .policy_smolvla import SmolVLAPolicy
@@ -57,6 +57,7 @@ class RocketForActionPrediction(StrictModel):
         str
     ] = []  # those of the policy; FSDP refuses the name of a module that a model does not have
     _keep_in_fp32_modules_strict = ["alignment_head"]
+    accepts_loss_kwargs = False  # transformers' Trainer would add `num_items_in_batch` to the batch
 
     def __init__(self, config: RocketConfig):
         super().__init__(config)
@@ -76,7 +77,7 @@ class RocketForActionPrediction(StrictModel):
         targets: dict[int, Tensor] | None = None,
         generator: Generator | None = None,
         **batch: Unpack[Batch],
-    ) -> dict[str, Tensor]:
+    ) -> RocketOutput:
         """The losses of a batch (see `Batch`) by name: "action/..." and, for each aligned pair of layers,
         "alignment/STUDENT-TEACHER". `targets` are the teacher's features by teacher layer, each (B, V, T, C)
         on the student's grid; a model with a head needs them to train and skips its head without them elsewhere.
@@ -86,12 +87,14 @@ class RocketForActionPrediction(StrictModel):
         if targets is None:
             if head is not None and self.training:
                 raise UserError("this model has an alignment head: pass the teacher's features as targets, or drop it")
-            return self.policy(batch, (), generator).losses
+            losses = self.policy(batch, (), generator).losses
+            return RocketOutput(loss=weighted_loss(losses, 0.0), losses=losses)
         if head is None:
             raise UserError("targets were passed to a model that has no alignment head")
         self.check_targets(targets, batch)
         output = self.policy(batch, head.taps, generator)
-        return output.losses | head(output.taps, targets, batch["camera_mask"])
+        losses = output.losses | head(output.taps, targets, batch["camera_mask"])
+        return RocketOutput(loss=weighted_loss(losses, self.config.alignment.weight), losses=losses)
 
     @torch.no_grad()
     def predict_action_chunk(self, generator: Generator | None = None, **batch: Unpack[Batch]) -> Tensor:

@@ -18,7 +18,16 @@ from .errors import UserError
 from .policy_interface import Batch  # noqa: F401  (named here so that it is shipped: see the package)
 from .rocket2_actions import ActionChoice, ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
-from .rocket2_interface import Goal, Memory, PolicyState, Rocket2Batch, Rocket2Output, check_goal_batch, check_shape
+from .rocket2_interface import (
+    Goal,
+    Memory,
+    PolicyState,
+    Rocket2Batch,
+    Rocket2Output,
+    check_goal_batch,
+    check_shape,
+    weighted_rocket2_loss,
+)
 from .rocket2_minecraft import BUTTONS  # noqa: F401
 from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, run_goal_test
 from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear, TemporalTransformer
@@ -37,6 +46,7 @@ class Rocket2ForActionPrediction(StrictModel):
     main_input_name = "images"
     supports_gradient_checkpointing = True
     _no_split_modules = ["VitBlock", "SpatialLayer", "TemporalBlock"]
+    accepts_loss_kwargs = False  # transformers' Trainer would add `num_items_in_batch` to the batch
 
     def __init__(self, config: Rocket2Config):
         super().__init__(config)
@@ -75,7 +85,8 @@ class Rocket2ForActionPrediction(StrictModel):
         memory = memory if memory is not None else self.temporal.empty_memory(size, full=False)
         hidden, memory = self.temporal(tokens.unflatten(0, (size, steps)).flatten(1, 2), memory)
         logits, said = self.read(hidden.unflatten(1, (steps, -1)))
-        return Rocket2Output(self.losses(logits, said, batch), memory, logits, said)
+        losses = self.losses(logits, said, batch)
+        return Rocket2Output(weighted_rocket2_loss(losses), losses, memory, logits, said)
 
     def losses(self, logits: dict[str, Tensor], said: dict[str, Tensor], batch: Rocket2Batch) -> dict[str, Tensor]:
         is_pad = batch.get("is_pad", torch.zeros_like(batch["goal_index"], dtype=torch.bool))

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Generator, Tensor, nn
+from transformers.utils import ModelOutput
 
 from .strict_config import nearest
 
@@ -35,6 +36,31 @@ class Batch(TypedDict, total=False):
 class PolicyOutput:
     losses: dict[str, Tensor]  # scalars by name
     taps: dict[int, Tensor]  # by resolved layer number: (B, V, T, D)
+
+
+@dataclass
+class RocketOutput(ModelOutput):
+    """Output of `RocketForActionPrediction.forward`.
+
+    Attributes:
+        loss: Scalar to minimize: the sum of the action losses plus `AlignmentConfig.weight` times the mean of the
+            alignment losses (ROCKET, eq. 4).
+        losses: Every loss by name: "action/NAME", and "alignment/STUDENT-TEACHER" for each aligned layer pair.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+def weighted_loss(losses: Mapping[str, Tensor], alignment_weight: float) -> Tensor:
+    """Return the sum of the action losses plus `alignment_weight` times the mean of the alignment losses.
+
+    This is eq. 4 of ROCKET (arXiv 2602.17951); the paper's lambda is 0.5.
+    """
+    action = [loss for name, loss in losses.items() if name.startswith("action/")]
+    alignment = [loss for name, loss in losses.items() if name.startswith("alignment/")]
+    total = torch.stack(action).sum()
+    return total + alignment_weight * torch.stack(alignment).mean() if alignment else total
 
 
 class Policy(nn.Module, ABC):

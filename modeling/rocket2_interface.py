@@ -8,12 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from .errors import UserError
 from .strict_config import nearest
 
 NOBODY_SAYS = -100  # what cross-entropies pass over in torch
+
+# Weight of each loss in `Rocket2Output.loss`, as in the ROCKET-2 publication (arXiv 2503.02505).
+LOSS_WEIGHTS = {"action": 0.01, "visibility": 0.01, "point": 0.1, "box": 0.1}
 
 
 class Rocket2Batch(TypedDict, total=False):
@@ -45,11 +50,36 @@ class Memory(NamedTuple):
         return self._replace(valid=self.valid & ~environments[:, None])
 
 
-class Rocket2Output(NamedTuple):
-    losses: dict[str, Tensor]  # scalars by name: "action/...", "auxiliary/..."
-    memory: Memory  # for the chunks that follow, without gradients
-    logits: dict[str, Tensor]  # by factor of the action, (B, T, choices)
-    auxiliary: dict[str, Tensor]  # by head, (B, T, numbers)
+@dataclass
+class Rocket2Output(ModelOutput):
+    """Output of `Rocket2ForActionPrediction.forward`.
+
+    Attributes:
+        loss: Scalar to minimize: the sum of all losses, each times its weight in `LOSS_WEIGHTS`; None if the batch has
+            neither actions nor visibility.
+        losses: Every loss by name: "action/FACTOR" for each factor of the action, "auxiliary/HEAD" for each head.
+        memory: Memory for the next chunk of the same episodes, without gradients.
+        logits: Scores of the choices of each action factor, (B, T, choices).
+        auxiliary: Raw outputs of each auxiliary head, (B, T, values).
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    memory: Memory | None = None
+    logits: dict[str, Tensor] | None = None
+    auxiliary: dict[str, Tensor] | None = None
+
+
+def weighted_rocket2_loss(losses: Mapping[str, Tensor], weights: Mapping[str, float] = LOSS_WEIGHTS) -> Tensor | None:
+    """Return the weighted sum of the losses, or None if there are none.
+
+    All factors of the action share the weight "action"; each auxiliary head has the weight of its own name.
+    """
+    if not losses:
+        return None
+    names = [name.partition("/")[::2] for name in losses]
+    factors = [weights["action"] if kind == "action" else weights[head] for kind, head in names]
+    return torch.stack([factor * loss for factor, loss in zip(factors, losses.values(), strict=True)]).sum()
 
 
 @dataclass(frozen=True)

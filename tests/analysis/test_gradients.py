@@ -29,12 +29,12 @@ def test_gradients_are_those_of_a_backward_pass_of_each_loss(policy):
     batch, targets = policy.config.fake_batch(), policy.config.fake_targets()
     batch |= {"noise": torch.randn(2, 4, 8), "time": torch.rand(2)}
     weights = shared_weights(policy, None)
-    losses = named_losses(policy(**batch, targets=targets))
+    losses = named_losses(policy(**batch, targets=targets).losses)
     assert list(losses) == ["1-2", "2-3", "3-4", "action"]
     gradients = loss_gradients(list(losses.values()), list(weights.values()))
     for name, row in zip(losses, gradients, strict=True):
         policy.zero_grad()
-        named_losses(policy(**batch, targets=targets))[name].backward()
+        named_losses(policy(**batch, targets=targets).losses)[name].backward()
         torch.testing.assert_close(row, torch.cat([weight.grad.flatten() for weight in weights.values()]))
     policy.zero_grad()
     names, table = loss_cosines(policy, batch, targets, weights)

@@ -131,7 +131,7 @@ def test_the_last_checkpoint_is_the_run_as_it_is(naive):
     reopened = restore_run(naive, CPU)
     ((batch, targets),) = reopened.batches(2, 2)
     with torch.no_grad():
-        losses = reopened.policy(**batch, targets=targets)
+        losses = reopened.policy(**batch, targets=targets).losses
     wanted = [1 - losses[f"alignment/{pair}"].item() for pair in pairs]
     assert found[0].projected == pytest.approx(wanted, abs=1e-4)
     all_steps, *_ = analyze_representations(naive, CPU, "all", 2, 2)

@@ -232,7 +232,7 @@ def test_rockets_shared_projector_is_kept_once(oft, tmp_path):
     assert torch.equal(projector.fc2.weight, stored["module.1.0.fc2.weight"])
     assert torch.equal(projector.norm.bias, stored["module.2.0.vlm_norm.bias"])
     batch, targets = model.config.fake_batch(), model.config.fake_targets()
-    assert all(loss.isfinite() for loss in model(**batch, targets=targets).values())
+    assert all(loss.isfinite() for loss in model(**batch, targets=targets).losses.values())
 
 
 def test_projectors_that_differ_are_refused(oft, tmp_path, capsys):

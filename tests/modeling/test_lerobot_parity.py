@@ -56,7 +56,7 @@ def test_loss_and_actions_are_lerobots(pair, present):
     theirs.model.sample_time = lambda size, device: time
 
     expected, _ = theirs.forward(lerobot_batch(batch, present))
-    losses = ours(**batch, noise=noise, time=time)
+    losses = ours(**batch, noise=noise, time=time).losses
     torch.testing.assert_close(losses["action/flow_matching"], expected, **TOLERANCE)
 
     expected = theirs.predict_action_chunk(lerobot_batch(batch, present), noise=noise)

@@ -111,7 +111,7 @@ def compare(ours, theirs, batch: dict, lerobots: dict) -> None:
     """The loss and the sampled actions. lerobot's mean over samples is ours: each counts the same, however long."""
     drawn = noise_and_time(ours.config, len(batch["images"]))
     expected, _ = theirs.forward(dict(lerobots), **drawn, reduction="none")
-    loss = ours(**batch, **drawn)["action/flow_matching"]
+    loss = ours(**batch, **drawn).losses["action/flow_matching"]
     torch.testing.assert_close(loss, expected.mean(), **TOLERANCE)
 
     del drawn["time"]
@@ -143,7 +143,7 @@ def test_without_padding_steps_the_loss_is_the_one_that_lerobot_trains():
     del batch["action_is_pad"]
     drawn = noise_and_time(ours.config, 2)
     expected, _ = theirs.forward(lerobot_batch(batch), **drawn)
-    torch.testing.assert_close(ours(**batch, **drawn)["action/flow_matching"], expected, **TOLERANCE)
+    torch.testing.assert_close(ours(**batch, **drawn).losses["action/flow_matching"], expected, **TOLERANCE)
 
 
 def test_a_longer_prefix_of_lerobots_is_only_padding():

@@ -33,7 +33,7 @@ def noise_and_time(config, size: int, seed: int = 0) -> dict:
 
 
 def test_losses_have_names(model):
-    losses = model(**model.config.fake_batch(), targets=model.config.fake_targets(), generator=seeded())
+    losses = model(**model.config.fake_batch(), targets=model.config.fake_targets(), generator=seeded()).losses
     action = model.config.policy_config.action_loss
     assert list(losses) == [action, "alignment/1-2", "alignment/2-3", "alignment/3-4"]
     assert all(loss.dim() == 0 and loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
@@ -46,7 +46,7 @@ def test_loss_falls_on_a_fixed_batch(config):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
     for _ in range(60):
-        loss = total(model(**batch, targets=targets, generator=seeded()))
+        loss = total(model(**batch, targets=targets, generator=seeded()).losses)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -55,13 +55,13 @@ def test_loss_falls_on_a_fixed_batch(config):
 
 
 def test_every_weight_is_trained_when_the_last_layer_is_tapped(model):
-    total(model.train()(**model.config.fake_batch(), targets=model.config.fake_targets())).backward()
+    total(model.train()(**model.config.fake_batch(), targets=model.config.fake_targets()).losses).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_the_generator_decides_all_that_is_random(model):
     batch, policy = model.config.fake_batch(), model.config.policy_config
-    same, again, other = (model(**batch, generator=seeded(seed))[policy.action_loss] for seed in (1, 1, 2))
+    same, again, other = (model(**batch, generator=seeded(seed)).losses[policy.action_loss] for seed in (1, 1, 2))
     assert same == again and (same != other) == policy.draws_noise
     same, again, other = (
         model.predict_action_chunk(**observation(batch), generator=seeded(seed)) for seed in (1, 1, 2)
@@ -80,7 +80,7 @@ def test_the_cached_pass_gives_the_velocity_that_is_trained(family):
     batch["camera_mask"] = torch.tensor([[True, True], [False, True], [True, False]])
     noise = torch.randn(3, config.chunk_size, config.policy_config.max_action_dim, generator=seeded())
     found = model.predict_action_chunk(**observation(batch), noise=noise)
-    loss = model(**batch | {"actions": found}, noise=noise, time=torch.ones(3))["action/flow_matching"]
+    loss = model(**batch | {"actions": found}, noise=noise, time=torch.ones(3)).losses["action/flow_matching"]
     assert loss < 1e-10
 
 
@@ -105,13 +105,13 @@ def test_padding_steps_do_not_count(model):
     for sample in range(2):
         one, own = ({key: value[sample : sample + 1] for key, value in each.items()} for each in (full, drawn))
         real = ~batch["action_is_pad"][sample]
-        masked = model(**dict(one, action_is_pad=~real[None]), **own)[name]
+        masked = model(**dict(one, action_is_pad=~real[None]), **own).losses[name]
         expected = step_errors(model, one, own)[real].mean() if real.any() else torch.zeros(())
         torch.testing.assert_close(masked, expected)
         samples.append(masked)
-    loss = model(**batch, **drawn)[name]
+    loss = model(**batch, **drawn).losses[name]
     torch.testing.assert_close(loss, torch.stack(samples).mean())
-    assert loss != model(**full, **drawn)[name]
+    assert loss != model(**full, **drawn).losses[name]
 
 
 def step_errors(model, one: dict, drawn: dict) -> torch.Tensor:
@@ -120,7 +120,7 @@ def step_errors(model, one: dict, drawn: dict) -> torch.Tensor:
     for step in range(model.config.chunk_size):
         is_pad = torch.ones(1, model.config.chunk_size, dtype=torch.bool)
         is_pad[0, step] = False
-        losses = model(**dict(one, action_is_pad=is_pad), **drawn)
+        losses = model(**dict(one, action_is_pad=is_pad), **drawn).losses
         errors.append(losses[model.config.policy_config.action_loss])
     return torch.stack(errors)
 
@@ -163,7 +163,7 @@ def test_finite_when_a_sample_has_neither_camera_nor_prompt(model):
     batch = model.config.fake_batch()
     batch["camera_mask"][0] = False
     batch["attention_mask"][0] = 0
-    loss = total(model.train()(**batch, targets=model.config.fake_targets(), generator=seeded()))
+    loss = total(model.train()(**batch, targets=model.config.fake_targets(), generator=seeded()).losses)
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -233,7 +233,7 @@ def test_only_tapped_layers_stay_alive(family):
 def test_gradient_checkpointing_leaves_gradients_equal(model):
     batch, targets = model.config.fake_batch(), model.config.fake_targets()
     model.train()
-    total(model(**batch, targets=targets, generator=seeded())).backward()
+    total(model(**batch, targets=targets, generator=seeded()).losses).backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     model.gradient_checkpointing_enable()
@@ -241,7 +241,7 @@ def test_gradient_checkpointing_leaves_gradients_equal(model):
     calls = []
     mlp = next(module for name, module in layer.named_modules() if name.endswith("mlp"))
     mlp.register_forward_pre_hook(lambda *_: calls.append(1))  # recomputation may stop before the module's end
-    total(model(**batch, targets=targets, generator=seeded())).backward()
+    total(model(**batch, targets=targets, generator=seeded()).losses).backward()
     assert len(calls) == 2, "one forward and one recomputation: a single level of checkpointing"
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
@@ -254,7 +254,7 @@ def test_eager_attention_is_sdpa(model):
         model.set_attn_implementation(implementation)
         for name in model.config.policy_config.sub_configs:
             assert getattr(model.config.policy_config, name)._attn_implementation == implementation
-        losses[implementation] = total(model(**batch, targets=targets, generator=seeded()))
+        losses[implementation] = total(model(**batch, targets=targets, generator=seeded()).losses)
         actions[implementation] = model.predict_action_chunk(**observation(batch), generator=seeded())
     torch.testing.assert_close(losses["sdpa"], losses["eager"])
     torch.testing.assert_close(actions["sdpa"], actions["eager"], atol=1e-5, rtol=1e-5)
@@ -265,20 +265,20 @@ def test_eager_attention_is_sdpa(model):
 def test_compiled_forward_gives_equal_results(model):
     batch, targets = model.config.fake_batch(), model.config.fake_targets()
     drawn = noise_and_time(model.config, 2)
-    expected = model(**batch, targets=targets, **drawn)
+    expected = model(**batch, targets=targets, **drawn).losses
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    losses = compiled(**batch, targets=targets, **drawn)
+    losses = compiled(**batch, targets=targets, **drawn).losses
     for name in expected:
         torch.testing.assert_close(losses[name], expected[name])
 
 
 def test_bfloat16_is_close(model):
     batch, targets = model.config.fake_batch(), model.config.fake_targets()
-    exact = model(**batch, targets=targets, generator=seeded())
+    exact = model(**batch, targets=targets, generator=seeded()).losses
     actions = model.predict_action_chunk(**observation(batch), generator=seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = model(**batch, targets=targets, generator=seeded())
+        mixed = model(**batch, targets=targets, generator=seeded()).losses
     half = model.for_inference().to(torch.bfloat16)
     half_actions = half.predict_action_chunk(**observation(batch), generator=seeded())
     for name in exact:

@@ -159,8 +159,8 @@ def test_actions_are_compared_in_float32():
     """The error of a half-precision policy is not rounded to half precision once more."""
     model = randomised(tiny_config("openvla-oft", alignment=None)).to(torch.bfloat16)
     batch = model.config.fake_batch()
-    assert model(**batch)["action/l1"].dtype == torch.float32
+    assert model(**batch).losses["action/l1"].dtype == torch.float32
     predicted = model.predict_action_chunk(**observation(batch))
     expected = F.l1_loss(predicted, batch["actions"], reduction="none").mean(-1)
     full = dict(batch, action_is_pad=torch.zeros_like(batch["action_is_pad"]))
-    torch.testing.assert_close(model(**full)["action/l1"], expected.mean())
+    torch.testing.assert_close(model(**full).losses["action/l1"], expected.mean())

@@ -202,7 +202,7 @@ def test_oft_reads_each_slot_one_token_before_it():
         error = (predicted[-1] - batch["actions"][sample]).abs().mean(-1)
         errors.append(error[~batch["action_is_pad"][sample]].mean())
     torch.testing.assert_close(model.predict_action_chunk(**batch), torch.stack(predicted), **TOLERANCE)
-    torch.testing.assert_close(model(**batch)["action/l1"], torch.stack(errors).mean(), **TOLERANCE)
+    torch.testing.assert_close(model(**batch).losses["action/l1"], torch.stack(errors).mean(), **TOLERANCE)
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def test_the_loss_of_action_tokens_is_llamas_cross_entropy():
     for sample in range(3):
         logits = theirs(inputs_embeds=sequence[sample : sample + 1, exists[sample]]).logits[0]
         losses.append(F.cross_entropy(logits[-model.config.action_dim :], torch.from_numpy(tokens[sample])))
-    torch.testing.assert_close(model(**batch)["action/cross_entropy"], torch.stack(losses).mean(), **TOLERANCE)
+    torch.testing.assert_close(model(**batch).losses["action/cross_entropy"], torch.stack(losses).mean(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -36,7 +36,7 @@ def test_a_training_batch_fits_the_model():
     )  # fmt: skip
     assert batch["images"].shape == (2, *CONFIG.image_shape) and batch["images"].dtype == torch.float32
     assert batch["camera_mask"].all() and batch["input_ids"].shape == (2, 48)
-    assert randomised(CONFIG)(**batch, targets=CONFIG.fake_targets())["action/flow_matching"].isfinite()
+    assert randomised(CONFIG)(**batch, targets=CONFIG.fake_targets()).losses["action/flow_matching"].isfinite()
 
 
 def test_every_form_of_an_image_is_the_same():

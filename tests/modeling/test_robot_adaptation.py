@@ -43,7 +43,7 @@ def test_only_layers_whose_sizes_the_robot_sets_are_new(family):
     for name, weight in policy.state_dict().items():
         if name.rpartition(".")[0] not in policy.new_layers:
             assert weight.data_ptr() == own[name].data_ptr(), name
-    losses = policy.train()(**observed(policy))
+    losses = policy.train()(**observed(policy)).losses
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
     assert policy.eval().predict_action_chunk(**observed(policy)).shape[-1] == 3

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
+from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import export_policy, shipped_files
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -147,7 +148,7 @@ def test_a_published_folder_has_no_trace_of_the_head(published):
 def test_publishing_never_overwrites(published, model):
     processor = RocketProcessor.for_config(model.config, character_tokenizer(), tiny_statistics(model.config))
     before = sorted(path.name for path in published.iterdir())
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         export_policy(model, processor, published)
     assert sorted(path.name for path in published.iterdir()) == before
     assert [path.name for path in published.parent.iterdir()] == ["policy"]

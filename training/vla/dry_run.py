@@ -17,14 +17,14 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
 from ..distributed.deepspeed_zero import zero_stage
 from ..distributed.placement import sharded
-from ..recipe import Recipe
-from ..recipe_checks import passes
+from ..recipe import VLARecipe
+from ..recipe_checks import split_batch
 from ..recipe_files import changed
 from ..rocket2.dry_run import sections as goal_sections
-from .parts import reached_weights
-from .sources import Sources, open_sources
+from .parts import weights_with_gradients
+from .resources import TrainingResources, load_training_resources
 from .targets import LiveTargets
-from .trainable import make_trainable, trainable_by_part
+from .trainable import count_trainable_by_part, make_trainable
 
 META = torch.device("meta")
 GRADIENT, MOMENTS, AVERAGE = 4, 8, 4  # bytes per trained weight
@@ -40,7 +40,7 @@ class Cost:
     activations: int
 
 
-def describe(recipe: Recipe, accelerator: Accelerator) -> str:
+def describe(recipe: VLARecipe, accelerator: Accelerator) -> str:
     if recipe.goals is not None:
         sections = goal_sections(recipe, accelerator.num_processes)
     else:
@@ -49,8 +49,8 @@ def describe(recipe: Recipe, accelerator: Accelerator) -> str:
     return "\n".join(row for name, lines in whole.items() for row in titled(name, lines))
 
 
-def aligned_sections(recipe: Recipe, accelerator: Accelerator) -> dict[str, list[str]]:
-    sources = open_sources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
+def aligned_sections(recipe: VLARecipe, accelerator: Accelerator) -> dict[str, list[str]]:
+    sources = load_training_resources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
     with META:
         policy = RocketForActionPrediction(sources.config).train()
     make_trainable(policy, recipe)
@@ -73,15 +73,15 @@ def titled(name: str, lines: list[str]) -> Iterator[str]:
         yield f"{'' if number else name:10}{line}"
 
 
-def recipe_lines(recipe: Recipe) -> list[str]:
+def recipe_lines(recipe: VLARecipe) -> list[str]:
     rows = [(key, value) for key, value in changed(recipe) if key not in ("name", "about")]
     return [recipe.name, *(f"  {key}: {value}" for key, value in rows)]
 
 
-def data_lines(sources: Sources) -> list[str]:
+def data_lines(sources: TrainingResources) -> list[str]:
     lines = []
     for data in sources.datasets:
-        frames = sum(len(data.frames_of(episode)) for episode in data.episodes)
+        frames = sum(len(data.frame_range(episode)) for episode in data.episodes)
         cameras = ", ".join(f"{name} {rows}x{columns}" for name, (rows, columns) in data.camera_sizes.items())
         lines.append(f"{data.id}@{data.revision}: {frames:,} frames in {len(data.episodes)} episodes; {cameras}")
     held_out = f"{len(sources.held_out)} frames" if sources.held_out else "nothing"
@@ -99,32 +99,32 @@ def pair_lines(policy: RocketForActionPrediction) -> list[str]:
     ]
 
 
-def training_lines(policy: RocketForActionPrediction, recipe: Recipe) -> list[str]:
+def training_lines(policy: RocketForActionPrediction, recipe: VLARecipe) -> list[str]:
     lines = []
-    for part, (training, whole) in trainable_by_part(policy).items():
+    for part, (training, whole) in count_trainable_by_part(policy).items():
         how = "full" if part == "projector" else getattr(recipe.parts, part)
         lines.append(f"{part:10}{how:8}{training:>15,} of {whole:,} weights")
     with META:
         plain = RocketForActionPrediction(policy.config)
-    idle = sorted({name for name, _ in plain.named_parameters()} - reached_weights(policy.config))
+    idle = sorted({name for name, _ in plain.named_parameters()} - weights_with_gradients(policy.config))
     if idle:
         lines.append(f"frozen, as no loss reaches them: {len(idle)} tensors, {', '.join(idle[:3])}, ...")
     return lines
 
 
-def step_lines(recipe: Recipe, sources: Sources, ranks: int) -> list[str]:
-    each, count = passes(recipe, ranks)
+def step_lines(recipe: VLARecipe, sources: TrainingResources, ranks: int) -> list[str]:
+    each, count = split_batch(recipe, ranks)
     samples = recipe.run.steps * recipe.run.batch_size
     frames = sum(len(part) for part in sources.order.frames)
     return [
-        f"{recipe.run.steps:,} of {recipe.run.batch_size} samples: {ranks} processes x {each} samples x {count} passes",
+        f"{recipe.run.steps:,} of {recipe.run.batch_size} samples: {ranks} processes x {each} samples x {count} split_batch",
         f"{samples:,} samples, {samples / frames:.1f} times the {frames:,} frames to train on",
     ]
 
 
-def memory_lines(policy: nn.Module, recipe: Recipe, cost: Cost, accelerator: Accelerator) -> list[str]:
+def memory_lines(policy: nn.Module, recipe: VLARecipe, cost: Cost, accelerator: Accelerator) -> list[str]:
     ranks = accelerator.num_processes
-    each, _ = passes(recipe, ranks)
+    each, _ = split_batch(recipe, ranks)
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in policy.parameters()) - trained
     base = 2 if recipe.run.base_dtype == "bfloat16" else 4
@@ -141,7 +141,7 @@ def memory_lines(policy: nn.Module, recipe: Recipe, cost: Cost, accelerator: Acc
     return [f"about {sum(parts.values()) / GIB:.2f} GiB per device, the teacher aside: {listed}"]
 
 
-def compute_lines(recipe: Recipe, cost: Cost) -> list[str]:
+def compute_lines(recipe: VLARecipe, cost: Cost) -> list[str]:
     samples = recipe.run.steps * recipe.run.batch_size
     each = cost.student + cost.teacher
     lines = [
@@ -159,7 +159,7 @@ def compute_lines(recipe: Recipe, cost: Cost) -> list[str]:
     return lines
 
 
-def count_cost(policy: RocketForActionPrediction, sources: Sources) -> Cost:
+def count_cost(policy: RocketForActionPrediction, sources: TrainingResources) -> Cost:
     config = policy.config
     batch: Any = {key: value.to(META) for key, value in config.fake_batch(1, prompt_length(sources)).items()}
     targets = None
@@ -174,13 +174,13 @@ def count_cost(policy: RocketForActionPrediction, sources: Sources) -> Cost:
     weights = {parameter.untyped_storage()._cdata for parameter in policy.parameters()}
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = policy(**batch, targets=targets)
+            losses = policy(**batch, targets=targets).losses
         torch.stack(list(losses.values())).sum().backward()
     activations = sum(size for place, size in saved.items() if place not in weights)
     return Cost(counter.get_total_flops(), teacher_flops(sources), activations)
 
 
-def teacher_flops(sources: Sources) -> float:
+def teacher_flops(sources: TrainingResources) -> float:
     """Of live targets; cached ones are computed once for all runs."""
     source = sources.targets
     if not isinstance(source, LiveTargets):
@@ -192,5 +192,5 @@ def teacher_flops(sources: Sources) -> float:
     return counter.get_total_flops()
 
 
-def prompt_length(sources: Sources) -> int:
+def prompt_length(sources: TrainingResources) -> int:
     return sources.processor.max_prompt_length

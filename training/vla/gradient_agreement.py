@@ -13,29 +13,31 @@ from torch import Tensor
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import Batch
 
-from ..data.batches import RobotBatch
-from ..recipe import Recipe
+from ..data.batches import LoaderBatch
+from ..recipe import VLARecipe
 from ..run import Run, TrainState
 from .loss_gradients import cosine_table, figures_of, loss_gradients, named_losses
-from .model_inputs import Preparation
+from .model_inputs import ModelInputs
 from .shared_weights import Weights, shared_weights
 from .targets import Targets
 
 
-def agreement_if_due(run: Run, preparation: Preparation, raw: RobotBatch, alignment_weight: float) -> dict[str, Tensor]:
+def agreement_if_due(
+    run: Run, model_inputs: ModelInputs, raw: LoaderBatch, alignment_weight: float
+) -> dict[str, Tensor]:
     """Not while alignment counts nothing: the teacher rests then."""
     every = run.recipe.analysis.gradient_agreement_every
     due = every > 0 and (run.progress.step + 1) % every == 0 and alignment_weight > 0
-    return gradient_agreement(run, preparation, raw) if due else {}
+    return gradient_agreement(run, model_inputs, raw) if due else {}
 
 
-def gradient_agreement(run: TrainState, preparation: Preparation, raw: RobotBatch) -> dict[str, Tensor]:
+def gradient_agreement(run: TrainState, model_inputs: ModelInputs, raw: LoaderBatch) -> dict[str, Tensor]:
     """For the journal, by "agreement/NAME"; see `figures_of`. Of the gradients averaged over all ranks, so that two
     ranks say what one with the batches of both would."""
     weights = shared_weights(run.policy, run.recipe.analysis.parameters)
     with run.times("agreement"), random_state_kept(run.accelerator.device), run_eagerly(run.recipe):
-        batch, pictures, warp = preparation.student(raw)
-        targets = preparation.teacher(raw, pictures, warp)
+        batch, pictures, warp = model_inputs.inputs(raw)
+        targets = model_inputs.targets(raw, pictures, warp)
         assert targets is not None  # the recipe's checks ask for alignment
         with run.accelerator.autocast():
             _, table = loss_cosines(run.policy, batch, targets, weights, mean_over_ranks(run))
@@ -50,7 +52,7 @@ def loss_cosines(
     average: Callable[[Tensor], Tensor] = lambda gradients: gradients,
 ) -> tuple[list[str], Tensor]:
     """The names of the losses, and the cosines between their gradients (L, L)."""
-    losses = named_losses(policy(**batch, targets=targets))
+    losses = named_losses(policy(**batch, targets=targets).losses)
     gradients = loss_gradients(list(losses.values()), list(weights.values()))
     return list(losses), cosine_table(average(gradients))
 
@@ -66,6 +68,6 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         yield
 
 
-def run_eagerly(recipe: Recipe) -> AbstractContextManager:
+def run_eagerly(recipe: VLARecipe) -> AbstractContextManager:
     """Compiled layers give up what their backward pass reads, and here several read it."""
     return torch.compiler.set_stance("force_eager") if recipe.run.compile else nullcontext()

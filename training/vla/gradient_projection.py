@@ -16,7 +16,7 @@ from rocket_hf.errors import UserError
 from ..distributed.deepspeed_zero import zero_stage
 from ..distributed.placement import sharded
 from ..optimization import trained
-from ..recipe import Recipe
+from ..recipe import VLARecipe
 from .loss_gradients import loss_gradients, named_losses
 
 
@@ -35,7 +35,7 @@ class Projection:
     def settle(self) -> None:
         """Averages them over the ranks first."""
         assert self.gradients is not None
-        combined = without_conflicts(self.accelerator.reduce(self.gradients, "mean")).sum(dim=0)
+        combined = remove_conflicts(self.accelerator.reduce(self.gradients, "mean")).sum(dim=0)
         parts = combined.split([weight.numel() for weight in self.weights])
         for weight, part in zip(self.weights, parts, strict=True):
             weight.grad = part.view_as(weight)
@@ -48,7 +48,7 @@ def weighted_terms(losses: Mapping[str, Tensor], alignment_weight: float) -> lis
     return [alignment_weight / len(pairs) * loss for loss in pairs] + [action]
 
 
-def without_conflicts(gradients: Tensor) -> Tensor:
+def remove_conflicts(gradients: Tensor) -> Tensor:
     """Each row of (L, P) less its parts along the other rows that it has a negative product with, one by one."""
     squares = gradients.square().sum(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     projected = gradients.clone()
@@ -60,7 +60,7 @@ def without_conflicts(gradients: Tensor) -> Tensor:
     return projected
 
 
-def check_conflicts(recipe: Recipe) -> None:
+def check_conflicts(recipe: VLARecipe) -> None:
     if recipe.optimizer.conflicts == "keep":
         return
     if recipe.alignment is None:

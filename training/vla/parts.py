@@ -41,7 +41,7 @@ def part_of(name: str) -> Part:
     return "expert" if home == "layers" and "expert" in rest[:2] else HOMES[home]
 
 
-def reached_weights(config: RocketConfig) -> set[str]:
+def weights_with_gradients(config: RocketConfig) -> set[str]:
     """The names of the weights that get a gradient from any loss of a policy with this configuration."""
     with torch.device("meta"):
         model = RocketForActionPrediction(config).train()
@@ -49,5 +49,5 @@ def reached_weights(config: RocketConfig) -> set[str]:
     targets = None
     if config.alignment is not None:
         targets = {layer: target.to("meta") for layer, target in config.fake_targets(batch_size=1).items()}
-    torch.stack(list(model(**batch, targets=targets).values())).sum().backward()
+    torch.stack(list(model(**batch, targets=targets).losses.values())).sum().backward()
     return {name for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -31,7 +31,7 @@ def quantize_frozen(model: nn.Module, compute: torch.dtype) -> None:
             module.base_layer = new
 
 
-def frozen_weight(layer: nn.Module) -> Tensor:
+def dequantized_weight(layer: nn.Module) -> Tensor:
     """The weight of a layer under LoRA, as numbers."""
     weight: Any = layer.get_parameter("weight")
     if weight.is_floating_point():

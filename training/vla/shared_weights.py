@@ -8,7 +8,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from ..distributed.deepspeed_zero import zero_stage
 from ..distributed.placement import sharded
 from ..optimization import trained
-from ..recipe import Recipe
+from ..recipe import VLARecipe
 from .parts import part_of
 
 Weights = dict[str, nn.Parameter]
@@ -38,7 +38,7 @@ def shared_weights(policy: RocketForActionPrediction, beginning: str | None) -> 
     return chosen
 
 
-def check_agreement(recipe: Recipe, policy: RocketForActionPrediction) -> None:
+def check_agreement(recipe: VLARecipe, policy: RocketForActionPrediction) -> None:
     """What cannot be measured is said before the run begins."""
     if not recipe.analysis.gradient_agreement_every:
         return

@@ -10,10 +10,10 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.registration import WHOLE, Registration, Window
-from rocket_hf.teachers.scene import scene_pictures
+from rocket_hf.teachers.scene import scene_images
 from rocket_hf.teachers.teacher import Features
 
-from ..data.batches import RobotBatch
+from ..data.batches import LoaderBatch
 
 Targets = dict[int, Tensor]  # by teacher layer, (B, V, T, C)
 
@@ -21,7 +21,7 @@ Targets = dict[int, Tensor]  # by teacher layer, (B, V, T, C)
 class TargetSource(Protocol):
     width: int  # C
 
-    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+    def __call__(self, batch: LoaderBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
         """From the augmented pictures, by camera (B, 3, H, W) in [0, 1], or from what is known of the original ones
         and `warp` (B, V, 2, 3), which tells where each place of an augmented picture was in its original."""
 
@@ -35,11 +35,11 @@ class LiveTargets:
         self.teacher, self.layers, self.registration = teacher, list(layers), registration
         self.width = teacher.card.width
 
-    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+    def __call__(self, batch: LoaderBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
         return self.registration(self.scene_features(pictures, batch["camera_mask"]))
 
     def scene_features(self, pictures: Sequence[Tensor], camera_mask: Tensor | None) -> Features:
-        return self.teacher.features(scene_pictures(pictures, self.teacher), self.layers, camera_mask)
+        return self.teacher.features(scene_images(pictures, self.teacher), self.layers, camera_mask)
 
 
 class CachedTargets:
@@ -50,7 +50,7 @@ class CachedTargets:
         self.width = cache.width
         self.projections: dict[torch.device, dict[int, Tensor]] = {}
 
-    def __call__(self, batch: RobotBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
+    def __call__(self, batch: LoaderBatch, pictures: Sequence[Tensor], warp: Tensor | None) -> Targets:
         device = pictures[0].device
         rows = {name: stored.to(device, non_blocking=True) for name, stored in batch["features"].items()}
         return self.registration(self.cache.decode(rows, self.dtype), warp, self.projections_on(device))

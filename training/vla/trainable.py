@@ -18,19 +18,19 @@ from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import resolve_layer
 
 from ..distributed.placement import whole
-from ..recipe import LoraSettings, PartsConfig, Recipe
-from .parts import Part, part_of, reached_weights
-from .quantize import frozen_weight
+from ..recipe import LoraSettings, PartsConfig, VLARecipe
+from .parts import Part, part_of, weights_with_gradients
+from .quantize import dequantized_weight
 
 ADAPTER = "default"
 BASE = ".base_layer"  # how PEFT calls the layer that it adapts
 LORA_LAYERS = (nn.Linear, nn.Conv2d)
 
 
-def make_trainable(model: RocketForActionPrediction, recipe: Recipe) -> None:
+def make_trainable(model: RocketForActionPrediction, recipe: VLARecipe) -> None:
     """Freezes, adapts and unfreezes as the recipe says; trained weights become float32."""
     check_parts(model, recipe.parts)
-    reached = reached_weights(model.config)
+    reached = weights_with_gradients(model.config)
     full = [name for name, _ in model.named_parameters() if trains(recipe.parts, name) == "full" and name in reached]
     lora = lora_configs(model, recipe.parts, recipe.lora, reached)
     model.requires_grad_(False)
@@ -92,7 +92,7 @@ def check_parts(model: RocketForActionPrediction, parts: PartsConfig) -> None:
             )
 
 
-def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
+def count_trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
     """For each part: the number of weights that train, and of all; those of LoRA count with their part."""
     training: Counter[Part] = Counter()
     every: Counter[Part] = Counter()
@@ -106,7 +106,7 @@ def trainable_by_part(model: nn.Module) -> dict[Part, tuple[int, int]]:
 
 
 @torch.no_grad()
-def merged_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
+def merge_lora_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
     """The weights of the policy by their own names, LoRA's product added, without the alignment head; on the CPU. All
     ranks call it."""
     weights = {}
@@ -115,7 +115,7 @@ def merged_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
             weights[name.replace(BASE, "")] = whole(parameter)
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            weight = whole(frozen_weight(module.base_layer))
+            weight = whole(dequantized_weight(module.base_layer))
             down, up = (whole(part[ADAPTER].weight).float() for part in (module.lora_A, module.lora_B))
             product = (up.flatten(1) @ down.flatten(1)).view_as(weight)  # a convolution's is one of flat patches
             weights[f"{name}.weight"] = (weight.float() + module.scaling[ADAPTER] * product).to(weight.dtype)

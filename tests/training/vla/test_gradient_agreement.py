@@ -12,7 +12,7 @@ from rocket_hf.training.vla.gradient_agreement import loss_cosines
 from rocket_hf.training.vla.loss_gradients import figures_of
 from rocket_hf.training.vla.shared_weights import shared_weights
 
-from .conftest import checkpoint, run_ranks, run_training, settings, steps_of
+from ..conftest import checkpoint, run_ranks, run_training, settings, steps_of
 
 pytestmark = pytest.mark.needs_lerobot
 

@@ -5,12 +5,12 @@ import torch
 from accelerate import Accelerator
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+from rocket_hf.modeling.policy_interface import weighted_loss
 from rocket_hf.tiny import tiny_config
-from rocket_hf.training.vla.gradient_projection import Projection, without_conflicts
+from rocket_hf.training.vla.gradient_projection import Projection, remove_conflicts
 from rocket_hf.training.vla.loss_gradients import named_losses
-from rocket_hf.training.vla.task import weighted_sum
 
-from .conftest import checkpoint, forget_processes, largest_difference, run_ranks, run_training, settings
+from ..conftest import checkpoint, forget_processes, largest_difference, run_ranks, run_training, settings
 
 pytestmark = pytest.mark.needs_lerobot
 
@@ -19,16 +19,16 @@ PROJECT = {"optimizer__conflicts": "project", "run__steps": 4, "run__save_every"
 
 def test_two_gradients_by_hand():
     """(1, 0) and (-1, 1) lose what they have along each other; orthogonal and agreeing ones lose nothing."""
-    assert without_conflicts(torch.tensor([[1.0, 0], [-1, 1]])).tolist() == [[0.5, 0.5], [0, 1]]
+    assert remove_conflicts(torch.tensor([[1.0, 0], [-1, 1]])).tolist() == [[0.5, 0.5], [0, 1]]
     kept = torch.tensor([[1.0, 0, 0], [2, 1, 0], [0, 0, 3], [0, 0, 0]])
-    assert torch.equal(without_conflicts(kept), kept)
+    assert torch.equal(remove_conflicts(kept), kept)
 
 
 def test_a_projected_gradient_goes_against_none_of_two():
     draw = torch.Generator().manual_seed(0)
     for _ in range(20):
         gradients = torch.randn(2, 3, generator=draw)
-        projected = without_conflicts(gradients)
+        projected = remove_conflicts(gradients)
         assert (projected @ gradients.T).min() > -1e-6
         assert (projected.sum(dim=0) @ gradients.T).min() > -1e-6
 
@@ -50,24 +50,24 @@ def test_what_is_left_in_the_weights_is_the_sum_of_projected_gradients():
     rows = []
     for name, factor in {"1-2": 0.1, "2-3": 0.1, "3-4": 0.1, "action": 1.0}.items():
         for batch in batches:
-            (factor * named_losses(policy(**batch, targets=targets))[name] / 2).backward()
+            (factor * named_losses(policy(**batch, targets=targets).losses)[name] / 2).backward()
         rows.append(torch.cat([torch.zeros_like(weight).flatten() if weight.grad is None else weight.grad.flatten()
                                for weight in policy.parameters()]))  # fmt: skip
         policy.zero_grad()
     projection = Projection(policy, Accelerator(cpu=True))
     for batch in batches:
-        projection.add(policy(**batch, targets=targets), 0.3, 2)
+        projection.add(policy(**batch, targets=targets).losses, 0.3, 2)
     projection.settle()
-    wanted = without_conflicts(torch.stack(rows)).sum(dim=0)
+    wanted = remove_conflicts(torch.stack(rows)).sum(dim=0)
     assert not torch.allclose(wanted, torch.stack(rows).sum(dim=0), rtol=1e-3)  # some do conflict here
     torch.testing.assert_close(torch.cat([weight.grad.flatten() for weight in policy.parameters()]), wanted)
 
     policy.zero_grad()
-    losses = policy(**batches[0], targets=targets)
-    projection.add({"action/all": weighted_sum(losses, 0.3), "alignment/1-2": losses["alignment/1-2"]}, 0.0, 1)
+    losses = policy(**batches[0], targets=targets).losses
+    projection.add({"action/all": weighted_loss(losses, 0.3), "alignment/1-2": losses["alignment/1-2"]}, 0.0, 1)
     projection.settle()
     alone = gradients_of(policy)
-    weighted_sum(policy(**batches[0], targets=targets), 0.3).backward()
+    weighted_loss(policy(**batches[0], targets=targets).losses, 0.3).backward()
     for weight in policy.parameters():
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
     for one, other in zip(alone, gradients_of(policy), strict=True):

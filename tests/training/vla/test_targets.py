@@ -6,17 +6,18 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from rocket_hf.modeling.policy_interface import weighted_loss
 from rocket_hf.modeling.processing_rocket import RESIZES
 from rocket_hf.teachers.feature_cache import FeatureCache
-from rocket_hf.teachers.scene import scene_pictures
-from rocket_hf.training.recipe import Recipe
+from rocket_hf.teachers.scene import scene_images
+from rocket_hf.training.recipe import VLARecipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.vla.model_inputs import Preparation
-from rocket_hf.training.vla.sources import Sources, load_policy, open_sources
+from rocket_hf.training.vla.model_inputs import ModelInputs
+from rocket_hf.training.vla.resources import TrainingResources, load_policy, load_training_resources
 from rocket_hf.training.vla.targets import LiveTargets, picture_window
-from rocket_hf.training.vla.task import training_loader, weighted_sum
+from rocket_hf.training.vla.task import training_loader
 
-from .conftest import settings
+from ..conftest import settings
 
 pytestmark = pytest.mark.needs_lerobot
 
@@ -52,7 +53,7 @@ def test_the_bars_of_a_letterbox_lie_outside_of_the_picture(size, bars):
 # Live and cached
 
 
-Opened = tuple[Recipe, Sources]
+Opened = tuple[VLARecipe, TrainingResources]
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +63,22 @@ def opened(stored, teacher, policies, caches) -> Callable[..., Opened]:
         if storage is not None:
             given["teacher__caches"] = [str(caches(storage, *more))]
         recipe = read_recipe("tiny", settings(**given, data__validation=0, **changes)[1::2])
-        return recipe, open_sources(recipe, CPU)
+        return recipe, load_training_resources(recipe, CPU)
 
     return open_
 
 
-def first_batch(recipe: Recipe, sources: Sources) -> dict:
+def first_batch(recipe: VLARecipe, sources: TrainingResources) -> dict:
     return next(iter(training_loader(sources, recipe, PartialState(cpu=True), 8, 0)))
 
 
-def prepared(recipe: Recipe, sources: Sources) -> tuple[dict, list[torch.Tensor], torch.Tensor | None, dict]:
-    preparation = Preparation(sources.config, sources.processor, sources.targets, CPU)
+def prepared(
+    recipe: VLARecipe, sources: TrainingResources
+) -> tuple[dict, list[torch.Tensor], torch.Tensor | None, dict]:
+    model_inputs = ModelInputs(sources.config, sources.processor, sources.targets, CPU)
     raw = first_batch(recipe, sources)
-    _, pictures, warp = preparation.student(raw)
-    return raw, pictures, warp, preparation.teacher(raw, pictures, warp)
+    _, pictures, warp = model_inputs.inputs(raw)
+    return raw, pictures, warp, model_inputs.targets(raw, pictures, warp)
 
 
 def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -116,7 +119,7 @@ def test_of_a_crop_cached_targets_are_the_live_ones_of_the_original_at_its_place
     live = opened(**CROPS)[1].targets
     assert isinstance(live, LiveTargets) and warp is not None
     assert not torch.allclose(pictures[0], raw["images"][0] / 255, atol=0.1)
-    features = live.teacher.features(scene_pictures(raw["images"], live.teacher), [2, 3, 4])
+    features = live.teacher.features(scene_images(raw["images"], live.teacher), [2, 3, 4])
     for layer, target in live.registration(features, warp).items():
         torch.testing.assert_close(cached[layer], target, atol=2**-8 * target.abs().max().item(), rtol=0)
     still = live.registration(features)[2]
@@ -128,7 +131,7 @@ def test_live_targets_of_a_crop_are_those_of_the_crop(opened):
     _, pictures, warp, targets = prepared(recipe, sources)
     live = sources.targets
     assert isinstance(live, LiveTargets) and warp is not None
-    expected = live.registration(live.teacher.features(scene_pictures(pictures, live.teacher), [2, 3, 4]))
+    expected = live.registration(live.teacher.features(scene_images(pictures, live.teacher), [2, 3, 4]))
     assert all(torch.equal(targets[layer], expected[layer]) for layer in expected)
 
 
@@ -151,18 +154,18 @@ def test_workers_read_the_rows_of_the_frames_that_they_read(opened, workers):
 
 def test_where_alignment_counts_nothing_targets_are_zeros_and_so_are_gradients(opened):
     recipe, sources = opened()
-    preparation = Preparation(sources.config, sources.processor, sources.targets, CPU)
+    model_inputs = ModelInputs(sources.config, sources.processor, sources.targets, CPU)
     model = load_policy(sources.folder, sources.config.alignment, recipe).train()
-    batch, _, _ = preparation.student(first_batch(recipe, sources))
-    targets = preparation.no_targets(batch)
+    batch, _, _ = model_inputs.inputs(first_batch(recipe, sources))
+    targets = model_inputs.zero_targets(batch)
     assert targets is not None and not any(target.any() for target in targets.values())
-    losses = model(**batch, targets=targets)
-    weighted_sum(losses, 0.0).backward()
+    losses = model(**batch, targets=targets).losses
+    weighted_loss(losses, 0.0).backward()
     for name, weight in model.alignment_head.named_parameters():
         assert weight.grad is not None and not weight.grad.any(), name
     grads = {name: weight.grad for name, weight in model.policy.named_parameters() if weight.grad is not None}
     without = load_policy(sources.folder, None, recipe).train()
-    torch.stack(list(without(**batch).values())).sum().backward()
+    torch.stack(list(without(**batch).losses.values())).sum().backward()
     for name, weight in without.policy.named_parameters():
         if weight.grad is not None:
             torch.testing.assert_close(grads[name], weight.grad, atol=1e-7, rtol=1e-5)

@@ -10,11 +10,11 @@ from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import TINY_POLICIES, tiny_config
-from rocket_hf.training.optimization import make_optimizer, trained
-from rocket_hf.training.recipe import LoraSettings, OptimizerConfig, PartsConfig, Recipe
+from rocket_hf.training.optimization import create_optimizer, trained
+from rocket_hf.training.recipe import LoraSettings, OptimizerConfig, PartsConfig, VLARecipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.vla.sources import alignment_config
-from rocket_hf.training.vla.trainable import make_trainable, merged_weights, policy_of, trainable_by_part
+from rocket_hf.training.vla.resources import alignment_config
+from rocket_hf.training.vla.trainable import count_trainable_by_part, make_trainable, merge_lora_weights, policy_of
 
 RANK = 2
 LORA = LoraSettings(rank=RANK)
@@ -33,7 +33,7 @@ EXPERT = {"expert_norm"}
 def made(family: str, parts: PartsConfig, lora: LoraSettings = LORA, **changes) -> RocketForActionPrediction:
     torch.manual_seed(0)
     model = RocketForActionPrediction(tiny_config(family, **changes)).train()
-    make_trainable(model, Recipe(parts=parts, lora=lora))
+    make_trainable(model, VLARecipe(parts=parts, lora=lora))
     return model
 
 
@@ -54,7 +54,7 @@ def choice_of(parts: PartsConfig, name: str) -> str:
 def test_what_trains_is_what_the_parts_say_and_it_alone_moves(family, parts):
     model = made(family, parts)
     counted = require_choice(model, RocketForActionPrediction(tiny_config(family)), parts)
-    assert sum(count for count, _ in trainable_by_part(model).values()) == counted
+    assert sum(count for count, _ in count_trainable_by_part(model).values()) == counted
     names = {name for name, _ in trained(model)}
     assert moved(model) == names
 
@@ -81,10 +81,10 @@ def moved(model: nn.Module) -> set[str]:
     """The weights that two steps change: LoRA's first half moves once its second one is not zero. Each trained one gets
     a gradient, so that no rank waits for one."""
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    optimizer = make_optimizer(model, OptimizerConfig(lr=0.1))
+    optimizer = create_optimizer(model, OptimizerConfig(lr=0.1))
     for seed in range(2):
         targets = model.config.fake_targets(seed=seed) if model.config.alignment is not None else None
-        losses = model(**model.config.fake_batch(seed=seed), targets=targets)
+        losses = model(**model.config.fake_batch(seed=seed), targets=targets).losses
         torch.stack(list(losses.values())).sum().backward()
         assert [name for name, weight in trained(model) if weight.grad is None] == []
         optimizer.step()
@@ -151,7 +151,7 @@ def test_merged_weights_do_what_the_adapted_model_does(family, init):
     model = with_random_adapters(family, init)
     adapted = {name for name, _ in model.named_modules() if name.endswith(".base_layer")}
     assert any(isinstance(model.get_submodule(name), nn.Conv2d) for name in adapted)
-    policy = policy_of(model.config, merged_weights(model))
+    policy = policy_of(model.config, merge_lora_weights(model))
     batch = model.config.fake_batch()
     inputs = {key: value for key, value in batch.items() if key not in ("actions", "action_is_pad")}
     draws = [torch.Generator().manual_seed(0) for _ in range(3)]
@@ -167,10 +167,10 @@ def test_merged_weights_do_what_the_adapted_model_does(family, init):
 def test_trained_weights_are_float32_and_frozen_ones_keep_their_dtype():
     torch.manual_seed(0)
     model = RocketForActionPrediction(tiny_config("openvla-oft")).to(torch.bfloat16)
-    make_trainable(model, Recipe(lora=LORA))
+    make_trainable(model, VLARecipe(lora=LORA))
     kinds = {(weight.requires_grad, weight.dtype) for weight in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
-    weights = merged_weights(model)
+    weights = merge_lora_weights(model)
     assert weights["policy.layers.0.self_attn.q_proj.weight"].dtype == torch.bfloat16
 
 
@@ -190,6 +190,6 @@ def test_an_alignment_that_trains_nothing_that_it_taps_is_refused(parts, layers,
 
 
 def test_a_part_that_the_policy_does_not_have_may_say_anything():
-    assert "expert" not in trainable_by_part(made("openvla-oft", PartsConfig(expert="full")))
+    assert "expert" not in count_trainable_by_part(made("openvla-oft", PartsConfig(expert="full")))
     with pytest.raises(ValueError, match="every part of the policy is frozen"):
         made("openvla-oft", PartsConfig("frozen", "frozen", "full", "frozen"))

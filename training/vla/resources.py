@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from rocket_hf.convert.checkpoint import read_json
+from rocket_hf.checkpoint_files import read_json
 from rocket_hf.errors import UserError
 from rocket_hf.hub import POLICY_FILES, resolve
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
@@ -21,18 +21,18 @@ from rocket_hf.teachers.license import license_note
 from rocket_hf.teachers.load import DTYPES, load_teacher
 from rocket_hf.teachers.registration import Registration
 
-from ..data.dataset_statistics import dataset_statistics
+from ..data.dataset_statistics import compute_dataset_statistics
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
-from ..recipe import Recipe
+from ..recipe import VLARecipe
 from .targets import CachedTargets, LiveTargets, TargetSource, picture_windows
 
 ARRANGED = ("prompt_template", "max_prompt_length", "resize")  # of a policy's processor, whatever the robot
 
 
 @dataclass
-class Sources:
+class TrainingResources:
     folder: Path  # of the policy
     config: RocketConfig
     processor: RocketProcessor
@@ -44,19 +44,19 @@ class Sources:
     notes: list[str]  # what the user should know before it starts
 
 
-def open_sources(recipe: Recipe, device: torch.device) -> Sources:
+def load_training_resources(recipe: VLARecipe, device: torch.device) -> TrainingResources:
     folder = policy_folder(recipe.policy)
     config = policy_config(folder, recipe)
     datasets = [
         RobotDataset(dataset, config, recipe.data.streaming, recipe.data.in_memory) for dataset in recipe.data.datasets
     ]
     order, held_out = split(recipe, datasets)
-    processor = robot_processor(folder, config, dataset_statistics(datasets))
+    processor = robot_processor(folder, config, compute_dataset_statistics(datasets))
     check_prompts(processor, datasets)
     caches, targets, notes = open_targets(recipe, config, processor, datasets, device)
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
-    return Sources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
+    return TrainingResources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
 
 
 def policy_folder(
@@ -72,19 +72,19 @@ def policy_folder(
     return folder
 
 
-def policy_config(folder: Path, recipe: Recipe) -> RocketConfig:
+def policy_config(folder: Path, recipe: VLARecipe) -> RocketConfig:
     """The policy's own, with what the recipe says of the robot; its layers are checked against the recipe's."""
-    config = config_for_robot(RocketConfig.from_pretrained(folder, alignment=None), robot_of_recipe(recipe))
+    config = config_for_robot(RocketConfig.from_pretrained(folder, alignment=None), robot_changes(recipe))
     if recipe.alignment is not None:
         RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, 1))
     return config
 
 
-def robot_of_recipe(recipe: Recipe) -> dict[str, Any]:
+def robot_changes(recipe: VLARecipe) -> dict[str, Any]:
     return {name: value for name, value in asdict(recipe.robot).items() if value is not None}
 
 
-def alignment_config(recipe: Recipe, target_width: int) -> AlignmentConfig:
+def alignment_config(recipe: VLARecipe, target_width: int) -> AlignmentConfig:
     alignment = recipe.alignment
     assert alignment is not None
     return AlignmentConfig(
@@ -99,7 +99,7 @@ def alignment_config(recipe: Recipe, target_width: int) -> AlignmentConfig:
     )
 
 
-def split(recipe: Recipe, datasets: Sequence[RobotDataset]) -> tuple[MixtureOrder, EvenlySpacedOrder | None]:
+def split(recipe: VLARecipe, datasets: Sequence[RobotDataset]) -> tuple[MixtureOrder, EvenlySpacedOrder | None]:
     """The order of the frames to train on, and the frames to validate with."""
     data, seed = recipe.data, recipe.run.seed
     parts = [split_episodes(dataset.episodes, data.validation, seed) for dataset in datasets]
@@ -136,7 +136,7 @@ def check_prompts(processor: RocketProcessor, datasets: Sequence[RobotDataset]) 
 
 
 def open_targets(
-    recipe: Recipe,
+    recipe: VLARecipe,
     config: RocketConfig,
     processor: RocketProcessor,
     datasets: Sequence[RobotDataset],
@@ -161,7 +161,7 @@ def open_targets(
     return None, LiveTargets(live, layers, registration), [license_note(live.card.name, live.card.license)]
 
 
-def open_caches(recipe: Recipe, datasets: Sequence[RobotDataset], layers: list[int]) -> list[FeatureCache]:
+def open_caches(recipe: VLARecipe, datasets: Sequence[RobotDataset], layers: list[int]) -> list[FeatureCache]:
     caches = []
     for folder, dataset in zip(recipe.teacher.caches, datasets, strict=True):
         keys = [key for key in dataset.camera_keys.values() if key]
@@ -194,7 +194,7 @@ def check_teacher(name: str, cache: FeatureCache) -> None:
         )
 
 
-def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: Recipe) -> RocketForActionPrediction:
+def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: VLARecipe) -> RocketForActionPrediction:
     """For the recipe's robot, with a fresh alignment head if there is one; what is new is drawn from its seed."""
     torch.manual_seed(recipe.run.seed)
     dtype = DTYPES[recipe.run.base_dtype]
@@ -202,4 +202,4 @@ def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: Recipe)
         base = RocketForActionPrediction.from_pretrained(folder, alignment=alignment, dtype=dtype)
     except SafetensorError as error:
         raise UserError(f"the weights in {folder} cannot be read: {error}; copy them again") from error
-    return base.for_robot(robot_of_recipe(recipe))
+    return base.for_robot(robot_changes(recipe))
