@@ -37,7 +37,7 @@ class RestoredRun:
         model_inputs = ModelInputs(self.policy.config, sources.processor, sources.targets, self.device)
         loader = make_loader(
             sources.datasets, sources.order, sources.processor, self.policy.config, replace(recipe.data, workers=0),
-            recipe.run.seed, batch_size, total=samples, feature_caches=sources.caches,
+            recipe.run.seed, batch_size, end_position=samples, feature_caches=sources.caches,
         )  # fmt: skip
         for raw in loader:
             batch, pictures, warp = model_inputs.inputs(raw)

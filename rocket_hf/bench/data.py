@@ -21,8 +21,8 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 from rocket_hf.tiny_dataset import FPS, write_tiny_dataset
 from rocket_hf.training.data.lerobot_data import RobotDataset
-from rocket_hf.training.data.loader import RobotLoader, SampleBatches, make_loader
-from rocket_hf.training.data.mixture import Frames, SampleOrder
+from rocket_hf.training.data.loader import BatchDataset, BatchLoader, make_loader
+from rocket_hf.training.data.mixture import FrameRanges, MixtureOrder
 from rocket_hf.training.recipe import DataConfig, DatasetConfig
 
 CAMERAS = {"front": (128, 128), "wrist": (128, 128)}
@@ -34,13 +34,13 @@ ROUNDS = 5
 KINDS = {"png": "PNG in tables", "video": "video (AV1)"}
 
 
-def our_loader(data: RobotDataset, config: RocketConfig, order: SampleOrder) -> RobotLoader:
+def our_loader(data: RobotDataset, config: RocketConfig, order: MixtureOrder) -> BatchLoader:
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
     settings = DataConfig(workers=0)
-    return make_loader([data], order, processor, config, settings, seed=0, batch_size=BATCH, total=SAMPLES)
+    return make_loader([data], order, processor, config, settings, seed=0, batch_size=BATCH, end_position=SAMPLES)
 
 
-def their_loader(folder: Path, order: SampleOrder) -> DataLoader:
+def their_loader(folder: Path, order: MixtureOrder) -> DataLoader:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     steps = {"action": [step / FPS for step in range(CHUNK)]}
@@ -48,13 +48,13 @@ def their_loader(folder: Path, order: SampleOrder) -> DataLoader:
     return DataLoader(Subset(data, [order[position][1] for position in range(SAMPLES)]), batch_size=BATCH)
 
 
-def require_equal(ours: RobotLoader, theirs: DataLoader, data: RobotDataset) -> None:
+def require_equal(ours: BatchLoader, theirs: DataLoader, data: RobotDataset) -> None:
     """Every picture, state, action and padding mask of every sample."""
     for mine, other in zip(ours, theirs, strict=True):
         for index, key in enumerate(data.camera_keys.values()):
             picture = other[key] if other[key].dtype == torch.uint8 else (other[key] * 255).round().to(torch.uint8)
             assert torch.equal(mine["images"][index], picture)
-        assert isinstance(ours.dataset, SampleBatches)
+        assert isinstance(ours.dataset, BatchDataset)
         processor = ours.dataset.processor
         assert torch.equal(mine["state"], processor.normalize_state(other["observation.state"]))
         assert torch.equal(mine["actions"], processor.normalize_actions(other["action"]))
@@ -64,7 +64,7 @@ def require_equal(ours: RobotLoader, theirs: DataLoader, data: RobotDataset) -> 
 def compare(folder: Path, rounds: int) -> dict[str, float]:
     config = tiny_config(chunk_size=CHUNK)
     data = RobotDataset(DatasetConfig(id=str(folder)), config)
-    order = SampleOrder([Frames([data.frames_of(episode) for episode in data.episodes])])
+    order = MixtureOrder([FrameRanges([data.frame_range(episode) for episode in data.episodes])])
     ours, theirs = our_loader(data, config, order), their_loader(folder, order)
     require_equal(ours, theirs, data)
     seconds = interleaved({"ours": lambda: list(ours), "theirs": lambda: list(theirs)}, rounds)

@@ -27,16 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.robot_adaptation import config_for_robot
     from rocket_hf.training import train
-    from rocket_hf.training.data.robot_from_dataset import robot_of_dataset, side_by_side
+    from rocket_hf.training.data.robot_from_dataset import format_robot_comparison, read_robot_from_dataset
     from rocket_hf.training.recipe_files import read_recipe
-    from rocket_hf.training.vla.sources import policy_folder
+    from rocket_hf.training.vla.resources import policy_folder
 
     changes = [f"policy={arguments.base}", f"data.datasets.0.id={arguments.dataset}", *arguments.set]
     recipe = read_recipe(arguments.recipe, changes)
     policy = RocketConfig.from_pretrained(policy_folder(arguments.base), alignment=None)
-    robot = robot_of_dataset(recipe.data.datasets[0], policy)
+    robot = read_robot_from_dataset(recipe.data.datasets[0], policy)
     told = {name: value for name, value in vars(recipe.robot).items() if value is not None}
-    print("\n".join(side_by_side(policy, robot | told)))
+    print("\n".join(format_robot_comparison(policy, robot | told)))
     config_for_robot(policy, robot | told)
     words = ["--recipe", arguments.recipe, "--policy", arguments.base, "--dataset", arguments.dataset]
     words += ["--out", str(arguments.out), *(["--dry-run"] * arguments.dry_run), *(["--resume"] * arguments.resume)]

@@ -1,4 +1,7 @@
-"""All frames of a LeRobot dataset for a teacher's feature cache: the pictures that training reads, and no numbers."""
+"""Images of all frames of a LeRobot dataset, as input for a teacher's feature cache.
+
+The images are those that training reads; states and actions are not loaded.
+"""
 
 from collections.abc import Sequence
 
@@ -10,16 +13,16 @@ from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
-from .lerobot_data import check_frames, open_sources
-from .lerobot_files import locate, read_columns, read_files
+from .lerobot_data import check_frames, open_image_readers
+from .lerobot_files import locate_dataset, read_columns, read_dataset_files
 
 
 class DatasetFrames:
-    """By the frame's number in the dataset, lerobot's `index`. Cameras are the dataset's keys, by default all."""
+    """Images of a dataset by lerobot's `index` of a frame. Cameras are keys of the dataset; all of them by default."""
 
     def __init__(self, id: str, cameras: Sequence[str] | None = None):
-        root, self.revision = locate(id)
-        files = read_files(id, root)
+        root, self.revision = locate_dataset(id)
+        files = read_dataset_files(id, root)
         self.dataset = root.resolve().name if self.revision == LOCAL else id.partition("@")[0]
         self.fingerprint = dataset_fingerprint(files.meta)
         known = color_cameras(files.meta)
@@ -27,20 +30,22 @@ class DatasetFrames:
             if camera not in known:
                 raise UserError(f"the dataset {id} has no camera {camera!r}: {nearest(camera, known)}")
         if not known:
-            raise UserError(f"the dataset {id} has no camera, so a teacher has nothing to see")
+            raise UserError(f"the dataset {id} has no color camera, so there are no images for a teacher")
         self.sizes = {camera: known[camera] for camera in cameras or known}
         columns = read_columns(id, files.data_files(), ["index", "episode_index", "timestamp"])
         check_frames(files, columns["index"], columns["episode_index"])
         self.episodes = columns["episode_index"]
-        every = range(len(files.lengths))
-        self.sources = open_sources(files, self.revision, list(self.sizes), every, columns["timestamp"])
+        all_episodes = range(len(files.lengths))
+        self.image_readers = open_image_readers(
+            files, self.revision, list(self.sizes), all_episodes, columns["timestamp"]
+        )
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def read_images(self, indices: Sequence[int]) -> list[Tensor]:
-        """By camera, (frames, 3, H, W) uint8."""
+        """Return the images of some frames for each camera, (frames, 3, H, W) uint8."""
         return [
-            torch.stack([self.sources[camera].read(index, int(self.episodes[index])) for index in indices])
+            torch.stack([self.image_readers[camera].read(index, int(self.episodes[index])) for index in indices])
             for camera in self.sizes
         ]

@@ -1,6 +1,7 @@
-"""What the processor normalizes by: of every dimension of state and action, over every frame of every dataset.
+"""Normalization statistics of a processor: per dimension of state and action, over all selected frames of all datasets.
 
-Quantiles are true ones, of all frames together. (A mean of the episodes' quantiles is none of the whole.)
+Quantiles are computed over all frames together, because a mean of the episodes' quantiles is not a quantile of the
+whole.
 """
 
 from collections.abc import Sequence
@@ -12,33 +13,32 @@ from rocket_hf.modeling.normalization import Statistics
 from .lerobot_data import RobotDataset
 
 
-def dataset_statistics(datasets: Sequence[RobotDataset]) -> dict[str, Statistics]:
-    """From the columns in memory, of the chosen episodes; nothing is decoded."""
-    chosen = [np.concatenate([np.arange(*bounds(data, number)) for number in data.episodes]) for data in datasets]
+def compute_dataset_statistics(datasets: Sequence[RobotDataset]) -> dict[str, Statistics]:
+    """Return the statistics of the selected episodes, from the columns in memory; no image is decoded."""
+    frames = [np.concatenate([np.array(data.frame_range(index)) for index in data.episodes]) for data in datasets]
     columns = {
-        "state": [data.state.numpy()[rows] for data, rows in zip(datasets, chosen, strict=True)],
-        "action": [data.actions.numpy()[rows] for data, rows in zip(datasets, chosen, strict=True)],
+        "state": [data.state.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
+        "action": [data.actions.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
     }
-    return {name: statistics(np.concatenate(parts)) for name, parts in columns.items()}
+    return {name: compute_statistics(np.concatenate(parts)) for name, parts in columns.items()}
 
 
-def bounds(data: RobotDataset, episode: int) -> tuple[int, int]:
-    return int(data.starts[episode]), int(data.ends[episode])
+def compute_statistics(table: np.ndarray) -> Statistics:
+    """Return the statistics of each column of (frames, dim).
 
-
-def statistics(table: np.ndarray) -> Statistics:
-    """Of (frames, dim). Where both quantiles are equal though the dimension moves, a gripper that is nearly always
-    open for instance, its extremes stand for them: between equal ones nothing can be scaled."""
+    If both quantiles of a moving dimension are equal (for instance of a gripper that is nearly always open), its
+    minimum and maximum replace them, because a range of zero cannot be normalized.
+    """
     low, high = table.min(axis=0), table.max(axis=0)
     quantiles = [np.quantile(table[:, index], [0.01, 0.99]) for index in range(table.shape[1])]  # (dim, 2)
     q01, q99 = np.array(quantiles).astype(np.float32).T
-    stuck = q01 == q99
-    of = {
+    is_flat = q01 == q99
+    statistics = {
         "mean": table.mean(axis=0, dtype=np.float64),
         "std": table.std(axis=0, dtype=np.float64),
         "min": low,
         "max": high,
-        "q01": np.where(stuck, low, q01),
-        "q99": np.where(stuck, high, q99),
+        "q01": np.where(is_flat, low, q01),
+        "q99": np.where(is_flat, high, q99),
     }
-    return {name: values.tolist() for name, values in of.items()}
+    return {name: values.tolist() for name, values in statistics.items()}

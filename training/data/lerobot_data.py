@@ -1,13 +1,14 @@
-"""One LeRobot dataset (v3), from a folder or the Hub, as a policy sees it: its cameras, its state, its action chunks.
+"""LeRobot dataset (v3), from a folder or the Hub, as samples for a policy: images, state and action chunks.
 
-State and actions of all frames lie in memory and a chunk is a slice of them; only the pictures of the frame itself are
-decoded. (A reader that asks the table for each step of a chunk decodes all pictures of all steps.)
+States and actions of all frames are kept in memory and a chunk is a slice of them; only the images of the sampled frame
+are decoded. (Reading the table once per step of a chunk would decode the images of all its steps.)
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -20,86 +21,96 @@ from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerpri
 
 from ..recipe import DatasetConfig
 from .images import ArrowImageReader, ImageReader, InMemoryImageReader, VideoImageReader
-from .lerobot_files import DatasetFiles, download, locate, read_columns, read_files
+from .lerobot_files import (
+    DatasetFiles,
+    download_files,
+    first_line,
+    locate_dataset,
+    read_columns,
+    read_dataset_files,
+)
 
-ABSENT = ""  # what a recipe maps a camera to that the dataset does not have
+ABSENT_CAMERA = ""  # value in a recipe for a camera that the dataset does not have
 
 
 class RobotDataset:
-    """Frames are named by their number in the dataset, lerobot's `index`, whichever episodes are chosen."""
+    """Samples of a dataset for a policy.
+
+    Frames are identified by lerobot's `index`, their index in the whole dataset, even if only some episodes are used.
+    """
 
     def __init__(self, config: DatasetConfig, policy: RocketConfig, streaming: bool = False, in_memory: bool = False):
-        """With `streaming`, videos on the Hub are not downloaded: frames are fetched when they are asked for. With
-        `in_memory`, every picture is decoded now, once."""
-        root, self.revision = locate(config.id)
-        files = read_files(config.id, root)
+        """Open a dataset.
+
+        `streaming` fetches frames of videos on the Hub on access instead of downloading the videos; `in_memory` decodes
+        all images once, now.
+        """
+        root, self.revision = locate_dataset(config.id)
+        files = read_dataset_files(config.id, root)
         self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
         self.fingerprint = dataset_fingerprint(files.meta)
         self.fps, self.tasks = files.meta.fps, files.tasks
         self.ends = np.cumsum(files.lengths)
         self.starts = self.ends - files.lengths
-        self.episodes = chosen_episodes(config, len(files.lengths))
+        self.episodes = select_episodes(config, len(files.lengths))
         self.chunk_size = policy.chunk_size
 
         self.camera_keys = match_cameras(config, list(policy.cameras), files.camera_keys())
         self.camera_sizes = camera_sizes(files, self.camera_keys)
-        columns = self.read_numbers(config, policy, files)
-        self.state = vectors(config, columns[config.state], policy.state_dim, "state")
-        self.actions = vectors(config, columns[config.action], policy.action_dim, "action")
+        columns = read_sample_columns(config, files)
+        self.state = to_vectors(config, columns[config.state], policy.state_dim, "state")
+        self.actions = to_vectors(config, columns[config.action], policy.action_dim, "action")
         self.task_indices = torch.from_numpy(columns["task_index"].astype(np.int32))
-        self.check_numbers()
+        self.check_finite()
         keys = [key for key in self.camera_keys.values() if key]
-        self.sources = open_sources(files, self.revision, keys, self.episodes, columns["timestamp"], streaming)
+        self.image_readers = open_image_readers(
+            files, self.revision, keys, self.episodes, columns["timestamp"], streaming
+        )
         if in_memory:
-            self.sources = {key: self.kept(camera) for camera, key in self.camera_keys.items() if key}
+            self.image_readers = {key: self.load_images(camera) for camera, key in self.camera_keys.items() if key}
 
-    def read_numbers(self, config: DatasetConfig, policy: RocketConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
-        names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
-        columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
-        check_frames(files, columns["index"], columns["episode_index"])
-        if columns["task_index"].max() >= len(files.tasks):
-            raise UserError(f"the dataset {config.id} names a task that meta/tasks.parquet does not have")
-        return columns
-
-    def check_numbers(self) -> None:
-        chosen = set(self.episodes)
-        for what, table in (("state", self.state), ("action", self.actions)):
+    def check_finite(self) -> None:
+        selected = set(self.episodes)
+        for name, table in (("state", self.state), ("action", self.actions)):
             for index in (~torch.isfinite(table).all(dim=1)).nonzero().flatten().tolist():
-                if self.episode_of(index) in chosen:
+                if self.episode_of_frame(index) in selected:
                     raise UserError(
-                        f"the {what} of {self.id} is not finite at {self.name(index)}: "
-                        "mend it, or leave the episode out by datasets.episodes"
+                        f"the {name} of {self.id} is not finite at {self.describe_frame(index)}: correct the dataset, "
+                        "or leave this episode out of data.datasets.0.episodes"
                     )
 
     def __len__(self) -> int:
-        """All frames of the dataset, of the episodes that are not chosen too."""
+        """Return the number of frames of the dataset, including those of episodes that are not selected."""
         return len(self.actions)
 
     def frame_range(self, episode: int) -> range:
         return range(int(self.starts[episode]), int(self.ends[episode]))
 
-    def episode_of(self, index: int) -> int:
+    def episode_of_frame(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))
 
-    def name(self, index: int) -> str:
-        episode = self.episode_of(index)
+    def describe_frame(self, index: int) -> str:
+        episode = self.episode_of_frame(index)
         return f"episode {episode}, frame {index - self.starts[episode]}"
 
     @property
     def camera_mask(self) -> list[bool]:
-        """In the policy's order, which cameras this dataset has."""
+        """Whether the dataset has each camera of the policy, in the policy's order."""
         return [key is not None for key in self.camera_keys.values()]
 
     def sample(self, index: int) -> dict[str, Any]:
-        """One frame, in robot units, its pictures by camera, (3, H, W) uint8, black where the camera is missing."""
-        episode = self.episode_of(index)
+        """Return one frame in robot units.
+
+        Its images, by camera, are (3, H, W) uint8, black for missing cameras.
+        """
+        episode = self.episode_of_frame(index)
         start, end = index, min(index + self.chunk_size, int(self.ends[episode]))
-        missing = self.chunk_size - (end - start)
-        actions = self.actions[start:end]  # (steps that exist, A)
+        padding = self.chunk_size - (end - start)
+        actions = self.actions[start:end]  # (steps before the end of the episode, A)
         return {
             "images": {camera: self.read_image(camera, index, episode) for camera in self.camera_keys},
             "state": self.state[index],
-            "actions": torch.cat([actions, actions[-1:].expand(missing, -1)]),
+            "actions": torch.cat([actions, actions[-1:].expand(padding, -1)]),
             "action_is_pad": torch.arange(self.chunk_size) >= end - start,
             "task": self.tasks[int(self.task_indices[index])],
             "episode_index": episode,
@@ -112,47 +123,64 @@ class RobotDataset:
         if key is None:
             return torch.zeros(3, *self.camera_sizes[camera], dtype=torch.uint8)
         try:
-            picture = self.sources[key].read(index, episode)
-        except (ValueError, OSError) as error:
+            image = self.image_readers[key].read(index, episode)
+        except UserError as error:
             raise UserError(
-                f"the picture of camera {camera!r} of {self.id} at {self.name(index)} cannot be read: {error}"
+                f"the image of camera {camera!r} of {self.id} at {self.describe_frame(index)} cannot be read: {error}"
             ) from error
-        if picture.shape[1:] != self.camera_sizes[camera]:
+        if image.shape[1:] != self.camera_sizes[camera]:
+            (height, width), (rows, columns) = self.camera_sizes[camera], image.shape[1:]
             raise UserError(
-                f"the picture of camera {camera!r} of {self.id} at {self.name(index)} is "
-                f"{tuple(picture.shape[1:])}, meta/info.json says {self.camera_sizes[camera]}"
+                f"the image of camera {camera!r} of {self.id} at {self.describe_frame(index)} has {rows}x{columns} "
+                f"pixels, but meta/info.json states {height}x{width}: record the dataset again"
             )
-        return picture
+        return image
 
-    def kept(self, camera: str) -> InMemoryImageReader:
-        """The pictures of one camera in the chosen episodes; read in order, which is many times faster."""
+    def load_images(self, camera: str) -> InMemoryImageReader:
+        """Decode all images of a camera in the selected episodes, in order, which is many times faster than random."""
         frames = [index for episode in self.episodes for index in self.frame_range(episode)]
         pixels = torch.empty(len(frames), 3, *self.camera_sizes[camera], dtype=torch.uint8)
         rows = torch.zeros(len(self), dtype=torch.long)
         rows[frames] = torch.arange(len(frames))
         for row, index in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):
-            pixels[row] = self.read_image(camera, index, self.episode_of(index))
+            pixels[row] = self.read_image(camera, index, self.episode_of_frame(index))
         return InMemoryImageReader(pixels, rows)
 
     def read_images(self, indices: Sequence[int]) -> list[Tensor]:
-        """Of several frames, by camera in the policy's order: (n, 3, H, W) uint8. In order they are read fastest."""
+        """Return the images of some frames for each camera, in the policy's order: (n, 3, H, W) uint8.
+
+        Sorted indices are read fastest.
+        """
         return [
-            torch.stack([self.read_image(camera, index, self.episode_of(index)) for index in indices])
+            torch.stack([self.read_image(camera, index, self.episode_of_frame(index)) for index in indices])
             for camera in self.camera_keys
         ]
 
 
+def read_sample_columns(config: DatasetConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
+    names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
+    columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
+    check_frames(files, columns["index"], columns["episode_index"])
+    largest = columns["task_index"].max()
+    if largest >= len(files.tasks):
+        raise UserError(
+            f"the dataset {config.id} has a frame of task {largest}, but meta/tasks.parquet has only "
+            f"{len(files.tasks)} tasks: download or record it again"
+        )
+    return columns
+
+
 def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarray) -> None:
-    """That the rows of the data files are the frames of the episodes, in order."""
+    """Check that the rows of the data files are the frames of all episodes, in order."""
     episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
     if not (np.array_equal(index, np.arange(len(episodes))) and np.array_equal(episode_index, episodes)):
         raise UserError(
-            f"the dataset {files.id} is incomplete or out of order: its data files do not hold the "
-            f"{len(episodes)} frames that meta/episodes names"
+            f"the dataset {files.id} is incomplete or out of order: its data files do not contain the "
+            f"{len(episodes)} frames listed in meta/episodes, download or record it again"
         )
 
 
-def open_sources(
+def open_image_readers(
     files: DatasetFiles,
     revision: str,
     keys: Sequence[str],
@@ -160,40 +188,62 @@ def open_sources(
     timestamps: np.ndarray,
     streaming: bool = False,
 ) -> dict[str, ImageReader]:
-    """Where the pictures of each camera come from. The videos of these episodes are downloaded, or streamed. (ImageReader
-    that are stored in the tables came with them.)"""
-    stored = [key for key in keys if key in files.meta.image_keys]
-    arrow_files = arrow_cache(files, stored) if stored else []
-    sources: dict[str, ImageReader] = {key: ArrowImageReader(arrow_files, key) for key in stored}
-    shared = torch.from_numpy(np.array(timestamps))
+    """Return an image reader for each camera key.
+
+    Videos of the given episodes are downloaded, or streamed. Images stored in the data files were downloaded with them.
+    """
+    stored_keys = [key for key in keys if key in files.meta.image_keys]
+    arrow_files = write_arrow_cache(files, stored_keys) if stored_keys else []
+    readers: dict[str, ImageReader] = {key: ArrowImageReader(arrow_files, key) for key in stored_keys}
+    shared_timestamps = torch.from_numpy(np.array(timestamps))
     for key in keys:
         if key in files.meta.video_keys:
             names, file_of_episode = files.video_files(key)
             if streaming and revision != LOCAL:
-                places = [files.address(name, revision) for name in names]
+                videos = [files.hub_url(name, revision) for name in names]
             else:
                 used = sorted(set(file_of_episode[list(episodes)].tolist()))
-                require_videos(files, revision, [names[number] for number in used])
-                places = [str(files.root / name) for name in names]
+                download_missing_videos(files, revision, [names[index] for index in used])
+                videos = [str(files.root / name) for name in names]
             starts = files.episode_column(f"videos/{key}/from_timestamp")
-            sources[key] = VideoImageReader(places, file_of_episode, starts, shared)
-    return sources
+            readers[key] = VideoImageReader(videos, file_of_episode, starts, shared_timestamps)
+    return readers
 
 
-def require_videos(files: DatasetFiles, revision: str, names: Sequence[str]) -> None:
+def download_missing_videos(files: DatasetFiles, revision: str, names: Sequence[str]) -> None:
     missing = [name for name in names if not (files.root / name).is_file()]
     if missing and revision != LOCAL:
-        download(f"{files.id.partition('@')[0]}@{revision}", missing)
+        download_files(f"{files.id.partition('@')[0]}@{revision}", missing)
     for name in missing:
         if not (files.root / name).is_file():
-            raise UserError(f"the dataset {files.id} lacks the video {name}: copy or record it again")
+            raise UserError(f"the dataset {files.id} lacks the video {name}: download or record it again")
 
 
-def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:
+def write_arrow_cache(files: DatasetFiles, keys: list[str]) -> list[str]:
+    """Write the image columns to Arrow files, which can be memory-mapped, in the cache of `datasets`; return the files.
+
+    They are written once and found again later.
+    """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+    from lerobot.utils.utils import SuppressProgressBars
+
+    try:
+        with SuppressProgressBars():
+            table = Dataset.from_parquet([str(file) for file in files.data_files()], columns=keys)
+    except (DatasetsError, OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"the images of the dataset {files.id} cannot be written to the cache of `datasets` (HF_DATASETS_CACHE): "
+            f"{first_line(error.__cause__ or error)}"
+        ) from error
+    return [entry["filename"] for entry in table.cache_files]
+
+
+def select_episodes(config: DatasetConfig, count: int) -> list[int]:
     if config.episodes is None:
         return list(range(count))
     if not config.episodes:
-        raise UserError(f"datasets.episodes of {config.id} is empty: leave it out to use all {count}")
+        raise UserError(f"datasets.episodes of {config.id} is empty: remove it to use all {count} episodes")
     for episode in config.episodes:
         if not 0 <= episode < count:
             raise UserError(f"the dataset {config.id} has no episode {episode}: it has 0..{count - 1}")
@@ -201,56 +251,52 @@ def chosen_episodes(config: DatasetConfig, count: int) -> list[int]:
 
 
 def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) -> dict[str, str | None]:
-    """The dataset's key of each camera of the policy, in the policy's order: as the recipe says, else by name, and if
-    no name fits, in order. A camera that is absent must be said to be so."""
-    for camera, wanted in config.cameras.items():
+    """Return the dataset's key for each camera of the policy, in the policy's order; None for absent cameras.
+
+    The recipe's mapping comes first, then equal names; if no name matches, cameras are matched in order. An absent
+    camera must be declared in the recipe.
+    """
+    for camera, key in config.cameras.items():
         if camera not in cameras:
             raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
-        if wanted != ABSENT and wanted not in keys:
-            raise UserError(f"the dataset {config.id} has no camera {wanted!r}: {nearest(wanted, keys)}")
+        if key != ABSENT_CAMERA and key not in keys:
+            raise UserError(f"the dataset {config.id} has no camera {key!r}: {nearest(key, keys)}")
     by_name = {camera_name(key): key for key in keys}
     matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
     if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
         matched = dict(zip(cameras, keys, strict=True))
-    for camera, key in matched.items():
-        if key is None:
+    for camera, matched_key in matched.items():
+        if matched_key is None:
             raise UserError(
-                f"the dataset {config.id} has no camera {camera!r}, which the policy sees: {nearest(camera, keys)} "
-                f'Write datasets.cameras: {{{camera}: KEY}}, or {{{camera}: ""}} if it is absent'
+                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: {nearest(camera, keys)} "
+                f'Set datasets.cameras to {{{camera}: KEY}}, or to {{{camera}: ""}} if it is absent'
             )
     if not any(matched.values()):
-        raise UserError(f"every camera of {config.id} is absent: name at least one of {', '.join(keys) or 'none'}")
+        raise UserError(
+            f"every camera of {config.id} is absent: map at least one camera to one of {', '.join(keys) or 'none'}"
+        )
     return {camera: key or None for camera, key in matched.items()}
 
 
 def camera_name(key: str) -> str:
-    """The short name of a dataset's camera."""
+    """Return the short name of a dataset's camera key."""
     return key.removeprefix("observation.").removeprefix("images.")
 
 
 def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dict[str, tuple[int, int]]:
-    """Height and width of each camera; an absent one is as large as the first that is there."""
+    """Return (height, width) of each camera; absent cameras get the size of the first camera that is present."""
     known = color_cameras(files.meta)
     sizes = {camera: known[key] for camera, key in camera_keys.items() if key}
     first = next(iter(sizes.values()))
     return {camera: sizes.get(camera, first) for camera in camera_keys}
 
 
-def vectors(config: DatasetConfig, column: np.ndarray, dim: int, what: str) -> Tensor:
-    """(frames, dim) float32."""
+def to_vectors(config: DatasetConfig, column: np.ndarray, dim: int, name: str) -> Tensor:
+    """Return a column as float32 vectors (frames, dim)."""
     table = column.reshape(len(column), -1)
     if table.shape[1] != dim:
         raise UserError(
-            f"the {what} of {config.id} has {table.shape[1]} dimensions, the policy was made for {what}_dim={dim}"
+            f"the {name} of {config.id} has {table.shape[1]} dimensions, the policy was made for {name}_dim={dim}: "
+            f"set robot.{name}_dim={table.shape[1]} in the recipe, or adapt the policy with `rocket-hf adapt`"
         )
     return torch.from_numpy(table.astype(np.float32))
-
-
-def arrow_cache(files: DatasetFiles, keys: list[str]) -> list[str]:
-    """Files of the pictures alone that can be mapped into memory; made once, in the cache of `datasets`."""
-    from datasets import Dataset
-    from lerobot.utils.utils import SuppressProgressBars
-
-    with SuppressProgressBars():
-        table = Dataset.from_parquet([str(file) for file in files.data_files()], columns=keys)
-    return [entry["filename"] for entry in table.cache_files]

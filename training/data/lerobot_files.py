@@ -1,4 +1,4 @@
-"""Where a LeRobot dataset (v3) lies, what its files say of it, its columns of numbers: checked when it is opened."""
+"""Files of a LeRobot dataset (v3): location, metadata and numeric columns, checked when they are opened."""
 
 import json
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from rocket_hf.modeling.strict_config import nearest
 from rocket_hf.teachers.cache_manifest import LOCAL
 
 
-def locate(id: str) -> tuple[Path, str]:
-    """Return the folder and the commit of a dataset. Of a dataset on the Hub, all files but videos are downloaded."""
+def locate_dataset(id: str) -> tuple[Path, str]:
+    """Return the folder and the commit of a dataset; a dataset on the Hub is downloaded, without its videos."""
     resolved = resolve(id, ["meta/*", "data/*"], repo_type="dataset", kind="dataset")
     return resolved.folder, resolved.commit or LOCAL
 
 
-def download(id: str, patterns: Sequence[str]) -> None:
-    """Download files of a dataset on the Hub to the folder that `locate` returns."""
+def download_files(id: str, patterns: Sequence[str]) -> None:
+    """Download files of a dataset on the Hub into the folder that `locate_dataset` returns."""
     resolve(id, patterns, repo_type="dataset", kind="dataset")
 
 
 @dataclass
 class DatasetFiles:
-    """What lerobot's own reader finds in meta/."""
+    """Folder and metadata of a dataset; `meta` is lerobot's own reader of meta/."""
 
     id: str
     root: Path
@@ -37,99 +37,140 @@ class DatasetFiles:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(episodes,) frames."""
+        """Number of frames of each episode, (episodes,)."""
         return self.episode_column("length")
 
     @property
     def tasks(self) -> list[str]:
-        """By number."""
+        """Texts of the tasks, by task index."""
         return self.meta.tasks.sort_values("task_index").index.tolist()
 
     def episode_column(self, name: str) -> np.ndarray:
         return self.meta.episodes.data.column(name).to_numpy()
 
     def camera_keys(self) -> list[str]:
-        """Of color pictures; a depth map is none."""
+        """Return the keys of the color cameras; depth maps are not included."""
         return [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
 
     def data_files(self) -> list[Path]:
         return sorted((self.root / "data").glob("*/*.parquet"))
 
-    def address(self, name: str, revision: str) -> str:
-        """Of a file on the Hub, for fsspec."""
+    def hub_url(self, name: str, revision: str) -> str:
+        """Return the fsspec address of a file on the Hub."""
         return f"hf://datasets/{self.id.partition('@')[0]}@{revision}/{name}"
 
     def video_files(self, key: str) -> tuple[list[str], np.ndarray]:
-        """The names of a camera's files, and for each episode the number of its file among them."""
-        places = np.stack([self.episode_column(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
-        different, number = np.unique(places, axis=0, return_inverse=True)
+        """Return the names of a camera's video files and, for each episode, the index of its file among them."""
+        locations = np.stack([self.episode_column(f"videos/{key}/{part}_index") for part in ("chunk", "file")], axis=1)
+        files, file_of_episode = np.unique(locations, axis=0, return_inverse=True)
         names = [
             self.meta.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
-            for chunk, file in different
+            for chunk, file in files
         ]
-        return names, number.reshape(-1)
+        return names, file_of_episode.reshape(-1)
 
 
-def read_files(id: str, root: Path) -> DatasetFiles:
-    """Refuses what is not a LeRobot dataset of version 3 with all its small files, which lerobot's own reader would
-    look for on the Hub."""
-    info_file = root / "meta" / "info.json"
-    if not info_file.is_file():
-        raise UserError(f"{id} is no LeRobot dataset: it has no meta/info.json")
-    try:
-        info = json.loads(info_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"meta/info.json of the dataset {id} cannot be read: {error}") from error
-    version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3"):
-        raise UserError(
-            f"the dataset {id} has the format {version}, this reads v3: convert it with "
-            f"`python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={id.partition('@')[0]}`"
-        )
-    if not info["total_episodes"] or not info["total_frames"]:
-        raise UserError(f"the dataset {id} is empty: record at least one episode")
-    for name, what in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
+def read_dataset_files(id: str, root: Path) -> DatasetFiles:
+    """Open the metadata of a dataset. Incomplete datasets are refused.
+
+    lerobot's own reader would search the Hub for missing files, even those of a local dataset.
+    """
+    check_info(id, root / "meta" / "info.json")
+    for name, content in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
         if not (tables := list((root / "meta").glob(name))):
-            raise UserError(f"the dataset {id} has no {what}: meta/{name} is missing")
+            raise UserError(f"the dataset {id} has no {content}: meta/{name} is missing, download or record it again")
         for file in tables:
-            parquet_columns(id, file)
+            read_column_names(id, file)
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
-    return DatasetFiles(id, root, LeRobotDatasetMetadata(f"local/{root.name}", root=root))
+    try:
+        meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:  # of damaged metadata
+        raise UserError(
+            f"lerobot cannot read the metadata of the dataset {id}, meta/*: {type(error).__name__}: "
+            f"{first_line(error)}; download or record it again"
+        ) from error
+    return DatasetFiles(id, root, meta)
+
+
+def check_info(id: str, file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{id} is not a LeRobot dataset: it has no meta/info.json")
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        version = str(info.get("codebase_version", "unknown"))
+        is_empty = not info.get("total_episodes") or not info.get("total_frames")
+    except (AttributeError, OSError, ValueError) as error:  # an AttributeError if the file holds no JSON object
+        raise UserError(
+            f"meta/info.json of the dataset {id} cannot be read: {first_line(error)}; download or record it again"
+        ) from error
+    if not version.startswith("v3"):
+        raise UserError(
+            f"the dataset {id} has format {version}, but only v3 is supported: convert it with "
+            f"`python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={id.partition('@')[0]}`"
+        )
+    if is_empty:
+        raise UserError(f"the dataset {id} is empty: record at least one episode")
 
 
 def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of several parquet files, one after the other: (rows,), or (rows, numbers) of vectors."""
+    """Read numeric columns of several parquet files, concatenated: (rows,), or (rows, dim) for vectors."""
     if not files:
-        raise UserError(f"the dataset {id} is incomplete: its parquet files are missing")
-    known = parquet_columns(id, files[0])
+        raise UserError(f"the dataset {id} is incomplete: data/*/*.parquet is missing, download or record it again")
+    known = read_column_names(id, files[0])
     for name in names:
         if name not in known:
             raise UserError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
     tables = []
     for file in files:
-        parquet_columns(id, file)
-        tables.append(pq.read_table(file, columns=list(names)))
-    table = pa.concat_tables(tables)
+        try:
+            tables.append(pq.read_table(file, columns=list(names)))
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable_file(id, file) from error
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise UserError(
+            f"the data files of the dataset {id} differ in their columns: {first_line(error)}; record it again"
+        ) from error
     return {name: to_numpy(id, name, table[name]) for name in names}
 
 
-def parquet_columns(id: str, file: Path) -> list[str]:
-    """The names of a file's columns, read from its end, which is what a file that was cut short lacks."""
+def read_column_names(id: str, file: Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    They are stored at the end of the file, so this also detects a truncated file.
+    """
     try:
         return pq.read_schema(file).names
-    except (pa.ArrowInvalid, OSError) as error:
-        name = "/".join(file.parts[-3:])
-        raise UserError(f"the file {name} of the dataset {id} cannot be read: copy or record it again") from error
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable_file(id, file) from error
+
+
+def unreadable_file(id: str, file: Path) -> UserError:
+    return UserError(
+        f"the file {'/'.join(file.parts[-3:])} of the dataset {id} cannot be read: download or record it again"
+    )
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def to_numpy(id: str, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Convert a column without missing values to numbers: (rows,), or (rows, dim) for vectors."""
     if column.null_count:
-        raise UserError(f"the column {name!r} of {id} has {column.null_count} missing values")
+        raise UserError(f"the column {name!r} of {id} has {column.null_count} missing values: record the dataset again")
     if not isinstance(column.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
-        return column.to_numpy()
+        return require_numbers(id, name, column.to_numpy())
     pieces = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    flat = np.concatenate(pieces)
+    flat = require_numbers(id, name, np.concatenate(pieces))
     if len(flat) % len(column):
-        raise UserError(f"the rows of the column {name!r} of {id} differ in length")
+        raise UserError(f"the rows of the column {name!r} of {id} differ in length: record the dataset again")
     return flat.reshape(len(column), -1)
+
+
+def require_numbers(id: str, name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"the column {name!r} of {id} does not hold numbers or vectors: choose another column")
+    return values

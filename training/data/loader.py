@@ -1,7 +1,7 @@
-"""Batches from datasets, in the order of a run, made by workers.
+"""DataLoader over LeRobot datasets whose workers produce whole batches, in the order of a run.
 
-One item of the loader is one batch, which a worker makes from start to end: which frames, their pictures, the numbers
-normalized, the prompts tokenized, and everything random drawn from a generator of each sample's own position.
+One item of the dataset is one batch. A worker produces it completely: it reads the frames and their images, normalizes
+states and actions, tokenizes the prompts, and draws everything random from a generator of each sample's own position.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,17 +22,19 @@ from .augmentation import draw_augmentation, is_identity
 from .batches import LoaderBatch, sample_generator
 from .lerobot_data import RobotDataset
 
-SAME_ASPECT = 0.01  # relative difference of width / height up to which two sizes show the same picture
+MAX_ASPECT_DIFFERENCE = 0.01  # relative difference of width / height up to which two sizes show the same image
 CPU = torch.device("cpu")
 
 
 class SampleOrder(Protocol):
+    """Order of the samples of a run."""
+
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(number of the dataset, frame in it)."""
+        """Return the index of the dataset and the index of the frame in it."""
 
 
 class FeatureReader(Protocol):
-    """A teacher's feature cache of one dataset."""
+    """Reader for the rows of a teacher's feature cache of one dataset, by frame index."""
 
     def read(self, index: int) -> Mapping[str, Tensor]: ...
 
@@ -46,18 +48,18 @@ def make_loader(
     seed: int,
     batch_size: int,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     start_position: int = 0,
-    total: int = 0,
+    end_position: int = 0,
     feature_caches: Sequence[FeatureReader] | None = None,
 ) -> "BatchLoader":
-    """Batches of `batch_size` for one rank, from `start_position` up to the position `total` of all ranks.
+    """Return the loader of one rank: batches of `batch_size` from `start_position` to `end_position` of all ranks.
 
-    A last batch may be smaller, or be missing on some ranks: training asks for whole steps. The workers start anew, by
-    spawn, so that they share no decoder with the process that made them.
+    The last batch may be smaller, or missing on some ranks; training only requests whole steps. Workers are spawned,
+    not forked, so that they share no video decoder with this process.
     """
     batches = BatchDataset(datasets, order, processor, rocket_config, data_config, seed, feature_caches)
-    batches.share(batch_size, rank, world, start_position, total)
+    batches.assign_positions(batch_size, rank, world_size, start_position, end_position)
     workers = data_config.workers
     return BatchLoader(
         batches,
@@ -71,16 +73,18 @@ def make_loader(
 
 
 class BatchLoader(DataLoader):
-    """Raises what went wrong in a worker as it was said there, in one sentence without the worker's traceback."""
+    """DataLoader that raises the UserErrors of its workers without the worker's traceback."""
 
     def __iter__(self) -> Iterator[LoaderBatch]:  # type: ignore[override]
         for batch in super().__iter__():
-            if isinstance(batch, ValueError):
+            if isinstance(batch, UserError):
                 raise batch
             yield batch
 
 
 class BatchDataset(Dataset):
+    """Dataset whose items are the whole batches of one rank."""
+
     def __init__(
         self,
         datasets: Sequence[RobotDataset],
@@ -93,42 +97,51 @@ class BatchDataset(Dataset):
     ):
         self.datasets, self.order, self.processor, self.seed = list(datasets), order, processor, seed
         self.cameras = list(rocket_config.cameras)
-        self.sizes = common_image_sizes(self.datasets, self.cameras)
+        self.image_sizes = common_image_sizes(self.datasets, self.cameras)
         policy = rocket_config.policy_config
         self.noise_shape = (rocket_config.chunk_size, policy.max_action_dim) if policy.draws_noise else None
         augmentation = data_config.augmentation
         for camera in augmentation.color_only:
             if camera not in self.cameras:
-                raise UserError(f"data.augmentation.color_only: the policy has no camera {camera!r}")
+                raise UserError(
+                    f"data.augmentation.color_only: the policy has no camera {camera!r}, its cameras are "
+                    f"{', '.join(self.cameras)}"
+                )
         self.augmentation = None if is_identity(augmentation) else augmentation
         self.feature_caches = feature_caches
 
-    def share(self, batch_size: int, rank: int, world: int, start: int, total: int) -> None:
-        """What of the positions start .. total - 1 is this rank's: `batch_size` in a row of each step."""
-        assert 0 <= rank < world and start <= total
-        self.batch_size, self.stride, self.total = batch_size, batch_size * world, total
+    def assign_positions(self, batch_size: int, rank: int, world_size: int, start: int, end: int) -> None:
+        """Assign this rank its positions among start .. end - 1: `batch_size` consecutive ones of each step."""
+        assert 0 <= rank < world_size and start <= end
+        self.batch_size, self.stride, self.end = batch_size, batch_size * world_size, end
         self.first = start + rank * batch_size
 
     def __len__(self) -> int:
-        return max(0, -(-(self.total - self.first) // self.stride))
+        return max(0, -(-(self.end - self.first) // self.stride))
 
-    def __getitem__(self, number: int) -> LoaderBatch | ValueError:
-        """An error is handed over as a value, since a loader wraps what a worker raises in its traceback."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        start = self.first + number * self.stride
+    def __getitem__(self, index: int) -> LoaderBatch | UserError:
+        """Return a batch, or the UserError that prevented it.
+
+        UserErrors are returned, because DataLoader would wrap a raised one in the worker's traceback; `BatchLoader`
+        raises them. All other errors are bugs and keep their traceback.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = self.first + index * self.stride
+        positions = range(start, min(start + self.batch_size, self.end))
         try:
-            return self.collate([self.sample(position) for position in range(start, start + self.batch_size)
-                                 if position < self.total])  # fmt: skip
-        except ValueError as error:
+            return self.collate([self.sample(position) for position in positions])
+        except UserError as error:
             return error
 
     def sample(self, position: int) -> dict[str, Any]:
-        """A frame and all that is random about it, always drawn in this order: augmentation, noise, time."""
+        """Return a frame with its random draws, which always have the same order: augmentation, noise, time."""
         dataset, index = self.order[position]
         data = self.datasets[dataset]
         sample = data.sample(index) | {"position": position, "dataset": dataset}
-        sample["images"] = {camera: fit(picture, self.sizes[camera]) for camera, picture in sample["images"].items()}
+        sample["images"] = {
+            camera: resize_to(image, self.image_sizes[camera]) for camera, image in sample["images"].items()
+        }
         sample["camera_mask"] = torch.tensor(data.camera_mask)
         generator = sample_generator(self.seed, position)
         if self.augmentation is not None:
@@ -155,40 +168,41 @@ class BatchDataset(Dataset):
         if self.feature_caches is not None:
             rows = [sample["features"] for sample in samples]
             batch["features"] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        self.require_finite(batch)
+        self.check_finite(batch)
         return cast(LoaderBatch, batch)
 
-    def require_finite(self, batch: dict[str, Any]) -> None:
-        for what in ("state", "actions"):
-            bad = (~batch[what].isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    def check_finite(self, batch: dict[str, Any]) -> None:
+        for name in ("state", "actions"):
+            bad = (~batch[name].isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
             if bad:
                 data = self.datasets[int(batch["dataset"][bad[0]])]
                 raise UserError(
-                    f"the normalized {what} of {data.id} is not finite at {data.name(int(batch['index'][bad[0]]))}: "
-                    "look at the statistics of the processor"
+                    f"the normalized {name} of {data.id} is not finite at "
+                    f"{data.describe_frame(int(batch['index'][bad[0]]))}: check the statistics of the policy's "
+                    "processor"
                 )
 
 
 def common_image_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """One size per camera, so that pictures of all datasets fit into one batch: the smallest one that a dataset has."""
+    """Return one size per camera, so that images of all datasets fit into one batch: the smallest of the datasets."""
     sizes = {}
-    for number, camera in enumerate(cameras):
-        having = [data for data in datasets if data.camera_mask[number]] or list(datasets)
-        sizes[camera] = min(data.camera_sizes[camera] for data in having)
+    for index, camera in enumerate(cameras):
+        with_camera = [data for data in datasets if data.camera_mask[index]] or list(datasets)
+        sizes[camera] = min(data.camera_sizes[camera] for data in with_camera)
         height, width = sizes[camera]
-        for data in having:
+        for data in with_camera:
             rows, columns = data.camera_sizes[camera]
-            if abs(columns * height / (rows * width) - 1) > SAME_ASPECT:
+            if abs(columns * height / (rows * width) - 1) > MAX_ASPECT_DIFFERENCE:
                 raise UserError(
-                    f"camera {camera!r} has pictures of {rows}x{columns} in {data.id} and of {height}x{width} in "
-                    "another dataset of the mixture: their aspect ratios must be equal, so crop one of them"
+                    f"camera {camera!r} has images of {rows}x{columns} in {data.id}, but of {height}x{width} in "
+                    "another dataset of the mixture: crop one of them to the same aspect ratio"
                 )
     return sizes
 
 
-def fit(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture (3, H, W) of bytes at a size of the same aspect ratio."""
-    if picture.shape[1:] == size:
-        return picture
-    resized = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)
+def resize_to(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize an image (3, H, W) uint8 to a size of the same aspect ratio."""
+    if image.shape[1:] == size:
+        return image
+    resized = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)

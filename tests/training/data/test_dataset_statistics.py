@@ -6,7 +6,7 @@ import torch
 
 from rocket_hf.modeling.normalization import STATISTICS, Normalizer
 from rocket_hf.tiny import tiny_config
-from rocket_hf.training.data.dataset_statistics import dataset_statistics, statistics
+from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics, compute_statistics
 from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.recipe import DatasetConfig
 
@@ -23,7 +23,7 @@ def test_statistics_of_a_mixture_are_numpys_over_all_chosen_frames(stored, filme
     ]
     theirs = LeRobotDataset("local/theirs", root=stored).hf_dataset
     rows = [index for index in range(54) if theirs[index]["episode_index"] in (1, 3)] + list(range(54))
-    ours = dataset_statistics(datasets)
+    ours = compute_dataset_statistics(datasets)
     for name, key in (("state", "observation.state"), ("action", "action")):
         table = np.stack([theirs[index][key].numpy() for index in rows]).astype(np.float64)
         wanted = {"mean": table.mean(0), "std": table.std(0), "min": table.min(0), "max": table.max(0)}
@@ -39,7 +39,7 @@ def test_what_hardly_moves_or_does_not_move_is_normalized_to_order_one(mode):
     table[:, 1] = 0.1  # constant
     table[:, 2] = 0.0  # a gripper that is opened for two frames
     table[500:502, 2] = 1.0
-    normalizer = Normalizer("action", 3, mode, statistics(table))
+    normalizer = Normalizer("action", 3, mode, compute_statistics(table))
     normalized = normalizer.normalize(torch.from_numpy(table))
     assert normalized.isfinite().all()
     assert normalized.abs().max() < 25

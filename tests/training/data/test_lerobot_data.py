@@ -67,7 +67,7 @@ def test_pictures_in_memory_are_those_of_the_files(kind, request):
     config = DatasetConfig(id=str(folder), episodes=[1, 3])
     kept, read = RobotDataset(config, tiny_config(), in_memory=True), RobotDataset(config, tiny_config())
     frames = [index for episode in config.episodes for index in kept.frame_range(episode)]
-    assert all(source.pixels.shape[0] == len(frames) for source in kept.sources.values())
+    assert all(source.pixels.shape[0] == len(frames) for source in kept.image_readers.values())
     for ours, theirs in zip(kept.read_images(frames), read.read_images(frames), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -100,7 +100,7 @@ def test_chosen_episodes_keep_their_numbers(stored):
     data = opened(stored, episodes=[3, 1])
     assert data.episodes == [1, 3]
     assert list(data.frame_range(1)) == list(range(12, 27))
-    assert data.name(13) == "episode 1, frame 1"
+    assert data.describe_frame(13) == "episode 1, frame 1"
 
 
 def test_a_feature_cache_knows_the_dataset_again(stored):
@@ -129,10 +129,10 @@ def test_a_dataset_of_the_hub_is_named_by_its_commit(hub, filmed):
 def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
     shutil.rmtree(hub / "videos")
     data = RobotDataset(DatasetConfig(id="someone/robot-data"), tiny_config(), streaming=True)
-    addresses = {camera: data.sources[key].files for camera, key in data.camera_keys.items()}
+    addresses = {camera: data.image_readers[key].files for camera, key in data.camera_keys.items()}
     name = "videos/observation.images.wrist/chunk-000/file-000.mp4"
     assert addresses["wrist"] == [f"hf://datasets/someone/robot-data@{COMMIT}/{name}"]
-    for key, source in data.sources.items():  # the same files at another address, which needs no network
+    for key, source in data.image_readers.items():  # the same files at another address, which needs no network
         source.files = [f"memory://streamed/{key}.mp4"]
         (video,) = (filmed / "videos" / key).glob("*/*.mp4")
         fsspec.filesystem("memory").pipe(source.files[0], video.read_bytes())

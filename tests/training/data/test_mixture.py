@@ -20,10 +20,10 @@ def test_frames_of_chosen_episodes_are_counted_through():
 def test_every_frame_comes_once_per_pass(shuffle):
     order = MixtureOrder([LARGE], seed=1, shuffle=shuffle)
     every = [LARGE[number] for number in range(100)]
-    passes = [[order[position][1] for position in range(start, start + 100)] for start in (0, 100, 5000)]
-    for frames in passes:
+    permutations = [[order[position][1] for position in range(start, start + 100)] for start in (0, 100, 5000)]
+    for frames in permutations:
         assert sorted(frames) == every
-    assert (passes[0] == passes[1]) is (not shuffle)
+    assert (permutations[0] == permutations[1]) is (not shuffle)
 
 
 def test_each_dataset_goes_through_its_own_passes():
@@ -68,7 +68,7 @@ def test_another_seed_is_another_order():
 def test_millions_of_frames_cost_no_more_per_position():
     order = MixtureOrder([FrameRanges([range(5_000_000)])], seed=5)
     assert len({order[position] for position in range(20_000)}) == 20_000
-    (kept,) = order.passes.values()
+    (kept,) = order.permutations.values()
     assert kept.nbytes == 20_000_000
 
 
