@@ -130,7 +130,7 @@ class Checkpoint:
 
 
 def missing_tensor(name: str) -> UserError:
-    return UserError(f"The checkpoint has no tensor {name}: check that it is complete and that FAMILY matches it")
+    return UserError(f"The checkpoint has no tensor {name}: check that it is complete and of the expected kind")
 
 
 def read_entry(entry: TensorEntry) -> Tensor:
@@ -180,7 +180,7 @@ def read_json(path: Path) -> Any:
 def json_value(content: Any, key: str, path: Path) -> Any:
     """Return `content[key]`; raise UserError if the JSON file at `path` lacks it."""
     if not isinstance(content, dict) or key not in content:
-        raise UserError(f"{path} has no key {key!r}: check that FAMILY matches the checkpoint")
+        raise UserError(f"{path} has no key {key!r}: check that the checkpoint is complete and of the expected kind")
     return content[key]
 
 

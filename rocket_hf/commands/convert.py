@@ -1,36 +1,53 @@
-"""Converts a public checkpoint to a folder of this package, tensor by tensor: all of it, or nothing and a reason."""
+"""Convert a public checkpoint to this package's format, or a policy of this package to lerobot's format.
+
+    rocket-hf convert lerobot-pi0 lerobot/pi0_base converted/pi0
+    rocket-hf convert openvla openvla/openvla-7b converted/openvla --statistics bridge_orig
+    rocket-hf convert to-lerobot runs/rocket/policy converted/lerobot
+
+Every tensor must match a weight of the policy; otherwise nothing is written and the first mismatch is printed.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
 
+if TYPE_CHECKING:
+    from rocket_hf.convert.write import SourcePolicy
+
 HELP = "convert a public checkpoint"
 FAMILIES = {
-    "lerobot-pi0": "a folder of lerobot's pi0",
-    "lerobot-pi05": "a folder of lerobot's pi0.5",
-    "lerobot-smolvla": "a folder of lerobot's SmolVLA",
-    "openvla": "openvla/openvla-7b and its fine-tunings",
+    "lerobot-pi0": "lerobot's pi0",
+    "lerobot-pi05": "lerobot's pi0.5",
+    "lerobot-smolvla": "lerobot's SmolVLA",
+    "openvla": "openvla/openvla-7b and policies fine-tuned from it",
     "openvla-oft": "OpenVLA-OFT with its action head and state projector",
-    "rocket-openvla": "the public ROCKET code's OpenVLA-OFT, with its alignment projector",
-    "rocket2": "ROCKET-2, whose goals are masks in any view",
-    "to-lerobot": "a pi0, pi0.5 or SmolVLA of ours, for lerobot's own class",
+    "rocket-openvla": "OpenVLA-OFT trained with the public ROCKET code, with its alignment projector",
+    "rocket2": "ROCKET-2",
+    "to-lerobot": "the reverse: a pi0, pi0.5 or SmolVLA policy of this package to lerobot's format",
 }
 DTYPES = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {phrase}" for name, phrase in FAMILIES.items())
-    parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help=listed)
-    parser.add_argument("source", metavar="SOURCE", help="a folder, or a Hub id with an optional @revision")
-    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="a new folder")
+    parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help=f"kind of checkpoint. {listed}")
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint: a folder or a Hub id[@revision]")
+    parser.add_argument("destination", metavar="DESTINATION", type=Path, help="new folder for the converted policy")
     parser.add_argument(
-        "--tokenizer", help="folder or Hub id of the tokenizer (default: the one that the source names)"
+        "--tokenizer", help="folder or Hub id of the tokenizer (default: the tokenizer named in the checkpoint)"
     )
-    parser.add_argument("--statistics", metavar="KEY", help="of which data set, where an OpenVLA folder has several")
-    parser.add_argument("--base", help="the model into which the source's lora_adapter/ is to be merged (OpenVLA)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as in the source)")
+    parser.add_argument(
+        "--statistics",
+        metavar="KEY",
+        help="dataset whose normalization statistics are used, if an OpenVLA checkpoint has several",
+    )
+    parser.add_argument(
+        "--base",
+        help="base model into which the checkpoint's lora_adapter/ is merged: a folder or Hub id (OpenVLA only)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="data type of the weights (default: as in the checkpoint)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,39 +56,46 @@ def run(arguments: argparse.Namespace) -> int:
 
     source = resolve(arguments.source, SOURCE_FILES, kind="source")
     if arguments.family == "to-lerobot":
-        return back(arguments, source.folder)
+        return convert_to_lerobot(arguments, source.folder)
     name = source.folder.name if source.commit is None else parse_source(arguments.source).id
     origin = {"family": arguments.family, "source": name, "revision": source.commit or "local"}
-    return forth(arguments, source.folder, origin)
+    return convert_from_public(arguments, source.folder, origin)
 
 
-def forth(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
+def convert_from_public(arguments: argparse.Namespace, folder: Path, origin: dict[str, Any]) -> int:
     import torch
 
-    from rocket_hf.convert import lerobot, openvla, rocket2
-    from rocket_hf.convert.write import REPORT, SOURCE_FILES, SourcePolicy, write_conversion
-    from rocket_hf.hub import resolve
+    from rocket_hf.convert.write import REPORT, write_conversion
 
-    if arguments.family == "rocket2":
-        if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
-            raise UserError(f"ROCKET-2 has no use for --{unused[0]}: leave it out")
-        found: SourcePolicy = rocket2.read(folder)
-    elif "openvla" in arguments.family:
-        base = resolve(arguments.base, SOURCE_FILES, kind="base model").folder if arguments.base else None
-        found = openvla.read(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
-    else:
-        found = lerobot.read(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
+    source = read_source(arguments, folder)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    report = write_conversion(found, arguments.destination, dtype, origin)
+    report = write_conversion(source, arguments.destination, dtype, origin)
     print(f"converted  {report['parameters']:,} parameters in {report['tensors']} tensors to {arguments.destination}")
-    for reason in dict.fromkeys(report["dropped"].values()):
-        names = [name for name, why in report["dropped"].items() if why == reason]
-        print(f"dropped    {len(names)} tensors: {reason}")
+    reasons = list(report["dropped"].values())
+    for reason in dict.fromkeys(reasons):
+        print(f"dropped    {reasons.count(reason)} tensors: {reason}")
     print(f"report     {arguments.destination / REPORT}")
     return 0
 
 
-def back(arguments: argparse.Namespace, folder: Path) -> int:
+def read_source(arguments: argparse.Namespace, folder: Path) -> "SourcePolicy":
+    from rocket_hf.convert.lerobot import read_lerobot
+    from rocket_hf.convert.openvla import read_openvla
+    from rocket_hf.convert.rocket2 import read_rocket2
+    from rocket_hf.convert.write import SOURCE_FILES
+    from rocket_hf.hub import resolve
+
+    if arguments.family == "rocket2":
+        if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
+            raise UserError(f"the family rocket2 does not use --{unused[0]}: remove it")
+        return read_rocket2(folder)
+    if "openvla" in arguments.family:
+        base = resolve(arguments.base, SOURCE_FILES, kind="base model").folder if arguments.base else None
+        return read_openvla(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
+    return read_lerobot(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
+
+
+def convert_to_lerobot(arguments: argparse.Namespace, folder: Path) -> int:
     import torch
 
     from rocket_hf.convert.to_lerobot import lerobot_type, to_lerobot
@@ -79,10 +103,10 @@ def back(arguments: argparse.Namespace, folder: Path) -> int:
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-    kind = lerobot_type(RocketConfig.from_pretrained(folder))  # refused before any weight is read
+    policy_type = lerobot_type(RocketConfig.from_pretrained(folder))  # raises before any weight is read
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
     processor = RocketProcessor.from_pretrained(folder)
     to_lerobot(model, processor, arguments.destination, arguments.tokenizer)
-    print(f"written    {arguments.destination}, for lerobot's {kind} policy")
+    print(f"written    {arguments.destination}, a {policy_type} policy for lerobot")
     return 0

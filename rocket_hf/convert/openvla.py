@@ -1,7 +1,7 @@
-"""OpenVLA, OpenVLA-OFT and the public ROCKET code's checkpoints of OpenVLA-OFT to ours.
+"""Reader for checkpoints of OpenVLA, OpenVLA-OFT and the public ROCKET code (an OpenVLA-OFT with alignment projectors).
 
-The folder holds the vision-language model in safetensors, statistics in dataset_statistics.json or config.json and, for
-OFT, an action head, a state projector and for ROCKET the alignment projectors as pickled tensors.
+The folder contains the vision-language model in safetensors and the statistics in dataset_statistics.json or
+config.json. OFT adds an action head and a state projector, and ROCKET the alignment projectors, as pickled tensors.
 """
 
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rocket_hf.checkpoint_files import Checkpoint, read_json
 from rocket_hf.errors import UserError
@@ -18,47 +18,49 @@ from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfi
 from rocket_hf.modeling.normalization import Statistics
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
+from .lerobot_folder import load_tokenizer
 from .plan import Drop, Rename
 from .timm_names import vit_rules
 from .write import RocketSource
 
-# Widths of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which no tensor's shape tells.
-LLAMA_HEAD, DINO_HEAD, SIGLIP_HEAD = 128, 64, 72
-SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", " ")  # SentencePiece's space, and a plain one
+# Dimensions of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which cannot be inferred from tensor shapes.
+LLAMA_HEAD_DIM, DINO_HEAD_DIM, SIGLIP_HEAD_DIM = 128, 64, 72
+SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", " ")  # SentencePiece's space and the ASCII space
 DINO, SIGLIP = r"vision_backbone\.featurizer", r"vision_backbone\.fused_featurizer"
 HEAD, STATE, PROJECTORS = "action_head.", "proprio_projector.", "align_projectors."
 
-# The robots of the public code by (action, state) dimensions: steps of a chunk, normalization, cameras.
+# Robots of the public code: (action, state) dimensions -> chunk size, normalization, cameras.
 ROBOTS = {
     (7, 8): (8, "quantile", ["image", "wrist_image"]),  # LIBERO
     (14, 14): (30, "min_max", ["image", "left_wrist_image", "right_wrist_image"]),  # ALOHA
     (7, 7): (5, "quantile", ["image"]),  # Bridge
 }
-# The teacher's layers of the public ROCKET code, in this package's numbers. The student's are in the file: there, too,
-# layer i is the stream after block i, but -1 is the input of the last block.
-ROCKET_TEACHERS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 24)
+# Teacher layers of the public ROCKET code in this package's numbering. The student layers are stored in the checkpoint:
+# there too, layer i is the residual stream after block i, except that -1 is the input of the last block.
+ROCKET_TEACHER_LAYERS = (3, 5, 7, 9, 11, 13, 15, 17, 19, 24)
 
 
-def tower_rules(theirs: str, ours: str, depth: int) -> list[Rename | Drop]:
-    tower = f"policy.vision_tower.{ours}"
-    block, target = rf"{theirs}\.blocks\.(\d+)", rf"{tower}.blocks.\1"
-    unused = "the last block, the norm and the pooling of the vision towers, which no feature comes from"
+def tower_rules(source: str, tower: str, depth: int) -> list[Rename | Drop]:
+    target = f"policy.vision_tower.{tower}"
+    source_block, target_block = rf"{source}\.blocks\.(\d+)", rf"{target}.blocks.\1"
+    unused = "the last block, the norm and the pooling of the vision towers, which do not affect the features"
     return [
-        Drop(rf"{theirs}\.(blocks\.{depth - 1}|norm|attn_pool)\..*", unused),
-        Rename(rf"{theirs}\.cls_token", f"{tower}.prefix.weight", rows=True),
-        Rename(rf"{theirs}\.reg_token", f"{tower}.prefix.weight", rows=True),
-        *vit_rules(theirs, tower),
-        Rename(rf"{block}\.ls1\.(?:scale_factor|gamma)", rf"{target}.attention_scale.weight"),
-        Rename(rf"{block}\.ls2\.(?:scale_factor|gamma)", rf"{target}.mlp_scale.weight"),
+        Drop(rf"{source}\.(blocks\.{depth - 1}|norm|attn_pool)\..*", unused),
+        Rename(rf"{source}\.cls_token", f"{target}.prefix.weight", stack_rows=True),
+        Rename(rf"{source}\.reg_token", f"{target}.prefix.weight", stack_rows=True),
+        *vit_rules(source, target),
+        Rename(rf"{source_block}\.ls1\.(?:scale_factor|gamma)", rf"{target_block}.attention_scale.weight"),
+        Rename(rf"{source_block}\.ls2\.(?:scale_factor|gamma)", rf"{target_block}.mlp_scale.weight"),
     ]
 
 
-def language_rules(speaks: bool) -> list[Rename | Drop]:
+def language_rules(has_lm_head: bool) -> list[Rename | Drop]:
     head = r"language_model\.lm_head\.weight"
+    unused = "the text head: OFT predicts actions with its action head"
     return [
         *(Rename(rf"projector\.fc{n + 1}\.(.*)", rf"policy.projector.layers.{n}.\1") for n in range(3)),
         Rename(r"language_model\.model\.(embed_tokens|layers|norm)\.(.*)", r"policy.\1.\2"),
-        Rename(head, "policy.lm_head.weight") if speaks else Drop(head, "OFT speaks no words"),
+        Rename(head, "policy.lm_head.weight") if has_lm_head else Drop(head, unused),
     ]
 
 
@@ -73,53 +75,50 @@ OFT_RULES: list[Rename | Drop] = [
 ]
 
 
-def sizes(checkpoint: Checkpoint, variant: str) -> dict[str, Any]:
-    """The sizes of the policy, read off its tensors."""
+def infer_sizes(checkpoint: Checkpoint, variant: str) -> dict[str, Any]:
+    """Infer the sizes of the policy from the shapes of its tensors."""
     shape = checkpoint.shape
     dino, siglip = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
     vocabulary, width = shape("language_model.model.embed_tokens.weight")
-    dino_width, siglip_width = (
-        shape(f"{dino}.patch_embed.proj.weight")[0],
-        shape(f"{siglip}.patch_embed.proj.weight")[0],
-    )
-    patch = shape(f"{dino}.patch_embed.proj.weight")[-1]
-    found = {
+    dino_width, *_, patch = shape(f"{dino}.patch_embed.proj.weight")
+    siglip_width = shape(f"{siglip}.patch_embed.proj.weight")[0]
+    sizes = {
         "variant": variant,
         "vocab_size": vocabulary,
         "width": width,
-        "depth": count(checkpoint, r"language_model\.model\.layers\.(\d+)\..*"),
-        "heads": max(1, width // LLAMA_HEAD),
-        "kv_heads": max(1, shape("language_model.model.layers.0.self_attn.k_proj.weight")[0] // LLAMA_HEAD),
+        "depth": count_layers(checkpoint, r"language_model\.model\.layers\.(\d+)\..*"),
+        "heads": max(1, width // LLAMA_HEAD_DIM),
+        "kv_heads": max(1, shape("language_model.model.layers.0.self_attn.k_proj.weight")[0] // LLAMA_HEAD_DIM),
         "mlp_width": shape("language_model.model.layers.0.mlp.up_proj.weight")[0],
-        "dino_depth": count(checkpoint, rf"{DINO}\.blocks\.(\d+)\..*"),
+        "dino_depth": count_layers(checkpoint, rf"{DINO}\.blocks\.(\d+)\..*"),
         "dino_width": dino_width,
-        "dino_heads": max(1, dino_width // DINO_HEAD),
+        "dino_heads": max(1, dino_width // DINO_HEAD_DIM),
         "dino_mlp_width": shape(f"{dino}.blocks.0.mlp.fc1.weight")[0],
         "dino_registers": shape(f"{dino}.reg_token")[1],
-        "siglip_depth": count(checkpoint, rf"{SIGLIP}\.blocks\.(\d+)\..*"),
+        "siglip_depth": count_layers(checkpoint, rf"{SIGLIP}\.blocks\.(\d+)\..*"),
         "siglip_width": siglip_width,
-        "siglip_heads": max(1, siglip_width // SIGLIP_HEAD),
+        "siglip_heads": max(1, siglip_width // SIGLIP_HEAD_DIM),
         "siglip_mlp_width": shape(f"{siglip}.blocks.0.mlp.fc1.weight")[0],
         "patch_size": patch,
         "image_size": patch * round(shape(f"{dino}.pos_embed")[1] ** 0.5),
     }
     if variant == "oft":
-        found["action_head_width"] = shape(f"{HEAD}model.fc1.weight")[0]
-        found["action_head_blocks"] = count(checkpoint, r"action_head\.model\.mlp_resnet_blocks\.(\d+)\..*")
-    return found
+        sizes["action_head_width"] = shape(f"{HEAD}model.fc1.weight")[0]
+        sizes["action_head_blocks"] = count_layers(checkpoint, r"action_head\.model\.mlp_resnet_blocks\.(\d+)\..*")
+    return sizes
 
 
-def count(checkpoint: Checkpoint, pattern: str) -> int:
+def count_layers(checkpoint: Checkpoint, pattern: str) -> int:
     return len({match[1] for name in checkpoint.entries if (match := re.fullmatch(pattern, name))})
 
 
 def token_settings(config: dict[str, Any], vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The vocabulary without its padding and the number of action bins, as config.json has them; the ids of the end and
-    of the empty word, a lone space, as the tokenizer has them."""
-    known = tokenizer.get_vocab()
-    empty = next((known[space] for space in SPACES if space in known), None)
+    """Return the unpadded vocabulary size and the number of action bins (from config.json), and the ids of the empty
+    token (a single space) and of the end token (from the tokenizer)."""
+    token_ids = tokenizer.get_vocab()
+    empty = next((token_ids[space] for space in SPACES if space in token_ids), None)
     if empty is None or tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no token for a space or none for the end")
+        raise UserError("The tokenizer has no space token or no end token: pass OpenVLA's tokenizer with --tokenizer")
     return {
         "base_vocab_size": vocabulary - config.get("pad_to_multiple_of", 64),
         "action_bins": config.get("n_action_bins", 256),
@@ -129,20 +128,21 @@ def token_settings(config: dict[str, Any], vocabulary: int, tokenizer: PreTraine
 
 
 def choose_statistics(folder: Path, config: dict[str, Any], key: str | None) -> dict[str, Statistics]:
-    """Of one data set: asked for when there are several."""
+    """Return the statistics of the dataset `key`, which may be None if there is only one."""
     path = folder / "dataset_statistics.json"
-    known = read_json(path) if path.exists() else config.get("norm_stats", {})
-    if not known:
-        raise UserError("there are no statistics: neither dataset_statistics.json nor norm_stats in config.json")
-    if key is None and len(known) > 1:
+    by_dataset = read_json(path) if path.exists() else config.get("norm_stats", {})
+    if not by_dataset:
+        raise UserError(f"{folder} has no statistics: neither dataset_statistics.json nor norm_stats in config.json")
+    if key is None and len(by_dataset) > 1:
         raise UserError(
-            f"there are statistics of {len(known)} data sets, choose one with --statistics: {', '.join(known)}"
+            f"{folder} has statistics of {len(by_dataset)} datasets: choose one with --statistics, from "
+            f"{', '.join(by_dataset)}"
         )
-    key = key or next(iter(known))
-    if key not in known:
-        raise UserError(f"there are no statistics of {key!r}; there are: {', '.join(known)}")
+    key = key or next(iter(by_dataset))
+    if key not in by_dataset:
+        raise UserError(f"{folder} has no statistics of the dataset {key!r}; it has: {', '.join(by_dataset)}")
     parts = {"action": "action", "proprio": "state"}
-    return {ours: known[key][theirs] for theirs, ours in parts.items() if theirs in known[key]}
+    return {part: by_dataset[key][name] for name, part in parts.items() if name in by_dataset[key]}
 
 
 def has_weights(folder: Path) -> bool:
@@ -150,93 +150,120 @@ def has_weights(folder: Path) -> bool:
 
 
 def single_pickle(folder: Path, stem: str) -> Path:
-    """The one file `STEM--N_checkpoint.pt`."""
+    """Return the path of the only file `STEM--N_checkpoint.pt`."""
     files = sorted(folder.glob(f"{stem}--*_checkpoint.pt"))
     if len(files) != 1:
-        raise UserError(f"{folder} holds {len(files)} files {stem}--*_checkpoint.pt, one is needed")
+        raise UserError(f"{folder} contains {len(files)} files {stem}--*_checkpoint.pt, expected exactly 1")
     return files[0]
 
 
-def read(
+def read_openvla(
     folder: Path,
     family: str,
     tokenizer: str | None = None,
     statistics: str | None = None,
     base: Path | None = None,
 ) -> RocketSource:
-    """A folder of `openvla`, `openvla-oft` or `rocket-openvla`. With `base`, the weights are those of that folder with
-    the folder's own lora_adapter/ merged into them; else the folder's own, into which it has been merged already."""
-    checkpoint, variant = Checkpoint(base or folder), "openvla" if family == "openvla" else "oft"
+    """Read a folder of the family `openvla`, `openvla-oft` or `rocket-openvla`.
+
+    With `base`, the weights are those of the folder `base` with the lora_adapter/ of `folder` merged into them.
+    Otherwise they are the folder's own, into which the adapter has already been merged.
+    """
+    variant = "openvla" if family == "openvla" else "oft"
+    checkpoint = open_checkpoint(folder, variant, base)
+    source_config = read_json(folder / "config.json")
+    sizes = infer_sizes(checkpoint, variant)
+    loaded_tokenizer = load_tokenizer(tokenizer or folder)
+    policy = OpenVLAPolicyConfig(**sizes, **token_settings(source_config, sizes["vocab_size"], loaded_tokenizer))
+    dataset_statistics = choose_statistics(folder, source_config, statistics)
+    rules = [
+        *tower_rules(DINO, "dino", policy.dino_depth),
+        *tower_rules(SIGLIP, "siglip", policy.siglip_depth),
+        *language_rules(has_lm_head=variant == "openvla"),
+        *OFT_RULES,
+    ]
+    alignment = None
+    if family == "rocket-openvla":
+        alignment, projector_rules = read_projectors(folder, checkpoint, policy.depth)
+        rules += projector_rules
+    robot = robot_config(checkpoint, variant, dataset_statistics)
+    config = RocketConfig(policy_config=policy, alignment=alignment, **robot)
+    processor = RocketProcessor.for_config(config, loaded_tokenizer, dataset_statistics)
+    return RocketSource(checkpoint, config, rules, processor)
+
+
+def open_checkpoint(folder: Path, variant: str, base: Path | None) -> Checkpoint:
+    checkpoint = Checkpoint(base or folder)
     if base is None and not has_weights(folder) and (folder / "lora_adapter").exists():
-        raise UserError(f"{folder.name} holds a lora_adapter/ without the model: name the model with --base")
+        raise UserError(f"{folder} contains a lora_adapter/ but no model: pass the adapter's base model with --base")
     checkpoint.add_weights()
     if base is not None:
         checkpoint.add_lora(folder / "lora_adapter")
     if variant == "oft":
         checkpoint.add_pickle(single_pickle(folder, "action_head"), HEAD)
         checkpoint.add_pickle(single_pickle(folder, "proprio_projector"), STATE)
-    described = read_json(folder / "config.json")
-    found = sizes(checkpoint, variant)
-    loaded = AutoTokenizer.from_pretrained(tokenizer or folder)
-    policy = OpenVLAPolicyConfig(**found, **token_settings(described, found["vocab_size"], loaded))
-    chosen = choose_statistics(folder, described, statistics)
-    rules = [
-        *tower_rules(DINO, "dino", policy.dino_depth),
-        *tower_rules(SIGLIP, "siglip", policy.siglip_depth),
-        *language_rules(speaks=variant == "openvla"),
-        *OFT_RULES,
-    ]
-    alignment = None
-    if family == "rocket-openvla":
-        alignment, more = read_projectors(folder, checkpoint, policy.depth)
-        rules += more
-    config = RocketConfig(policy_config=policy, alignment=alignment, **robot(checkpoint, variant, chosen))
-    return RocketSource(checkpoint, config, rules, RocketProcessor.for_config(config, loaded, chosen))
+    return checkpoint
 
 
-def robot(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics]) -> dict[str, Any]:
-    """The robot's part of the configuration: dimensions from the heads, the rest by the public code's table."""
+def robot_config(checkpoint: Checkpoint, variant: str, statistics: dict[str, Statistics]) -> dict[str, Any]:
+    """Return the arguments of RocketConfig that describe the robot.
+
+    OpenVLA's dimensions come from the statistics; OFT's come from the shapes of the heads, and the other settings from
+    the public code's table.
+    """
     if variant == "openvla":
-        read = "state" in statistics  # the policy does not, but its data may have had one
+        has_state = "state" in statistics  # OpenVLA does not read the state, but its dataset may have one
         return {
             "cameras": ["image"],
             "chunk_size": 1,
             "action_dim": len(statistics["action"]["q01"]),
-            "state_dim": len(statistics["state"]["q01"]) if read else 1,
-            "state_normalization": "quantile" if read else "identity",
+            "state_dim": len(statistics["state"]["q01"]) if has_state else 1,
+            "state_normalization": "quantile" if has_state else "identity",
             "action_normalization": "quantile",
         }
-    action = checkpoint.shape(f"{HEAD}model.fc2.weight")[0]
-    state = checkpoint.shape(f"{STATE}fc1.weight")[1]
-    if (action, state) not in ROBOTS:
-        raise UserError(f"no public robot has {action} action and {state} state dimensions; known: {list(ROBOTS)}")
-    chunk, mode, cameras = ROBOTS[action, state]
+    action_dim = checkpoint.shape(f"{HEAD}model.fc2.weight")[0]
+    state_dim = checkpoint.shape(f"{STATE}fc1.weight")[1]
+    if (action_dim, state_dim) not in ROBOTS:
+        raise UserError(
+            f"The checkpoint has {action_dim} action and {state_dim} state dimensions, which no robot of the public "
+            f"code has. Supported (action, state) dimensions: {', '.join(map(str, ROBOTS))}"
+        )
+    chunk_size, mode, cameras = ROBOTS[action_dim, state_dim]
     return {
         "cameras": cameras,
-        "chunk_size": chunk,
-        "action_dim": action,
-        "state_dim": state,
+        "chunk_size": chunk_size,
+        "action_dim": action_dim,
+        "state_dim": state_dim,
         "state_normalization": mode,
         "action_normalization": mode,
     }
 
 
 def read_projectors(folder: Path, checkpoint: Checkpoint, depth: int) -> tuple[AlignmentConfig, list[Rename | Drop]]:
-    """The alignment head. The public code stores a shared projector once for each pair: checked equal, kept once."""
+    """Return the configuration and the rules of the alignment head.
+
+    The public code stores one copy of the shared projector per layer pair. They must be equal; one is converted.
+    """
     checkpoint.add_pickle(single_pickle(folder, "align_projectors"), PROJECTORS)
     pattern = rf"{re.escape(PROJECTORS)}(-?\d+)\.(\d+)\.(fc1|fc2|vlm_norm)\.(weight|bias)"
     matches = {name: match for name in checkpoint.entries if (match := re.fullmatch(pattern, name))}
     if members := sorted({match[2] for match in matches.values()} - {"0"}):
-        raise UserError(f"align_projectors holds an ensemble (member {members[0]}), which has no counterpart here")
+        raise UserError(
+            f"align_projectors contains an ensemble (member {members[0]}), which is not supported: convert the policy "
+            "without its alignment head as the family openvla-oft"
+        )
     layers = sorted({match[1] for match in matches.values()}, key=lambda layer: int(layer) % depth)
     for name, match in matches.items():
         first = f"{PROJECTORS}{layers[0]}.0.{match[3]}.{match[4]}"
         if not torch.equal(checkpoint.read(name), checkpoint.read(first)):
-            raise UserError(f"{name} differs from {first}: only projectors that all layers share can be converted")
+            raise UserError(
+                f"{name} differs from {first}: only a projector that all layers share can be converted. Convert the "
+                "policy without its alignment head as the family openvla-oft"
+            )
     hidden, target = (checkpoint.shape(f"{PROJECTORS}{layers[0]}.0.{layer}.weight")[0] for layer in ("fc1", "fc2"))
     alignment = AlignmentConfig(
         student_layers=[depth - 1 if layer == "-1" else int(layer) for layer in layers],
-        teacher_layers=[*ROCKET_TEACHERS[: len(layers) - 1], ROCKET_TEACHERS[-1]],
+        teacher_layers=[*ROCKET_TEACHER_LAYERS[: len(layers) - 1], ROCKET_TEACHER_LAYERS[-1]],
         nesting="increasing" if len(layers) > 1 else "none",
         hidden_width=hidden,
         target_width=target,
@@ -245,5 +272,5 @@ def read_projectors(folder: Path, checkpoint: Checkpoint, depth: int) -> tuple[A
     return alignment, [
         Rename(rf"{head}\.(fc1|fc2)\.(.*)", r"alignment_head.projectors.0.\1.\2"),
         Rename(rf"{head}\.vlm_norm\.(.*)", r"alignment_head.projectors.0.norm.\1"),
-        Drop(pattern, "the shared projector again, equal in every number"),
+        Drop(pattern, "further copies of the shared projector"),
     ]

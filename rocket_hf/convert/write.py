@@ -23,8 +23,8 @@ from rocket_hf.modeling.strict_config import StrictConfig
 from .plan import ConversionPlan, Drop, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
-# Files that are downloaded of a Hub repository: configuration, tokenizer, weights and pickled heads; no optimizer state,
-# no logs, no videos.
+# Patterns of files that are downloaded from a Hub repository: configuration, tokenizer, weights and pickled heads, but no
+# optimizer states, logs or videos.
 SOURCE_FILES = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
 REPORT = "conversion.json"
 

@@ -1,4 +1,4 @@
-"""Folders that lerobot itself wrote convert, load and give lerobot's actions; damaged ones stop with the reason."""
+"""Conversion of folders written by lerobot: equal actions, complete reports, and messages for damaged folders."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import PI0_SIZES, SMOLVLA_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
 pytestmark = pytest.mark.needs_lerobot
-# Tiny, but with heads of the published widths, which no tensor's shape tells.
+# Tiny sizes, but with the published head dimensions, which cannot be inferred from tensor shapes.
 PI = PI0_SIZES | {"vision_width": 144, "vision_heads": 2}
 SMOL = SMOLVLA_SIZES | {"head_dim": 64, "vision_width": 128, "vision_heads": 2}
 POLICIES = {
@@ -29,44 +29,48 @@ POLICIES = {
 
 
 @pytest.fixture(params=POLICIES)
-def theirs(request):
+def lerobot_model(request):
     torch.manual_seed(0)
     policy = lerobot_policy(tiny_config(policy_config=POLICIES[request.param](), alignment=None))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
-            middle = 1 if request.param == "smolvla" and "norm" in name else 0
-            parameter.normal_(middle, 0.2 if parameter.dim() > 1 else 0.1)
+            mean = 1 if request.param == "smolvla" and "norm" in name else 0
+            parameter.normal_(mean, 0.2 if parameter.dim() > 1 else 0.1)
     return policy
 
 
 @pytest.fixture
-def source(theirs, tmp_path, monkeypatch):
-    """A folder as lerobot-train leaves it: the policy, its pre- and its postprocessor."""
+def source(lerobot_model, tmp_path, monkeypatch):
+    """Folder as written by lerobot-train: the policy, its preprocessor and its postprocessor."""
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.processor import tokenizer_processor
 
     monkeypatch.setattr(tokenizer_processor.AutoTokenizer, "from_pretrained", lambda name: character_tokenizer())
     folder = tmp_path / "lerobot"
-    theirs.save_pretrained(folder)
+    lerobot_model.save_pretrained(folder)
     statistics = tiny_statistics(tiny_config())
     stats = {"observation.state": statistics["state"], "action": statistics["action"]}
     stats = {key: {name: torch.tensor(value) for name, value in each.items()} for key, each in stats.items()}
-    processors = make_pre_post_processors(theirs.config, dataset_stats=stats)
+    processors = make_pre_post_processors(lerobot_model.config, dataset_stats=stats)
     for processor in processors:
         processor.save_pretrained(folder)
     monkeypatch.undo()
-    theirs.processors = processors
+    lerobot_model.processors = processors
     character_tokenizer().save_pretrained(tmp_path / "tokenizer")
     return folder
 
 
-def convert(source, destination, *more) -> int:
-    kind = json.loads((source / "config.json").read_text())["type"]
+def policy_type(folder) -> str:
+    return json.loads((folder / "config.json").read_text())["type"]
+
+
+def convert(source, destination, *options) -> int:
     tokenizer = str(source.parent / "tokenizer")
-    return main(["convert", f"lerobot-{kind}", str(source), str(destination), "--tokenizer", tokenizer, *more])
+    family = f"lerobot-{policy_type(source)}"
+    return main(["convert", family, str(source), str(destination), "--tokenizer", tokenizer, *options])
 
 
-def test_from_robot_units_to_robot_units_the_actions_are_lerobots(theirs, source, tmp_path, capsys):
+def test_converted_policy_predicts_the_same_actions_in_robot_units(lerobot_model, source, tmp_path, capsys):
     assert convert(source, tmp_path / "ours") == 0
     printed = capsys.readouterr().out
     ours = RocketForActionPrediction.from_pretrained(tmp_path / "ours")
@@ -76,16 +80,16 @@ def test_from_robot_units_to_robot_units_the_actions_are_lerobots(theirs, source
     draw = torch.Generator().manual_seed(0)
     images = {name: torch.rand(3, 40, 64, generator=draw) for name in ("front", "wrist")}
     state, noise = torch.randn(6, generator=draw), torch.randn(1, 4, 8, generator=draw)
-    before, after = theirs.processors
+    preprocess, postprocess = lerobot_model.processors
     observation = dict(zip(CAMERAS, images.values(), strict=True)) | {"observation.state": state, "task": "open it"}
-    expected = after(theirs.predict_action_chunk(before(observation), noise=noise))
+    expected = postprocess(lerobot_model.predict_action_chunk(preprocess(observation), noise=noise))
 
     inputs = processor(images=images, task="open it", state=state)
     actions = processor.unnormalize_actions(ours.predict_action_chunk(**inputs, noise=noise))
     torch.testing.assert_close(actions, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_report_accounts_for_every_tensor(theirs, source, tmp_path):
+def test_report_accounts_for_every_tensor(source, tmp_path):
     assert convert(source, tmp_path / "ours") == 0
     report = json.loads((tmp_path / "ours" / "conversion.json").read_text())
     names = load_file(source / "model.safetensors").keys()
@@ -95,7 +99,7 @@ def test_the_report_accounts_for_every_tensor(theirs, source, tmp_path):
     assert str(tmp_path) not in json.dumps(report)
 
 
-def test_bfloat16_and_shards(source, tmp_path, monkeypatch):
+def test_bfloat16_policy_is_written_in_shards(source, tmp_path, monkeypatch):
     from rocket_hf.convert import write
 
     monkeypatch.setattr(write, "SHARD_BYTES", 2**17)
@@ -105,32 +109,32 @@ def test_bfloat16_and_shards(source, tmp_path, monkeypatch):
     assert ours.dtype == torch.bfloat16
 
 
-def drop_one(folder):
+def remove_tensor(folder):
     edit(folder, lambda weights: weights.pop("model.action_in_proj.bias"))
 
 
-def add_one(folder):
+def add_tensor(folder):
     edit(folder, lambda weights: weights.update({"model.surprise": torch.zeros(1)}))
 
 
-def bend_one(folder):
+def change_shape(folder):
     edit(folder, lambda weights: weights.update({"model.action_in_proj.bias": torch.zeros(3)}))
 
 
-def cut_off(folder):
+def truncate_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def forget_the_processor(folder):
+def remove_preprocessor(folder):
     (folder / "policy_preprocessor.json").unlink()
 
 
-def forget_the_statistics(folder):
+def remove_statistics(folder):
     next(folder.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")).unlink()
 
 
-def of_another_type(folder):
+def change_policy_type(folder):
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"type": "', '"type": "another-'))
 
@@ -142,32 +146,43 @@ def edit(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("damage", "sentence"),
+    ("damage", "message"),
     [
-        (drop_one, "lacks 1 tensors of the policy, first the one for policy.action_in.bias"),
-        (add_one, "has the tensor model.surprise, which this family does not know"),
-        (bend_one, "model.action_in_proj.bias has the shape (3,), the policy's policy.action_in.bias has ("),
-        (cut_off, "model.safetensors is damaged or cut off"),
-        (forget_the_processor, "policy_preprocessor.json is missing"),
-        (forget_the_statistics, "normalizer_processor.safetensors is missing"),
+        (remove_tensor, "has no tensor for 1 of the policy's weights, for example policy.action_in.bias"),
+        (add_tensor, "has an unexpected tensor model.surprise"),
+        (
+            change_shape,
+            "model.action_in_proj.bias has shape (3,), but the policy's weight policy.action_in.bias has shape (",
+        ),
+        (truncate_weights, "model.safetensors is damaged or incomplete"),
+        (remove_preprocessor, "policy_preprocessor.json is missing"),
+        (remove_statistics, "normalizer_processor.safetensors is missing"),
     ],
 )
-def test_a_damaged_folder_stops_with_the_reason_and_leaves_nothing(source, tmp_path, capsys, damage, sentence):
+def test_damaged_folder_is_reported_and_nothing_is_written(source, tmp_path, capsys, damage, message):
     damage(source)
     assert convert(source, tmp_path / "out" / "ours") == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_folder_of_another_policy_is_refused(source, tmp_path, capsys):
-    kind = json.loads((source / "config.json").read_text())["type"]
-    of_another_type(source)
-    arguments = ["convert", f"lerobot-{kind}", str(source), str(tmp_path / "ours")]
+def test_folder_of_another_policy_type_is_rejected(source, tmp_path, capsys):
+    expected_type = policy_type(source)
+    change_policy_type(source)
+    arguments = ["convert", f"lerobot-{expected_type}", str(source), str(tmp_path / "ours")]
     assert main(arguments) == 2
-    assert f"this family reads '{kind}'" in capsys.readouterr().err
+    assert f"this family reads '{expected_type}'" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing(source, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["config.json", "policy_preprocessor.json"])
+def test_malformed_json_is_reported(source, tmp_path, capsys, name):
+    arguments = ["convert", f"lerobot-{policy_type(source)}", str(source), str(tmp_path / "ours")]
+    (source / name).write_text("{")
+    assert main(arguments) == 2
+    assert f"{name} is not valid JSON" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_no_files(source, tmp_path, capsys, monkeypatch):
     from rocket_hf.convert import write
 
     def full(*args, **kwargs):
@@ -179,22 +194,22 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_settings_that_would_change_the_actions_are_refused(source, tmp_path, capsys):
+def test_unsupported_settings_are_rejected(source, tmp_path, capsys):
     path = source / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"min_period": 1.0}))
     assert convert(source, tmp_path / "ours") == 2
     assert "config.json sets min_period=1.0; only 0.004 is supported" in capsys.readouterr().err
 
 
-def test_a_repository_and_a_revision_of_the_hub(source, tmp_path):
-    """Through huggingface_hub's own client, offline, from its cache: the commit becomes part of the report."""
-    kind, commit = json.loads((source / "config.json").read_text())["type"], "0123456789abcdef0123456789abcdef01234567"
+def test_hub_repository_at_a_revision_is_converted(source, tmp_path):
+    """The report contains the commit. The repository is read offline from huggingface_hub's cache."""
+    family, commit = f"lerobot-{policy_type(source)}", "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "home" / "hub" / "models--you--robot"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "v1").write_text(commit)
     (repository / "snapshots").mkdir()
     source.rename(repository / "snapshots" / commit)
-    arguments = ["convert", f"lerobot-{kind}", "you/robot@v1", str(tmp_path / "ours")]
+    arguments = ["convert", family, "you/robot@v1", str(tmp_path / "ours")]
     arguments += ["--tokenizer", str(tmp_path / "tokenizer")]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "rocket_hf.commands", *arguments]
@@ -204,8 +219,8 @@ def test_a_repository_and_a_revision_of_the_hub(source, tmp_path):
     assert (report["source"], report["revision"]) == ("you/robot", commit)
 
 
-def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):
-    """lerobot's strict loading of our folder, its own processors read from it, the same actions in robot units."""
+def test_policy_converted_back_predicts_the_same_actions_in_lerobot(lerobot_model, source, tmp_path):
+    """lerobot loads the weights strictly and the processors from the folder; actions in robot units are equal."""
     from lerobot.policies.factory import make_pre_post_processors
 
     assert convert(source, tmp_path / "ours") == 0
@@ -213,25 +228,27 @@ def test_back_to_lerobot_its_own_class_acts_the_same(theirs, source, tmp_path):
     arguments = ["convert", "to-lerobot", str(tmp_path / "ours"), str(tmp_path / "back"), "--tokenizer", tokenizer]
     assert main(arguments) == 0
 
-    kind = theirs.config.type
     settings = RocketForActionPrediction.from_pretrained(tmp_path / "ours").config
-    again = lerobot_policy(settings)
+    reloaded = lerobot_policy(settings)
     with torch.no_grad():
-        for parameter in again.parameters():
+        for parameter in reloaded.parameters():
             parameter.fill_(float("nan"))
-    again.load_state_dict(load_file(tmp_path / "back" / "model.safetensors"), strict=True)
-    config = type(theirs.config).from_pretrained(tmp_path / "back")
-    assert config.type == kind and config.image_features.keys() == theirs.config.image_features.keys()
-    before, after = make_pre_post_processors(config, pretrained_path=str(tmp_path / "back"))
+    reloaded.load_state_dict(load_file(tmp_path / "back" / "model.safetensors"), strict=True)
+    original_config = lerobot_model.config
+    config = type(original_config).from_pretrained(tmp_path / "back")
+    assert config.type == original_config.type
+    assert config.image_features.keys() == original_config.image_features.keys()
+    preprocess, postprocess = make_pre_post_processors(config, pretrained_path=str(tmp_path / "back"))
     observation = {name: torch.rand(3, 40, 64) for name in CAMERAS}
     observation |= {"observation.state": torch.randn(6), "task": "open it"}
     noise = torch.randn(1, 4, 8)
-    first, last = theirs.processors
-    expected = last(theirs.predict_action_chunk(first(dict(observation)), noise=noise))
-    actions = after(again.predict_action_chunk(before(dict(observation)), noise=noise))
+    original_preprocess, original_postprocess = lerobot_model.processors
+    expected = lerobot_model.predict_action_chunk(original_preprocess(dict(observation)), noise=noise)
+    expected = original_postprocess(expected)
+    actions = postprocess(reloaded.predict_action_chunk(preprocess(dict(observation)), noise=noise))
     torch.testing.assert_close(actions, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_source_that_is_not_there(tmp_path, capsys):
+def test_missing_source_is_reported(tmp_path, capsys):
     assert main(["convert", "lerobot-pi0", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
     assert "neither a local folder nor a Hub repository" in capsys.readouterr().err

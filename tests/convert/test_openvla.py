@@ -1,4 +1,4 @@
-"""Folders in the public layouts of OpenVLA, written here from the layouts' own key lists, convert, load and act."""
+"""Conversion of OpenVLA checkpoints, on tiny folders written with the key names of the public layouts."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def tower(prefix: str, width: int, scaled: bool) -> dict[str, torch.Tensor]:
-    """A timm vision transformer as openvla-7b stores it, with the last block and the norm that nothing uses."""
+    """Return a timm vision transformer as stored in openvla-7b, with the unused last block and norm."""
     weights = {
         "pos_embed": random(1, SIDE**2, width),
         "patch_embed.proj.weight": random(width, 3, PATCH, PATCH),
@@ -72,7 +72,7 @@ def openvla_weights() -> dict[str, torch.Tensor]:
 
 
 def heads() -> dict[str, dict[str, torch.Tensor]]:
-    """The pickled parts of OpenVLA-OFT, with the names that distributed training leaves."""
+    """Return the pickled parts of OpenVLA-OFT, with the names that DistributedDataParallel gives them."""
     action = {
         "layer_norm1": (ACTION * WIDTH,), "fc1": (HEAD, ACTION * WIDTH), "layer_norm2": (HEAD,), "fc2": (ACTION, HEAD),
         **{f"mlp_resnet_blocks.{n}.ffn.0": (HEAD,) for n in (0, 1)},
@@ -80,23 +80,23 @@ def heads() -> dict[str, dict[str, torch.Tensor]]:
     }  # fmt: skip
     state = {"fc1": (WIDTH, STATE), "fc2": (WIDTH, WIDTH)}
 
-    def both(shapes, prefix):
+    def weights_and_biases(shapes, prefix):
         weights = {f"module.{prefix}{name}.weight": random(*shape) for name, shape in shapes.items()}
         return weights | {f"module.{prefix}{name}.bias": random(shape[0]) for name, shape in shapes.items()}
 
-    return {"action_head": both(action, "model."), "proprio_projector": both(state, "")}
+    return {"action_head": weights_and_biases(action, "model."), "proprio_projector": weights_and_biases(state, "")}
 
 
 def statistics(*names: str) -> dict:
-    def of(dim: int, mask: bool) -> dict:
+    def make(dim: int, mask: bool) -> dict:
         values = {"q01": [-1.0 - n for n in range(dim)], "q99": [1.0 + n for n in range(dim)]}
         values |= {"mean": [0.0] * dim, "std": [1.0] * dim, "min": [-9.0] * dim, "max": [9.0] * dim}
         return values | ({"mask": [True] * (dim - 1) + [False]} if mask else {})
 
-    return {name: {"action": of(ACTION, True), "proprio": of(STATE, False), "num_transitions": 9} for name in names}
+    return {name: {"action": make(ACTION, True), "proprio": make(STATE, False), "num_transitions": 9} for name in names}
 
 
-def shards(folder, weights) -> None:
+def write_shards(folder, weights) -> None:
     names = sorted(weights)
     parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, part in parts.items():
@@ -109,7 +109,7 @@ def shards(folder, weights) -> None:
 def openvla(tmp_path):
     folder = tmp_path / "openvla"
     folder.mkdir()
-    shards(folder, openvla_weights())
+    write_shards(folder, openvla_weights())
     config = {
         "model_type": "openvla",
         "n_action_bins": 256,
@@ -129,11 +129,11 @@ def oft(openvla):
     return openvla
 
 
-def convert(family, source, destination, *more) -> int:
-    return main(["convert", family, str(source), str(destination), *more])
+def convert(family, source, destination, *options) -> int:
+    return main(["convert", family, str(source), str(destination), *options])
 
 
-def act(folder) -> torch.Tensor:
+def predict_actions(folder) -> torch.Tensor:
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None)
     processor = RocketProcessor.from_pretrained(folder)
     draw = torch.Generator().manual_seed(0)
@@ -142,9 +142,9 @@ def act(folder) -> torch.Tensor:
     return processor.unnormalize_actions(model.predict_action_chunk(**inputs))
 
 
-def test_oft_converts_and_acts(oft, tmp_path):
+def test_converted_oft_predicts_actions_and_report_is_complete(oft, tmp_path):
     assert convert("openvla-oft", oft, tmp_path / "ours") == 0
-    actions = act(tmp_path / "ours")
+    actions = predict_actions(tmp_path / "ours")
     assert actions.shape == (1, 8, ACTION) and actions.isfinite().all()
     report = json.loads((tmp_path / "ours" / "conversion.json").read_text())
     names = {*openvla_weights(), *(f"{stem}.{key[7:]}" for stem, weights in heads().items() for key in weights)}
@@ -153,7 +153,7 @@ def test_oft_converts_and_acts(oft, tmp_path):
     assert {name for name in report["dropped"] if "featurizer" not in name} == {"language_model.lm_head.weight"}
 
 
-def test_weights_arrive_where_they_belong(oft, tmp_path):
+def test_oft_weights_are_renamed_correctly(oft, tmp_path):
     convert("openvla-oft", oft, tmp_path / "ours")
     ours, theirs = RocketForActionPrediction.from_pretrained(tmp_path / "ours").state_dict(), openvla_weights()
     featurizer = "vision_backbone.featurizer"
@@ -169,17 +169,17 @@ def test_weights_arrive_where_they_belong(oft, tmp_path):
     )
 
 
-def test_plain_openvla_asks_for_its_statistics(openvla, tmp_path, capsys):
+def test_openvla_with_several_statistics_requires_a_choice(openvla, tmp_path, capsys):
     assert convert("openvla", openvla, tmp_path / "ours") == 2
-    assert "choose one with --statistics: a, b" in capsys.readouterr().err
+    assert "choose one with --statistics, from a, b" in capsys.readouterr().err
     assert convert("openvla", openvla, tmp_path / "ours", "--statistics", "c") == 2
-    assert "there are no statistics of 'c'" in capsys.readouterr().err
+    assert "has no statistics of the dataset 'c'" in capsys.readouterr().err
     assert convert("openvla", openvla, tmp_path / "ours", "--statistics", "b") == 0
-    assert act(tmp_path / "ours").shape == (1, 1, ACTION)
+    assert predict_actions(tmp_path / "ours").shape == (1, 1, ACTION)
 
 
-def test_an_adapter_is_merged_into_its_base(oft, tmp_path, capsys):
-    """Against PEFT's formula by hand, for a Linear and for a convolution."""
+def test_adapter_is_merged_into_its_base_model(oft, tmp_path, capsys):
+    """The merged weights of a linear layer and a convolution match PEFT's formula."""
     tuned = tmp_path / "tuned"
     tuned.mkdir()
     for path in oft.iterdir():
@@ -201,7 +201,7 @@ def test_an_adapter_is_merged_into_its_base(oft, tmp_path, capsys):
     (adapter / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8}))
 
     assert convert("openvla-oft", tuned, tmp_path / "ours") == 2
-    assert "name the model with --base" in capsys.readouterr().err
+    assert "pass the adapter's base model with --base" in capsys.readouterr().err
     assert convert("openvla-oft", tuned, tmp_path / "ours", "--base", str(oft)) == 0
     ours, theirs = RocketForActionPrediction.from_pretrained(tmp_path / "ours").state_dict(), openvla_weights()
     a, b = low[f"base_model.model.{linear}.lora_A.weight"], low[f"base_model.model.{linear}.lora_B.weight"]
@@ -222,7 +222,7 @@ def projectors(layers=("1", "2"), change: str | None = None) -> dict[str, torch.
     return weights
 
 
-def test_rockets_shared_projector_is_kept_once(oft, tmp_path):
+def test_rocket_projector_shared_by_all_pairs_is_converted_once(oft, tmp_path):
     torch.save(projectors(), oft / "align_projectors--50000_checkpoint.pt")
     assert convert("rocket-openvla", oft, tmp_path / "ours") == 0
     model = RocketForActionPrediction.from_pretrained(tmp_path / "ours")
@@ -235,54 +235,52 @@ def test_rockets_shared_projector_is_kept_once(oft, tmp_path):
     assert all(loss.isfinite() for loss in model(**batch, targets=targets).losses.values())
 
 
-def test_projectors_that_differ_are_refused(oft, tmp_path, capsys):
+def test_different_projectors_are_rejected(oft, tmp_path, capsys):
     torch.save(projectors(change="module.2.0.fc1.bias"), oft / "align_projectors--50000_checkpoint.pt")
     assert convert("rocket-openvla", oft, tmp_path / "ours") == 2
     assert "align_projectors.2.0.fc1.bias differs from align_projectors.1.0.fc1.bias" in capsys.readouterr().err
 
 
-class Harmful:
+class PickledCode:
     def __reduce__(self):
         return (open, ("harm", "w"))
 
 
-def with_code(folder):
-    (folder / "action_head--150000_checkpoint.pt").write_bytes(pickle.dumps({"module.x": Harmful()}))
+def add_code(folder):
+    (folder / "action_head--150000_checkpoint.pt").write_bytes(pickle.dumps({"module.x": PickledCode()}))
 
 
-def without_head(folder):
+def remove_head(folder):
     (folder / "action_head--150000_checkpoint.pt").unlink()
 
 
-def without_a_shard(folder):
+def remove_shard(folder):
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-def with_one_more(folder):
+def add_tensor(folder):
     path = folder / "proprio_projector--150000_checkpoint.pt"
     torch.save(torch.load(path) | {"module.fc3.weight": torch.zeros(1)}, path)
 
 
-def with_one_less(folder):
+def remove_tensor(folder):
     path = folder / "action_head--150000_checkpoint.pt"
     torch.save({name: weight for name, weight in torch.load(path).items() if "layer_norm2.bias" not in name}, path)
 
 
 @pytest.mark.parametrize(
-    ("damage", "sentence"),
+    ("damage", "message"),
     [
-        (with_code, "is not a file of tensors alone, and nothing in it was executed"),
-        (without_head, "holds 0 files action_head--*_checkpoint.pt, one is needed"),
-        (without_a_shard, "model-00002-of-00002.safetensors is missing"),
-        (with_one_more, "has the tensor proprio_projector.fc3.weight, which this family does not know"),
-        (with_one_less, "first the one for policy.action_head.norm_out.bias"),
+        (add_code, "cannot be loaded as tensors only, and no code in it was executed"),
+        (remove_head, "contains 0 files action_head--*_checkpoint.pt, expected exactly 1"),
+        (remove_shard, "model-00002-of-00002.safetensors is missing"),
+        (add_tensor, "has an unexpected tensor proprio_projector.fc3.weight"),
+        (remove_tensor, "for example policy.action_head.norm_out.bias"),
     ],
 )
-def test_a_damaged_folder_stops_with_the_reason_and_leaves_nothing(
-    oft, tmp_path, capsys, monkeypatch, damage, sentence
-):
+def test_damaged_folder_is_reported_and_nothing_is_written(oft, tmp_path, capsys, monkeypatch, damage, message):
     monkeypatch.chdir(tmp_path)
     damage(oft)
     assert convert("openvla-oft", oft, tmp_path / "out" / "ours") == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "harm").exists()
