@@ -113,7 +113,7 @@ def test_a_tracker_that_is_not_installed(refused):
 
 def test_a_dataset_without_the_camera(refused, other_data):
     folder = other_data("one-camera", cameras={"front": (48, 64)})
-    refused("has no camera 'wrist', which the policy sees", dataset=folder)
+    refused("has no camera 'wrist', which the policy needs", dataset=folder)
 
 
 @pytest.mark.parametrize("what", ["state", "action"])
@@ -130,7 +130,7 @@ def test_a_dataset_that_is_no_folder_and_not_on_the_hub(refused):
 
 def test_a_folder_that_is_no_dataset(refused, tmp_path):
     (tmp_path / "nothing").mkdir()
-    refused("is no LeRobot dataset", dataset=tmp_path / "nothing")
+    refused("is not a LeRobot dataset", dataset=tmp_path / "nothing")
 
 
 def test_a_dataset_without_frames(refused, copied):
@@ -155,14 +155,14 @@ def test_actions_that_are_not_finite(refused, copied):
 
 def test_pictures_that_cannot_be_read(refused, copied):
     rewrite(copied, FRONT, lambda rows: [row | {"bytes": row["bytes"][:40]} for row in rows])
-    refused("the picture of camera 'front' of copied at episode", "cannot be read", dataset=copied)
+    refused("the image of camera 'front' of copied at episode", "cannot be read", dataset=copied)
 
 
 def test_videos_that_cannot_be_read(refused, filmed, tmp_path):
     folder = shutil.copytree(filmed, tmp_path / "filmed")
     for path in (folder / "videos").rglob("*.mp4"):
         path.write_bytes(path.read_bytes()[:200])
-    refused("the picture of camera", "cannot be read", dataset=folder)
+    refused("the image of camera", "cannot be read", dataset=folder)
 
 
 def test_a_video_that_is_missing(refused, filmed, tmp_path):

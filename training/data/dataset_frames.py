@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
@@ -28,7 +28,7 @@ class DatasetFrames:
         known = color_cameras(files.meta)
         for camera in cameras or ():
             if camera not in known:
-                raise UserError(f"the dataset {id} has no camera {camera!r}: {nearest(camera, known)}")
+                raise UserError(f"the dataset {id} has no camera {camera!r}: {suggest_name(camera, known)}")
         if not known:
             raise UserError(f"the dataset {id} has no color camera, so there are no images for a teacher")
         self.sizes = {camera: known[camera] for camera in cameras or known}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
@@ -95,7 +95,7 @@ class RobotDataset:
 
     @property
     def camera_mask(self) -> list[bool]:
-        """Whether the dataset has each camera of the policy, in the policy's order."""
+        """Presence of each camera of the policy in this dataset, in the policy's order."""
         return [key is not None for key in self.camera_keys.values()]
 
     def sample(self, index: int) -> dict[str, Any]:
@@ -258,9 +258,9 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     """
     for camera, key in config.cameras.items():
         if camera not in cameras:
-            raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {nearest(camera, cameras)}")
+            raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {suggest_name(camera, cameras)}")
         if key != ABSENT_CAMERA and key not in keys:
-            raise UserError(f"the dataset {config.id} has no camera {key!r}: {nearest(key, keys)}")
+            raise UserError(f"the dataset {config.id} has no camera {key!r}: {suggest_name(key, keys)}")
     by_name = {camera_name(key): key for key in keys}
     matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
     if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
@@ -268,7 +268,7 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     for camera, matched_key in matched.items():
         if matched_key is None:
             raise UserError(
-                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: {nearest(camera, keys)} "
+                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: {suggest_name(camera, keys)} "
                 f'Set datasets.cameras to {{{camera}: KEY}}, or to {{{camera}: ""}} if it is absent'
             )
     if not any(matched.values()):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rocket_hf.errors import UserError
 from rocket_hf.hub import resolve
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.teachers.cache_manifest import LOCAL
 
 
@@ -120,7 +120,7 @@ def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[s
     known = read_column_names(id, files[0])
     for name in names:
         if name not in known:
-            raise UserError(f"the dataset {id} has no column {name!r}: {nearest(name, known)}")
+            raise UserError(f"the dataset {id} has no column {name!r}: {suggest_name(name, known)}")
     tables = []
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""Augmentation does what torchvision's functions do, and its warp says from where each pixel came."""
+"""Augmentation agrees with torchvision's functions, and its warp maps each pixel to its origin."""
 
 import math
 
@@ -14,8 +14,8 @@ HEIGHT, WIDTH = 24, 40
 EVERYTHING = AugmentationConfig(crop_area=0.7, rotation=10, brightness=0.2, contrast=0.3, saturation=0.4, hue=0.1)
 
 
-def pictures(count=2):
-    """Smooth, so that tolerances of interpolation mean something."""
+def smooth_images(count=2):
+    """Return smooth random images, so that differences of interpolation stay within small tolerances."""
     coarse = torch.rand(count, 3, 6, 10, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.interpolate(coarse, size=(HEIGHT, WIDTH), mode="bicubic").clamp(0, 1)
 
@@ -24,8 +24,8 @@ def row(**values):
     return torch.tensor([values.get(name, 1.0 if name == "side" else 0.0) for name in PARAMETERS])
 
 
-def test_nothing_changed_gives_the_same_picture_bit_for_bit():
-    original = pictures()
+def test_neutral_parameters_return_the_image_bit_for_bit():
+    original = smooth_images()
     changed = torch.stack([row(), row(side=0.8, hue=0.2)])
     augmented, warp = augment(original, changed)
     assert torch.equal(augmented[0], original[0])
@@ -34,7 +34,7 @@ def test_nothing_changed_gives_the_same_picture_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("change", "theirs"),
+    ("change", "reference"),
     [
         ({"brightness": 0.3}, lambda image: (image + 0.3).clamp(0, 1)),
         ({"contrast": -0.4}, lambda image: vision.adjust_contrast(image, 0.6)),
@@ -51,36 +51,35 @@ def test_nothing_changed_gives_the_same_picture_bit_for_bit():
         ),
     ],
 )  # fmt: skip
-def test_colors_are_torchvisions(change, theirs):
-    original = pictures(2)
+def test_color_changes_agree_with_torchvision(change, reference):
+    original = smooth_images(2)
     augmented, _ = augment(original, torch.stack([row(**change), row()]))
-    torch.testing.assert_close(augmented[0], theirs(original[0]), atol=2e-6, rtol=0)
+    torch.testing.assert_close(augmented[0], reference(original[0]), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [7.0, -30.0])
-def test_rotation_is_torchvisions(degrees):
-    original = pictures()
+def test_rotation_agrees_with_torchvision(degrees):
+    original = smooth_images()
     angle = torch.stack([row(angle=math.radians(degrees))] * 2)
-    wanted = vision.rotate(original, degrees, InterpolationMode.BILINEAR)
-    torch.testing.assert_close(augment(original, angle)[0], wanted, atol=1e-4, rtol=0)
+    expected = vision.rotate(original, degrees, InterpolationMode.BILINEAR)
+    torch.testing.assert_close(augment(original, angle)[0], expected, atol=1e-4, rtol=0)
 
 
-def test_a_crop_is_torchvisions_where_it_is_not_at_the_window_edge():
-    original = pictures()
+def test_crop_agrees_with_torchvision_inside_of_the_window_edge():
+    original = smooth_images()
     left, top, width, height = 10, 6, 20, 12
     crop = torch.stack([row(side=0.5, left=left / WIDTH, top=top / HEIGHT)] * 2)
-    wanted = vision.resized_crop(original, top, left, height, width, [HEIGHT, WIDTH], antialias=False)
-    got = augment(original, crop)[0]
-    torch.testing.assert_close(got[..., 2:-2, 2:-2], wanted[..., 2:-2, 2:-2], atol=1e-5, rtol=0)
+    expected = vision.resized_crop(original, top, left, height, width, [HEIGHT, WIDTH], antialias=False)
+    cropped = augment(original, crop)[0]
+    torch.testing.assert_close(cropped[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=1e-5, rtol=0)
 
 
-def test_the_warp_says_where_a_pixel_was():
-    """A marked pixel of the original is found at the place of the result that the warp leads back to it."""
+def test_warp_maps_a_marked_pixel_back_to_its_origin():
     y, x = 9, 26
     marked = torch.zeros(1, 3, HEIGHT, WIDTH)
     marked[..., y, x] = 1
-    drawn = row(side=0.7, left=0.25, top=0.1, angle=0.4)[None]
-    augmented, warp = augment(marked, drawn)
+    parameters = row(side=0.7, left=0.25, top=0.1, angle=0.4)[None]
+    augmented, warp = augment(marked, parameters)
     weights = augmented[0, 0] / augmented[0, 0].sum()
     found = torch.tensor([
         (weights.sum(dim=0) * (torch.arange(WIDTH) + 0.5)).sum() / WIDTH,
@@ -92,10 +91,10 @@ def test_the_warp_says_where_a_pixel_was():
     assert origin[1] * HEIGHT == pytest.approx(y + 0.5, abs=0.3)
 
 
-def test_draws_keep_to_the_configuration():
-    random = torch.Generator().manual_seed(0)
-    drawn = torch.stack([draw_augmentation(EVERYTHING, "front", random) for _ in range(4000)])
-    side, left, top, angle, brightness, contrast, saturation, hue = drawn.unbind(dim=1)
+def test_drawn_parameters_lie_within_the_configured_limits():
+    generator = torch.Generator().manual_seed(0)
+    parameters = torch.stack([draw_augmentation(EVERYTHING, "front", generator) for _ in range(4000)])
+    side, left, top, angle, brightness, contrast, saturation, hue = parameters.unbind(dim=1)
     assert side.square().min() >= 0.7 - 1e-6
     assert side.square().mean() == pytest.approx(0.85, abs=0.01)
     assert min(left.min(), top.min()) >= 0
@@ -106,7 +105,7 @@ def test_draws_keep_to_the_configuration():
         assert abs(values.mean()) < 0.05 * limit
 
 
-def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers():
+def test_color_only_camera_is_not_cropped_or_rotated_and_draws_as_many_numbers():
     config = AugmentationConfig(**(vars(EVERYTHING) | {"color_only": ["wrist"]}))
     one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     wrist, front = draw_augmentation(config, "wrist", one), draw_augmentation(config, "front", other)
@@ -115,8 +114,8 @@ def test_a_wrist_camera_is_neither_cropped_nor_turned_and_draws_as_many_numbers(
     assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
 
 
-def test_an_empty_configuration_changes_nothing():
+def test_default_configuration_changes_nothing():
     assert is_identity(AugmentationConfig(color_only=["wrist"]))
     assert not is_identity(AugmentationConfig(crop_area=0.9))
-    drawn = draw_augmentation(AugmentationConfig(), "front", torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, row())
+    parameters = draw_augmentation(AugmentationConfig(), "front", torch.Generator().manual_seed(0))
+    assert torch.equal(parameters, row())

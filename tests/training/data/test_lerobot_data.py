@@ -1,4 +1,4 @@
-"""A dataset gives what lerobot's own reader gives, and says what is wrong with it in one sentence."""
+"""RobotDataset returns the samples of lerobot's own reader and reports damaged datasets in one line."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rocket_hf.errors import UserError
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.data.dataset_frames import DatasetFrames
 from rocket_hf.training.data.images import PyavReader, TorchcodecReader, load_torchcodec_decoder
@@ -18,99 +19,99 @@ from rocket_hf.training.recipe import DatasetConfig
 
 pytestmark = pytest.mark.needs_lerobot
 COMMIT = "c0ffee" * 6 + "c0ff"
-CHUNK = 7  # longer than what is left of an episode at its end
+CHUNK = 7  # so that chunks near the end of an episode are padded
 
 
-def opened(folder, config=None, **changes) -> RobotDataset:
+def open_dataset(folder, config=None, **changes) -> RobotDataset:
     return RobotDataset(DatasetConfig(id=str(folder), **changes), config or tiny_config(chunk_size=CHUNK))
 
 
-def as_bytes(picture):
-    return picture if picture.dtype == torch.uint8 else (picture * 255).round().to(torch.uint8)
+def to_uint8(image):
+    return image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("kind", ["stored", "filmed"])
-def test_every_sample_is_the_one_that_lerobot_gives(kind, request):
+def test_every_sample_equals_lerobots(kind, request):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     folder = request.getfixturevalue(kind)
     steps = {"action": [step / 10 for step in range(CHUNK)]}
-    theirs = LeRobotDataset("local/theirs", root=folder, delta_timestamps=steps, return_uint8=True)
-    ours = opened(folder)
-    assert len(ours) == len(theirs) == 54
+    reference = LeRobotDataset("local/reference", root=folder, delta_timestamps=steps, return_uint8=True)
+    data = open_dataset(folder)
+    assert len(data) == len(reference) == 54
     for index in torch.randperm(54, generator=torch.Generator().manual_seed(0)).tolist():
-        mine, other = ours.sample(index), theirs[index]
-        assert torch.equal(mine["state"], other["observation.state"])
-        assert torch.equal(mine["actions"], other["action"])
-        assert torch.equal(mine["action_is_pad"], other["action_is_pad"])
-        assert mine["task"] == other["task"]
+        sample, other = data.sample(index), reference[index]
+        assert torch.equal(sample["state"], other["observation.state"])
+        assert torch.equal(sample["actions"], other["action"])
+        assert torch.equal(sample["action_is_pad"], other["action_is_pad"])
+        assert sample["task"] == other["task"]
         for key in ("episode_index", "frame_index", "index"):
-            assert mine[key] == other[key]
-        for camera, picture in mine["images"].items():
-            assert torch.equal(picture, as_bytes(other[f"observation.images.{camera}"])), (camera, index)
+            assert sample[key] == other[key]
+        for camera, image in sample["images"].items():
+            assert torch.equal(image, to_uint8(other[f"observation.images.{camera}"])), (camera, index)
 
 
 @pytest.mark.parametrize("kind", ["stored", "filmed"])
-def test_pictures_do_not_depend_on_the_order_in_which_they_are_read(kind, request):
-    data = opened(request.getfixturevalue(kind))
-    forwards = data.read_images(range(54))
-    assert [picture.shape for picture in forwards] == [(54, 3, 48, 64), (54, 3, 32, 32)]
-    for one, other in zip(forwards, data.read_images(range(53, -1, -1)), strict=True):
+def test_images_do_not_depend_on_the_order_of_reading(kind, request):
+    data = open_dataset(request.getfixturevalue(kind))
+    in_order = data.read_images(range(54))
+    assert [images.shape for images in in_order] == [(54, 3, 48, 64), (54, 3, 32, 32)]
+    for one, other in zip(in_order, data.read_images(range(53, -1, -1)), strict=True):
         assert torch.equal(one, other.flip(0))
-    for one, other in zip(forwards, data.read_images(range(0, 54, 5)), strict=True):
+    for one, other in zip(in_order, data.read_images(range(0, 54, 5)), strict=True):
         assert torch.equal(one[::5], other)
 
 
 @pytest.mark.parametrize("kind", ["stored", "filmed"])
-def test_pictures_in_memory_are_those_of_the_files(kind, request):
+def test_images_in_memory_equal_those_in_the_files(kind, request):
     folder = request.getfixturevalue(kind)
     config = DatasetConfig(id=str(folder), episodes=[1, 3])
-    kept, read = RobotDataset(config, tiny_config(), in_memory=True), RobotDataset(config, tiny_config())
-    frames = [index for episode in config.episodes for index in kept.frame_range(episode)]
-    assert all(source.pixels.shape[0] == len(frames) for source in kept.image_readers.values())
-    for ours, theirs in zip(kept.read_images(frames), read.read_images(frames), strict=True):
-        assert torch.equal(ours, theirs)
+    in_memory, on_disk = RobotDataset(config, tiny_config(), in_memory=True), RobotDataset(config, tiny_config())
+    frames = [index for episode in config.episodes for index in in_memory.frame_range(episode)]
+    assert all(reader.pixels.shape[0] == len(frames) for reader in in_memory.image_readers.values())
+    for one, other in zip(in_memory.read_images(frames), on_disk.read_images(frames), strict=True):
+        assert torch.equal(one, other)
 
 
-def test_a_policy_sees_its_cameras_in_its_own_order(stored):
-    data = opened(stored, tiny_config(cameras=["wrist", "front"]))
+def test_cameras_have_the_policys_order(stored):
+    data = open_dataset(stored, tiny_config(cameras=["wrist", "front"]))
     assert list(data.camera_keys.items()) == [
         ("wrist", "observation.images.wrist"),
         ("front", "observation.images.front"),
     ]
-    assert [picture.shape[1:] for picture in data.read_images([3])] == [(3, 32, 32), (3, 48, 64)]
+    assert [images.shape[1:] for images in data.read_images([3])] == [(3, 32, 32), (3, 48, 64)]
 
 
-def test_cameras_with_other_names_are_taken_in_order_or_as_the_recipe_says(stored):
+def test_cameras_with_other_names_are_matched_in_order_or_by_the_recipe(stored):
     left_and_right = tiny_config(cameras=["left", "right"])
-    in_order = opened(stored, left_and_right)
+    in_order = open_dataset(stored, left_and_right)
     assert list(in_order.camera_keys.values()) == ["observation.images.front", "observation.images.wrist"]
     one = tiny_config(cameras=["top"])
-    assert opened(stored, one, cameras={"top": "observation.images.wrist"}).camera_sizes == {"top": (32, 32)}
+    assert open_dataset(stored, one, cameras={"top": "observation.images.wrist"}).camera_sizes == {"top": (32, 32)}
 
 
-def test_an_absent_camera_is_black_and_masked(stored):
-    data = opened(stored, tiny_config(cameras=["front", "wrist", "rear"]), cameras={"rear": ""})
+def test_absent_camera_is_black_and_masked(stored):
+    data = open_dataset(stored, tiny_config(cameras=["front", "wrist", "rear"]), cameras={"rear": ""})
     assert data.camera_mask == [True, True, False]
     assert data.sample(0)["images"]["rear"].sum() == 0
     assert data.sample(0)["images"]["rear"].shape == (3, 48, 64)
 
 
-def test_chosen_episodes_keep_their_numbers(stored):
-    data = opened(stored, episodes=[3, 1])
+def test_selected_episodes_keep_their_indices(stored):
+    data = open_dataset(stored, episodes=[3, 1])
     assert data.episodes == [1, 3]
     assert list(data.frame_range(1)) == list(range(12, 27))
     assert data.describe_frame(13) == "episode 1, frame 1"
 
 
-def test_a_feature_cache_knows_the_dataset_again(stored):
-    ours, teachers = opened(stored), DatasetFrames(str(stored))
-    assert (ours.id, ours.revision, ours.fingerprint) == (teachers.dataset, teachers.revision, teachers.fingerprint)
+def test_dataset_and_feature_cache_have_the_same_identity(stored):
+    data, frames = open_dataset(stored), DatasetFrames(str(stored))
+    assert (data.id, data.revision, data.fingerprint) == (frames.dataset, frames.revision, frames.fingerprint)
 
 
 @pytest.fixture
 def hub(filmed, tmp_path, monkeypatch):
-    """A machine without a network, in whose cache lies one commit of someone/robot-data."""
+    """Folder of one commit of someone/robot-data in the Hub cache of a machine without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HUB_CACHE", tmp_path)
     repository = tmp_path / "datasets--someone--robot-data"
@@ -119,10 +120,10 @@ def hub(filmed, tmp_path, monkeypatch):
     return shutil.copytree(filmed, repository / "snapshots" / COMMIT)
 
 
-def test_a_dataset_of_the_hub_is_named_by_its_commit(hub, filmed):
-    data = opened("someone/robot-data")
+def test_dataset_on_the_hub_is_identified_by_its_commit(hub, filmed):
+    data = open_dataset("someone/robot-data")
     assert (data.id, data.revision) == ("someone/robot-data", COMMIT)
-    for one, other in zip(data.read_images([3, 40]), opened(filmed).read_images([3, 40]), strict=True):
+    for one, other in zip(data.read_images([3, 40]), open_dataset(filmed).read_images([3, 40]), strict=True):
         assert torch.equal(one, other)
 
 
@@ -132,40 +133,40 @@ def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
     addresses = {camera: data.image_readers[key].files for camera, key in data.camera_keys.items()}
     name = "videos/observation.images.wrist/chunk-000/file-000.mp4"
     assert addresses["wrist"] == [f"hf://datasets/someone/robot-data@{COMMIT}/{name}"]
-    for key, source in data.image_readers.items():  # the same files at another address, which needs no network
-        source.files = [f"memory://streamed/{key}.mp4"]
+    for key, reader in data.image_readers.items():  # the same files at an address that needs no network
+        reader.files = [f"memory://streamed/{key}.mp4"]
         (video,) = (filmed / "videos" / key).glob("*/*.mp4")
-        fsspec.filesystem("memory").pipe(source.files[0], video.read_bytes())
-    for one, other in zip(data.read_images([3, 40, 5]), opened(filmed).read_images([3, 40, 5]), strict=True):
+        fsspec.filesystem("memory").pipe(reader.files[0], video.read_bytes())
+    for one, other in zip(data.read_images([3, 40, 5]), open_dataset(filmed).read_images([3, 40, 5]), strict=True):
         assert torch.equal(one, other)
 
 
-def test_both_video_decoders_give_the_same_pictures(filmed):
+def test_both_video_decoders_return_the_same_frames(filmed):
     if load_torchcodec_decoder() is None:
-        pytest.skip("torchcodec does not load here: `rocket-hf doctor` says why")
+        pytest.skip("torchcodec does not load on this machine: run `rocket-hf doctor` for the reason")
     (video,) = (filmed / "videos" / "observation.images.front").glob("*/*.mp4")
     one, other = TorchcodecReader(str(video)), PyavReader(str(video))
     for frame in (0, 1, 30, 7, 8, 53):
         assert torch.equal(one.frame(frame / 10), other.frame(frame / 10))
         for reader in (one, other):
-            with pytest.raises(ValueError, match="has no frame at"):
+            with pytest.raises(UserError, match="has no frame at"):
                 reader.frame(frame / 10 + 0.03)
 
 
-# What a user can mend
+# Errors that a user can fix
 
 
-def refused(folder, *parts, config=None, **changes):
-    with pytest.raises(ValueError) as caught:
-        opened(folder, config, **changes)
-    sentence = str(caught.value)
-    assert len(sentence.splitlines()) == 1
+def expect_user_error(folder, *parts, config=None, **changes):
+    with pytest.raises(UserError) as caught:
+        open_dataset(folder, config, **changes)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
     for part in parts:
-        assert part in sentence, sentence
+        assert part in message, message
 
 
 def rewrite(folder, **columns):
-    """The only data file of a dataset, with columns that a function makes of the old ones."""
+    """Replace columns in the only data file of a dataset; each value is a function of the old column."""
     (file,) = (folder / "data").glob("*/*.parquet")
     table = pq.read_table(file)
     for name, change in columns.items():
@@ -189,82 +190,84 @@ def at(row, value):
     return change
 
 
-def test_there_must_be_a_dataset(tmp_path, monkeypatch):
-    refused(tmp_path / "nowhere", "nowhere", "neither a local folder nor a Hub repository")
-    refused(tmp_path, "no LeRobot dataset", "meta/info.json")
+def test_folder_without_a_dataset_is_refused(tmp_path, monkeypatch):
+    expect_user_error(tmp_path / "nowhere", "nowhere", "neither a local folder nor a Hub repository")
+    expect_user_error(tmp_path, "not a LeRobot dataset", "meta/info.json")
 
 
-def test_an_unreachable_hub_is_named(monkeypatch):
+def test_unreachable_hub_is_reported(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused("someone/robot-data", "someone/robot-data", "Hub cannot be reached: unset it")
+    expect_user_error("someone/robot-data", "someone/robot-data", "Hub cannot be reached: unset it")
 
 
-def test_an_old_format_names_the_command_that_converts_it(copied):
+def test_error_for_an_old_format_contains_the_conversion_command(copied):
     change_info(copied, codebase_version="v2.1")
-    refused(copied, "v2.1", "convert_dataset_v21_to_v30")
+    expect_user_error(copied, "v2.1", "convert_dataset_v21_to_v30")
 
 
-def test_a_broken_description_is_named(copied):
-    (copied / "meta" / "info.json").write_text("{")
-    refused(copied, "meta/info.json", "cannot be read")
+@pytest.mark.parametrize("content", ["{", "[]", "\u00e9".encode("latin-1")])
+def test_unreadable_info_file_is_reported(content, copied):
+    (copied / "meta" / "info.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    expect_user_error(copied, "meta/info.json", "cannot be read")
 
 
 @pytest.mark.parametrize("file", ["meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet",
                                   "data/chunk-000/file-000.parquet"])  # fmt: skip
-def test_a_file_that_was_cut_short_is_named(file, copied):
-    whole = (copied / file).read_bytes()
-    (copied / file).write_bytes(whole[: len(whole) // 2])
-    refused(copied, file.removeprefix("meta/episodes/"), "cannot be read")
+def test_truncated_file_is_reported(file, copied):
+    content = (copied / file).read_bytes()
+    (copied / file).write_bytes(content[: len(content) // 2])
+    expect_user_error(copied, file.removeprefix("meta/episodes/"), "cannot be read")
 
 
-def test_an_empty_dataset_is_refused(copied):
+def test_empty_dataset_is_refused(copied):
     change_info(copied, total_episodes=0, total_frames=0)
-    refused(copied, "is empty")
+    expect_user_error(copied, "is empty")
 
 
-def test_tasks_must_be_there(copied):
+def test_dataset_without_tasks_is_refused(copied):
     (copied / "meta" / "tasks.parquet").unlink()
-    refused(copied, "has no tasks", "tasks.parquet")
+    expect_user_error(copied, "has no tasks", "tasks.parquet")
 
 
-def test_a_camera_that_the_dataset_lacks_is_named(stored):
-    refused(stored, "no camera 'rear'", "datasets.cameras", config=tiny_config(cameras=["front", "rear"]))
-    refused(stored, "did you mean 'observation.images.front'?", cameras={"front": "observation.images.frnt"})
-    refused(stored, "no camera 'frnt'", "did you mean 'front'?", cameras={"frnt": "observation.images.front"})
-    refused(stored, "every camera", cameras={"front": "", "wrist": ""})
+def test_unknown_cameras_are_reported(stored):
+    expect_user_error(stored, "no camera 'rear'", "datasets.cameras", config=tiny_config(cameras=["front", "rear"]))
+    expect_user_error(stored, "did you mean 'observation.images.front'?", cameras={"front": "observation.images.frnt"})
+    expect_user_error(stored, "no camera 'frnt'", "did you mean 'front'?", cameras={"frnt": "observation.images.front"})
+    expect_user_error(stored, "every camera", cameras={"front": "", "wrist": ""})
 
 
-def test_dimensions_must_be_the_policys(stored):
-    refused(stored, "state", "6 dimensions", "state_dim=4", config=tiny_config(state_dim=4))
-    refused(stored, "action", "5 dimensions", "action_dim=7", config=tiny_config(action_dim=7))
+def test_dimensions_that_differ_from_the_policys_are_refused(stored):
+    expect_user_error(stored, "state", "6 dimensions", "state_dim=4", config=tiny_config(state_dim=4))
+    expect_user_error(stored, "action", "5 dimensions", "action_dim=7", config=tiny_config(action_dim=7))
 
 
-def test_a_column_that_is_missing_is_named(stored):
-    refused(stored, "no column 'actions'", "did you mean 'action'?", action="actions")
+def test_unusable_columns_are_reported(stored):
+    expect_user_error(stored, "no column 'actions'", "did you mean 'action'?", action="actions")
+    expect_user_error(stored, "'observation.images.front'", "does not hold numbers", state="observation.images.front")
 
 
-def test_episodes_must_exist(stored):
-    refused(stored, "no episode 4", "0..3", episodes=[0, 4])
-    refused(stored, "is empty", episodes=[])
+def test_unknown_episodes_are_refused(stored):
+    expect_user_error(stored, "no episode 4", "0..3", episodes=[0, 4])
+    expect_user_error(stored, "is empty", episodes=[])
 
 
 @pytest.mark.parametrize(("column", "value"), [("action", float("nan")), ("observation__state", float("inf"))])
-def test_numbers_must_be_finite_in_the_chosen_episodes(column, value, copied):
+def test_values_of_selected_episodes_must_be_finite(column, value, copied):
     rewrite(copied, **{column: at(13, value)})
-    refused(copied, "not finite", "episode 1, frame 1")
-    assert opened(copied, episodes=[0, 2]).episodes == [0, 2]
+    expect_user_error(copied, "not finite", "episode 1, frame 1")
+    assert open_dataset(copied, episodes=[0, 2]).episodes == [0, 2]
 
 
-def test_data_must_agree_with_the_table_of_episodes(copied):
+def test_data_files_that_contradict_the_episode_table_are_refused(copied):
     rewrite(copied, index=at(5, 6))
-    refused(copied, "out of order")
+    expect_user_error(copied, "out of order")
 
 
-def test_a_video_that_is_missing_is_named(filmed, tmp_path):
+def test_damaged_and_missing_videos_are_reported(filmed, tmp_path):
     folder = shutil.copytree(filmed, tmp_path / "film")
     video = folder / "videos" / "observation.images.wrist" / "chunk-000" / "file-000.mp4"
     video.write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"camera 'wrist' of film at episode 1, frame 2 .* cannot be decoded"):
-        opened(folder).sample(14)
+    with pytest.raises(UserError, match=r"camera 'wrist' of film at episode 1, frame 2 .* cannot be decoded"):
+        open_dataset(folder).sample(14)
     video.unlink()
-    refused(folder, "lacks the video", "observation.images.wrist/chunk-000/file-000.mp4")
+    expect_user_error(folder, "lacks the video", "observation.images.wrist/chunk-000/file-000.mp4")

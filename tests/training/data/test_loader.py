@@ -1,4 +1,4 @@
-"""A batch is a function of its positions: workers, ranks and interruptions do not change it."""
+"""Loader batches depend on their positions only, not on workers, ranks or interruptions."""
 
 import shutil
 
@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
@@ -17,6 +18,7 @@ from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.data.loader import make_loader
 from rocket_hf.training.data.mixture import FrameRanges, MixtureOrder
 from rocket_hf.training.recipe import AugmentationConfig, DataConfig, DatasetConfig
+from rocket_hf.training.vla.model_inputs import ModelInputs
 
 pytestmark = pytest.mark.needs_lerobot
 AUGMENTATION = AugmentationConfig(crop_area=0.8, rotation=5, brightness=0.2, color_only=["wrist"])
@@ -24,7 +26,7 @@ AUGMENTATION = AugmentationConfig(crop_area=0.8, rotation=5, brightness=0.2, col
 
 @pytest.fixture(scope="module")
 def config():
-    return tiny_config("pi05")  # which reads the state in its prompt
+    return tiny_config("pi05")  # its prompt contains the state
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +42,21 @@ def all_frames(data):
     return FrameRanges([data.frame_range(episode) for episode in data.episodes])
 
 
-def loader(datasets, config, batch_size=8, workers=0, augmentation=AUGMENTATION, order=None, **shares):
+def loader(datasets, config, batch_size=8, workers=0, augmentation=AUGMENTATION, order=None, **positions):
     order = order or MixtureOrder([all_frames(data) for data in datasets], seed=1)
     settings = DataConfig(workers=workers, augmentation=augmentation)
-    return make_loader(datasets, order, processor(config), config, settings, 5, batch_size, **shares)
+    return make_loader(datasets, order, processor(config), config, settings, 5, batch_size, **positions)
 
 
-def joined(batches):
-    """Several batches as one."""
+def concatenated(batches):
+    """Return several batches as one."""
 
-    def join(values):
+    def concatenate(values):
         if isinstance(values[0], torch.Tensor):
             return torch.cat(values)
         return [torch.cat(parts) for parts in zip(*values, strict=True)]
 
-    return {key: join([batch[key] for batch in batches]) for key in batches[0]}
+    return {key: concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def require_equal(one, other):
@@ -63,121 +65,165 @@ def require_equal(one, other):
         torch.testing.assert_close(one[key], other[key], rtol=0, atol=0, msg=key)
 
 
-def test_a_batch_holds_what_the_processor_and_the_generators_give(datasets, config):
-    made = processor(config)
-    (batch,) = loader(datasets, config, batch_size=6, start_position=20, total=26)
+def test_batch_contains_the_processors_outputs_and_the_generators_draws(datasets, config):
+    policy_processor = processor(config)
+    (batch,) = loader(datasets, config, batch_size=6, start_position=20, end_position=26)
     assert set(batch) == set(LoaderBatch.__annotations__) - {"features"}
     order = MixtureOrder([all_frames(data) for data in datasets], seed=1)
     for row, position in enumerate(range(20, 26)):
         dataset, index = order[position]
         sample = datasets[dataset].sample(index)
-        inputs = made(sample["images"], sample["task"], sample["state"], sample["actions"])
+        inputs = policy_processor(sample["images"], sample["task"], sample["state"], sample["actions"])
         for key in ("state", "actions", "input_ids", "attention_mask", "camera_mask"):
             assert torch.equal(batch[key][row], inputs[key][0]), key
-        for camera, picture in zip(batch["images"], sample["images"].values(), strict=True):
-            assert torch.equal(camera[row], picture)
+        for images, image in zip(batch["images"], sample["images"].values(), strict=True):
+            assert torch.equal(images[row], image)
         for key in ("episode_index", "frame_index", "index", "action_is_pad"):
             assert torch.equal(batch[key][row], torch.as_tensor(sample[key])), key
         assert (batch["dataset"][row], batch["position"][row]) == (dataset, position)
-        draw = sample_generator(5, position)
-        drawn = torch.stack([draw_augmentation(AUGMENTATION, camera, draw) for camera in config.cameras])
-        assert torch.equal(batch["augmentation"][row], drawn)
-        assert torch.equal(batch["noise"][row], draw_noise((4, 8), torch.device("cpu"), draw))
-        assert torch.equal(batch["time"][row], draw_time(1, torch.device("cpu"), draw)[0])
+        generator = sample_generator(5, position)
+        parameters = torch.stack([draw_augmentation(AUGMENTATION, camera, generator) for camera in config.cameras])
+        assert torch.equal(batch["augmentation"][row], parameters)
+        assert torch.equal(batch["noise"][row], draw_noise((4, 8), torch.device("cpu"), generator))
+        assert torch.equal(batch["time"][row], draw_time(1, torch.device("cpu"), generator)[0])
 
 
-def test_two_ranks_read_together_what_one_reads(datasets, config):
-    alone = list(loader(datasets, config, batch_size=8, total=32))
-    ranks = [list(loader(datasets, config, batch_size=4, rank=rank, world=2, total=32)) for rank in (0, 1)]
-    assert [len(alone), len(ranks[0]), len(ranks[1])] == [4, 4, 4]
-    for whole, halves in zip(alone, zip(*ranks, strict=True), strict=True):
-        require_equal(whole, joined(halves))
+def test_two_ranks_together_read_the_batches_of_one_rank(datasets, config):
+    single = list(loader(datasets, config, batch_size=8, end_position=32))
+    ranks = [list(loader(datasets, config, batch_size=4, rank=rank, world_size=2, end_position=32)) for rank in (0, 1)]
+    assert [len(single), len(ranks[0]), len(ranks[1])] == [4, 4, 4]
+    for whole, halves in zip(single, zip(*ranks, strict=True), strict=True):
+        require_equal(whole, concatenated(halves))
 
 
-def test_a_run_goes_on_where_it_stopped_with_other_batches(datasets, config):
-    whole = joined(list(loader(datasets, config, batch_size=8, total=40)))
-    first = list(loader(datasets, config, batch_size=8, total=16))
-    rest = [list(loader(datasets, config, batch_size=4, rank=rank, world=3, start_position=16, total=40))
+def test_run_resumes_at_the_same_sample_with_another_batch_size_and_rank_count(datasets, config):
+    whole = concatenated(list(loader(datasets, config, batch_size=8, end_position=40)))
+    first = list(loader(datasets, config, batch_size=8, end_position=16))
+    rest = [list(loader(datasets, config, batch_size=4, rank=rank, world_size=3, start_position=16, end_position=40))
             for rank in range(3)]  # fmt: skip
     in_order = [batch for step in zip(*rest, strict=True) for batch in step]
-    require_equal(whole, joined(first + in_order))
+    require_equal(whole, concatenated(first + in_order))
 
 
-def test_a_last_batch_holds_what_is_left(datasets, config):
-    sizes = [[len(batch["position"]) for batch in loader(datasets, config, 4, rank=rank, world=2, total=11)]
+def test_last_batch_contains_the_remaining_samples(datasets, config):
+    sizes = [[len(batch["position"]) for batch in loader(datasets, config, 4, rank=rank, world_size=2, end_position=11)]
              for rank in (0, 1)]  # fmt: skip
     assert sizes == [[4, 3], [4]]
 
 
-def test_without_augmentation_and_noise_a_batch_has_neither(stored):
+def test_batch_has_no_augmentation_or_noise_if_neither_is_configured(stored):
     config = tiny_config("openvla-oft")
     data = RobotDataset(DatasetConfig(id=str(stored)), config)
-    (batch,) = loader([data], config, batch_size=2, total=2, augmentation=AugmentationConfig())
+    (batch,) = loader([data], config, batch_size=2, end_position=2, augmentation=AugmentationConfig())
     assert not {"augmentation", "noise", "time", "features"} & set(batch)
 
 
-def test_rows_of_a_feature_cache_come_with_their_frames(datasets, config):
-    class Rows:
-        def __init__(self, number):
-            self.number = number
+def test_batch_contains_the_feature_cache_rows_of_its_frames(datasets, config):
+    class FakeFeatureCache:
+        def __init__(self, dataset):
+            self.dataset = dataset
 
         def read(self, index):
-            return {"maps": torch.tensor([self.number, index])}
+            return {"maps": torch.tensor([self.dataset, index])}
 
     settings = DataConfig(workers=0)
     order = MixtureOrder([all_frames(data) for data in datasets])
     batches = make_loader(
-        datasets, order, processor(config), config, settings, 0, 8, total=8, feature_caches=[Rows(0), Rows(1)]
+        datasets,
+        order,
+        processor(config),
+        config,
+        settings,
+        0,
+        8,
+        end_position=8,
+        feature_caches=[FakeFeatureCache(0), FakeFeatureCache(1)],
     )
     (batch,) = batches
     assert torch.equal(batch["features"]["maps"], torch.stack([batch["dataset"], batch["index"]], dim=1))
 
 
 @pytest.fixture(scope="module")
-def spoilt(stored, tmp_path_factory):
-    """The last picture of the wrist camera is cut short."""
-    folder = shutil.copytree(stored, tmp_path_factory.mktemp("spoilt") / "spoilt")
+def corrupted(stored, tmp_path_factory):
+    """Dataset whose last image of the wrist camera is truncated."""
+    folder = shutil.copytree(stored, tmp_path_factory.mktemp("corrupted") / "corrupted")
     (file,) = (folder / "data").glob("*/*.parquet")
     table = pq.read_table(file)
     key = "observation.images.wrist"
-    pictures = table[key].to_pylist()
-    pictures[-1]["bytes"] = pictures[-1]["bytes"][:40]
-    column = pa.array(pictures, type=table[key].type)
+    images = table[key].to_pylist()
+    images[-1]["bytes"] = images[-1]["bytes"][:40]
+    column = pa.array(images, type=table[key].type)
     pq.write_table(table.set_column(table.column_names.index(key), key, column), file)
     return folder
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_workers_give_the_same_batches_and_one_sentence_of_what_is_wrong(workers, spoilt, filmed, config):
-    """A worker takes seconds to start, so one loader shows both."""
-    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (filmed, spoilt)]
+def test_workers_return_the_same_batches_and_report_a_user_error_in_one_line(workers, corrupted, filmed, config):
+    """One loader tests both, because a worker takes seconds to start."""
+    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (filmed, corrupted)]
     order = MixtureOrder([all_frames(data) for data in datasets], seed=2)
     bad = next(position for position in range(216) if order[position] == (1, 53))
-    total = (bad // 8 + 1) * 8
-    alone = list(loader(datasets, config, order=order, total=total - 8))
-    shared = iter(loader(datasets, config, order=order, total=total, workers=workers))
-    for batch in alone:
-        require_equal(batch, next(shared))
-    with pytest.raises(ValueError) as caught:
-        next(shared)
-    sentence = str(caught.value)
-    assert sentence.startswith("the picture of camera 'wrist' of spoilt at episode 3, frame 14 cannot be read: ")
-    assert len(sentence.splitlines()) == 1
+    end = (bad // 8 + 1) * 8
+    expected = list(loader(datasets, config, order=order, end_position=end - 8))
+    batches = iter(loader(datasets, config, order=order, end_position=end, workers=workers))
+    for batch in expected:
+        require_equal(batch, next(batches))
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    message = str(caught.value)
+    assert message.startswith("the image of camera 'wrist' of corrupted at episode 3, frame 14 cannot be read: ")
+    assert len(message.splitlines()) == 1
 
 
-def test_pictures_of_one_camera_get_one_size(stored, config, tmp_path):
+def test_images_of_one_camera_have_one_size_in_all_datasets(stored, config, tmp_path):
     larger = write_tiny_dataset(tmp_path / "larger", 1, 4, cameras={"front": (96, 128), "wrist": (32, 32)})
     other = write_tiny_dataset(tmp_path / "other", 1, 4, cameras={"front": (64, 64), "wrist": (32, 32)})
     datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (stored, larger)]
     order = MixtureOrder([all_frames(data) for data in datasets], weights=[1.0, 1.0])
-    (batch,) = loader(datasets, config, total=8, order=order)
+    (batch,) = loader(datasets, config, end_position=8, order=order)
     assert batch["images"][0].shape == (8, 3, 48, 64)
     assert set(batch["dataset"].tolist()) == {0, 1}
     wrong = [datasets[0], RobotDataset(DatasetConfig(id=str(other)), config)]
-    with pytest.raises(ValueError, match="camera 'front' has pictures of 64x64 in other and of 48x64 in"):
-        loader(wrong, config, total=8)
+    with pytest.raises(ValueError, match="camera 'front' has images of 64x64 in other, but of 48x64 in"):
+        loader(wrong, config, end_position=8)
 
 
-def test_color_only_names_a_camera_of_the_policy(datasets, config):
+def test_color_only_with_an_unknown_camera_is_refused(datasets, config):
     with pytest.raises(ValueError, match=r"color_only: the policy has no camera 'wirst'"):
-        loader(datasets, config, total=8, augmentation=AugmentationConfig(crop_area=0.9, color_only=["wirst"]))
+        loader(datasets, config, end_position=8, augmentation=AugmentationConfig(crop_area=0.9, color_only=["wirst"]))
+
+
+def test_bug_in_a_batch_keeps_its_traceback(datasets, config, monkeypatch):
+    def broken(self, index):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(RobotDataset, "sample", broken)
+    with pytest.raises(ValueError, match="a bug") as caught:
+        next(iter(loader(datasets, config, end_position=8)))
+    assert "broken" in [entry.name for entry in caught.traceback]
+
+
+@pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla", "openvla-oft"])
+def test_training_inputs_equal_the_processors_inputs(stored, filmed, family):
+    """The loader and ModelInputs together apply the same preprocessing, in the same order, as `processor(...)`."""
+    family_config = tiny_config(family)
+    data = [RobotDataset(DatasetConfig(id=str(folder)), family_config) for folder in (stored, filmed)]
+    policy_processor = processor(family_config)
+    model_inputs = ModelInputs(family_config, policy_processor, None, torch.device("cpu"))
+    order = MixtureOrder([all_frames(dataset) for dataset in data], seed=1)
+    plain = AugmentationConfig()
+    (raw,) = loader(data, family_config, batch_size=5, augmentation=plain, start_position=7, end_position=12)
+    batch, images, warp = model_inputs.inputs(raw)
+    assert warp is None and [image.shape[0] for image in images] == [5] * len(family_config.cameras)
+    for row, position in enumerate(range(7, 12)):
+        dataset, index = order[position]
+        sample = data[dataset].sample(index)
+        expected = policy_processor(
+            sample["images"], sample["task"], sample["state"], sample["actions"], sample["action_is_pad"]
+        )
+        assert {"images", "camera_mask", "state", "input_ids", "attention_mask", "actions", "action_is_pad"} == set(
+            expected
+        )
+        for key, value in expected.items():
+            assert batch[key].dtype == value.dtype, key
+            assert torch.equal(batch[key][row], value[0]), key
