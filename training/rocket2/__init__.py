@@ -1,1 +1,1 @@
-"""ROCKET-2 in training: episodes of a simulated world to chunks with goals in other views, and what is made of them."""
+"""Training of ROCKET-2 policies on recorded episodes, whose goals are object masks in other views of the same room."""

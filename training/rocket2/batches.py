@@ -1,4 +1,4 @@
-"""What each step of a run reads: its samples' steps cut into chunks, one after the other."""
+"""Batches of ROCKET-2 training: the samples of each optimizer step, cut into consecutive chunks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,53 +8,65 @@ from torch import Tensor
 
 from rocket_hf.modeling.rocket2_interface import Rocket2Batch
 
-from .samples import Plan, Rocket2Sample, Rocket2Samples
+from .samples import Rocket2Sample, Rocket2Samples, SamplePlan
 
-Rocket2Chunk = dict[
-    str, Tensor
-]  # a Rocket2Batch, the names of its first frames, and whether it goes on from another chunk
-OF_STEPS = (
+# A Rocket2Batch, the ids of its first frames, and `is_continuation`: whether it continues the chunk before it.
+Rocket2Chunk = dict[str, Tensor]
+PER_STEP_KEYS = (
     "images", "goal_index", "previous_actions", "previous_hidden", "actions", "is_pad", "visibility", "point", "box",
 )  # fmt: skip
 
 
-def chunks_of(plans: Sequence[Plan], chunk_steps: int) -> int:
-    """That walks need, and views fill with them; views alone have nothing to remember, so that one is enough."""
+def count_chunks(plans: Sequence[SamplePlan], chunk_steps: int) -> int:
+    """Return the number of chunks that the longest demonstration needs.
+
+    View samples have any number of steps. They need no memory, so that one chunk is enough if there are only views.
+    """
     lengths = [len(plan.frames) for plan in plans if plan.frames is not None]
     return -(-max(lengths) // chunk_steps) if lengths else 1
 
 
-def cut(samples: Sequence[Rocket2Sample], chunk_steps: int, count: int) -> Iterator[Rocket2Chunk]:
-    """Samples side by side, in chunks that follow each other; the first `count` of them."""
-    together: dict[str, Any] = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}  # type: ignore
+def split_into_chunks(samples: Sequence[Rocket2Sample], chunk_steps: int, count: int) -> Iterator[Rocket2Chunk]:
+    """Stack samples and yield the first `count` chunks of `chunk_steps` steps."""
+    stacked: dict[str, Any] = {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}  # type: ignore
     for start in range(0, count * chunk_steps, chunk_steps):
-        steps = {key: together[key][:, start : start + chunk_steps] for key in OF_STEPS}
-        yield together | steps | {"frame_index": together["frame_index"] + start, "goes_on": torch.tensor(start > 0)}
+        steps = {key: stacked[key][:, start : start + chunk_steps] for key in PER_STEP_KEYS}
+        frame_index = stacked["frame_index"] + start
+        yield stacked | steps | {"frame_index": frame_index, "is_continuation": torch.tensor(start > 0)}
 
 
 def rocket2_batch(chunk: Rocket2Chunk, device: torch.device, heads: Sequence[str]) -> Rocket2Batch:
-    """What the model reads of a chunk, on its device."""
+    """Return the model's inputs from a chunk, on `device`, without the targets of heads that the policy lacks."""
     known = Rocket2Batch.__annotations__.keys() & chunk.keys()
-    unread = {"point", "box"} - set(heads) if heads else {"visibility", "point", "box"}
-    return Rocket2Batch(**{key: chunk[key].to(device, non_blocking=True) for key in known - unread})  # type: ignore
+    unused = {"point", "box"} - set(heads) if heads else {"visibility", "point", "box"}
+    return Rocket2Batch(**{key: chunk[key].to(device, non_blocking=True) for key in known - unused})  # type: ignore
 
 
 class Rocket2Batches:
-    """Of one rank."""
+    """Chunks of one rank for every optimizer step, which has `passes` passes of `samples_per_pass` samples."""
 
-    def __init__(self, samples: Rocket2Samples, batch_size: int, each: int, passes: int, rank: int, ranks: int):
-        self.samples, self.batch_size, self.each, self.passes = samples, batch_size, each, passes
-        self.rank, self.ranks = rank, ranks
+    def __init__(
+        self,
+        samples: Rocket2Samples,
+        batch_size: int,
+        samples_per_pass: int,
+        passes: int,
+        rank: int,
+        world_size: int,
+    ):
+        self.samples, self.batch_size = samples, batch_size
+        self.samples_per_pass, self.passes = samples_per_pass, passes
+        self.rank, self.world_size = rank, world_size
 
-    def of_step(self, step: int) -> list[Rocket2Chunk]:
-        """As many chunks on each rank, which are those that the longest sample of all needs."""
-        goals, first = self.samples.goals, step * self.batch_size
-        plans = [self.samples.plan(position, step < goals.warmup_steps)
-                 for position in range(first, first + self.batch_size)]  # fmt: skip
-        count = chunks_of(plans, goals.chunk_steps)
+    def chunks_of_step(self, step: int) -> list[Rocket2Chunk]:
+        """Return the chunks of a step. Their number is the same on all ranks: that of the longest sample of all."""
+        settings, first = self.samples.settings, step * self.batch_size
+        is_warmup = step < settings.warmup_steps
+        plans = [self.samples.plan(position, is_view=is_warmup) for position in range(first, first + self.batch_size)]
+        count = count_chunks(plans, settings.chunk_steps)
         chunks: list[Rocket2Chunk] = []
-        for number in range(self.passes):
-            start = (number * self.ranks + self.rank) * self.each
-            own = [self.samples.sample(plan) for plan in plans[start : start + self.each]]
-            chunks += cut(own, goals.chunk_steps, count)
+        for index in range(self.passes):
+            start = (index * self.world_size + self.rank) * self.samples_per_pass
+            samples = [self.samples.sample(plan) for plan in plans[start : start + self.samples_per_pass]]
+            chunks += split_into_chunks(samples, settings.chunk_steps, count)
         return chunks

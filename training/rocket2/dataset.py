@@ -1,11 +1,12 @@
-"""Recorded rooms in memory: every picture, what is where in it, what was done; and where each object can be seen."""
+"""Recorded rooms, held in memory: images, object masks, actions and episodes of all datasets of a run."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -16,49 +17,58 @@ from rocket_hf.errors import UserError
 from rocket_hf.teachers.cache_manifest import LOCAL
 
 from ..data.lerobot_data import check_frames
-from ..data.lerobot_files import DatasetFiles, locate, read_columns, read_files
+from ..data.lerobot_files import (
+    DatasetFiles,
+    first_line,
+    locate_dataset,
+    read_columns,
+    read_dataset_files,
+    unreadable_file,
+)
 
+# Columns of the recordings of `rocket-hf simulate vizdoom`.
 VIEW, OBJECTS = "observation.images.view", "observation.images.objects"
-NUMBERS = ("action", "executed", "interaction", "room", "target")
-FRAME = ("index", "episode_index", "frame_index")
-RECORDED_BY = "`rocket-hf simulate vizdoom` records what ROCKET-2 learns from"
+RECORDED_COLUMNS = ("action", "executed", "interaction", "room", "target")
+FRAME_COLUMNS = ("index", "episode_index", "frame_index")
 
 
 @dataclass(frozen=True)
-class Episode:
-    """`frames` are rows of the recorded rooms. Its target is 1 + the number of an object, 0 in views of a room."""
+class RecordedEpisode:
+    """Episode of a recording: a demonstration, which walks to a target object, or a collection of views of a room."""
 
-    frames: range
-    dataset: int
-    number: int  # in its dataset
+    frames: range  # rows of the recorded rooms
+    dataset_index: int
+    episode_index: int  # in its dataset
     room: int
-    target: int
+    target: int  # object id in the masks; 0 if the episode is a collection of views
     interaction: int
 
 
 class RecordedRooms:
-    """All datasets of a run, one after the other. A room has its number in all of them."""
+    """Recordings of all datasets of a run, concatenated. The index of a room is the same in all datasets."""
 
     images: Tensor  # (frames, 3, H, W) uint8
-    objects: Tensor  # (frames, H, W) uint8: 0, or 1 + the number of an object
+    objects: Tensor  # (frames, H, W) uint8 object ids, 0 where there is no object
 
     def __init__(self, ids: Sequence[str]):
-        """All but the pictures, which `read` brings."""
-        self.sets = [open_files(id) for id in ids]
-        self.factors = action_names(self.sets)
-        self.size = picture_size(self.sets)
-        tables = [read_numbers(files) for files in self.sets]
-        columns = {name: torch.from_numpy(np.concatenate([table[name] for table in tables])) for name in NUMBERS}
+        """Read everything but images and masks, which `load_images` reads."""
+        self.files = [open_recording(id) for id in ids]
+        self.action_names = common_action_names(self.files)
+        self.image_size = common_image_size(self.files)
+        tables = [read_frame_table(files) for files in self.files]
+        columns = {
+            name: torch.from_numpy(np.concatenate([table[name] for table in tables])) for name in RECORDED_COLUMNS
+        }
         self.actions, self.executed = columns["action"], columns["executed"]  # (frames, factors)
-        self.episodes = [
-            episode
-            for number, table in enumerate(tables)
-            for episode in episodes_of(number, table, before(tables, number))
-        ]
+        self.episodes: list[RecordedEpisode] = []
+        first_row = 0
+        for dataset_index, table in enumerate(tables):
+            self.episodes += read_episodes(dataset_index, table, first_row)
+            first_row += len(table["index"])
 
-    def read(self) -> None:
-        self.images = torch.cat([read_pictures(files, VIEW, "RGB") for files in self.sets])
-        self.objects = torch.cat([read_pictures(files, OBJECTS, "L") for files in self.sets])[:, 0]
+    def load_images(self) -> None:
+        self.images = torch.cat([read_image_column(files, VIEW, "RGB") for files in self.files])
+        self.objects = torch.cat([read_image_column(files, OBJECTS, "L") for files in self.files])[:, 0]
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -67,86 +77,96 @@ class RecordedRooms:
     def rooms(self) -> list[int]:
         return sorted({episode.room for episode in self.episodes})
 
-    def visible(self) -> Tensor:
-        """Which object is anywhere in which picture: (frames, 1 + the largest number), whose first column is unused."""
-        most = int(self.objects.max())
-        seen = [(self.objects == number).flatten(1).any(dim=1) for number in range(1, most + 1)]
-        return torch.stack([torch.zeros(len(self.objects), dtype=torch.bool), *seen], dim=1)
+    def object_visibility(self) -> Tensor:
+        """Return whether each object is visible in each frame, (frames, 1 + largest object id); column 0 is False."""
+        largest = int(self.objects.max())
+        visible = [(self.objects == object_id).flatten(1).any(dim=1) for object_id in range(1, largest + 1)]
+        return torch.stack([torch.zeros(len(self.objects), dtype=torch.bool), *visible], dim=1)
 
 
-def open_files(id: str) -> DatasetFiles:
-    root, revision = locate(id)
-    files = read_files(root.resolve().name if revision == LOCAL else id, root)
-    for name in (VIEW, OBJECTS, *NUMBERS):
+def open_recording(id: str) -> DatasetFiles:
+    root, revision = locate_dataset(id)
+    files = read_dataset_files(root.resolve().name if revision == LOCAL else id, root)
+    for name in (VIEW, OBJECTS, *RECORDED_COLUMNS):
         if name not in files.meta.features:
-            raise UserError(f"the dataset {id} has no column {name!r}: {RECORDED_BY}")
+            raise UserError(
+                f"the dataset {id} has no column {name!r}: record training data of ROCKET-2 with "
+                "`rocket-hf simulate vizdoom`"
+            )
     return files
 
 
-def action_names(sets: Sequence[DatasetFiles]) -> list[str]:
-    names = [list(files.meta.features["action"]["names"]) for files in sets]
-    for files, other in zip(sets, names, strict=True):
+def common_action_names(recordings: Sequence[DatasetFiles]) -> list[str]:
+    names = [list(files.meta.features["action"]["names"]) for files in recordings]
+    for files, other in zip(recordings, names, strict=True):
         if other != names[0]:
-            raise UserError(f"the actions of {files.id} are {', '.join(other)}, of {sets[0].id} {', '.join(names[0])}")
+            raise UserError(
+                f"the actions of {files.id} are {', '.join(other)}, but those of {recordings[0].id} are "
+                f"{', '.join(names[0])}: train on datasets with the same actions"
+            )
     return names[0]
 
 
-def picture_size(sets: Sequence[DatasetFiles]) -> tuple[int, int]:
-    """Height and width."""
-    sizes = [tuple(files.meta.features[key]["shape"][:2]) for files in sets for key in (VIEW, OBJECTS)]
+def common_image_size(recordings: Sequence[DatasetFiles]) -> tuple[int, int]:
+    """Return height and width of the images and masks of all datasets."""
+    sizes = [tuple(files.meta.features[key]["shape"][:2]) for files in recordings for key in (VIEW, OBJECTS)]
     if len(set(sizes)) > 1:
         listed = ", ".join(sorted({f"{rows}x{columns}" for rows, columns in sizes}))
-        raise UserError(f"pictures and masks of all datasets must have one size, got {listed}: record them alike")
+        raise UserError(f"images and masks of all datasets must have the same size, got {listed}: record them again")
     return sizes[0]
 
 
-def read_numbers(files: DatasetFiles) -> dict[str, np.ndarray]:
-    columns = read_columns(files.id, files.data_files(), [*NUMBERS, *FRAME])
+def read_frame_table(files: DatasetFiles) -> dict[str, np.ndarray]:
+    """Return the columns of all frames: (frames, factors) for actions, (frames,) for all others."""
+    columns = read_columns(files.id, files.data_files(), [*RECORDED_COLUMNS, *FRAME_COLUMNS])
     check_frames(files, columns["index"], columns["episode_index"])
     return {name: values.reshape(len(values), -1) if name in ("action", "executed") else values.reshape(-1)
             for name, values in columns.items()}  # fmt: skip
 
 
-def before(tables: Sequence[dict[str, np.ndarray]], number: int) -> int:
-    """The frames of the datasets before one."""
-    return sum(len(table["index"]) for table in tables[:number])
-
-
-def episodes_of(dataset: int, table: dict[str, np.ndarray], first: int) -> list[Episode]:
+def read_episodes(dataset_index: int, table: dict[str, np.ndarray], first_row: int) -> list[RecordedEpisode]:
+    """Split the frames of a dataset into episodes; `first_row` is the row of its first frame in the recorded rooms."""
     ends = np.flatnonzero(np.diff(table["episode_index"], append=-1)) + 1
     starts = [0, *ends[:-1].tolist()]
     return [
-        Episode(
-            frames=range(first + start, first + int(end)),
-            dataset=dataset,
-            number=int(table["episode_index"][start]),
+        RecordedEpisode(
+            frames=range(first_row + start, first_row + int(end)),
+            dataset_index=dataset_index,
+            episode_index=int(table["episode_index"][start]),
             **{name: int(table[name][start]) for name in ("room", "target", "interaction")},
         )
         for start, end in zip(starts, ends, strict=True)
     ]
 
 
-def read_pictures(files: DatasetFiles, key: str, mode: str) -> Tensor:
-    """All of a column, (frames, channels, H, W) uint8."""
+def read_image_column(files: DatasetFiles, key: str, mode: str) -> Tensor:
+    """Decode all images of a column, (frames, channels, H, W) uint8."""
     total, channels = int(files.lengths.sum()), len(Image.new(mode, (1, 1)).getbands())
     height, width = files.meta.features[key]["shape"][:2]
     pixels = np.empty((total, height, width, channels), dtype=np.uint8)
-    row, bar = 0, tqdm(total=total, desc=f"reading {key.rpartition('.')[2]}", unit="", leave=False, disable=None)
-    for path in files.data_files():
-        for batch in pq.ParquetFile(path).iter_batches(columns=[key]):
-            for stored in batch.column(0).field("bytes"):
-                pixels[row] = decoded(stored.as_py(), mode, files, row)
-                row += 1
-                bar.update()
-    bar.close()
+    encoded_images = read_encoded_images(files, key)
+    bar = tqdm(encoded_images, f"reading {key.rpartition('.')[2]}", total, unit="", leave=False, disable=None)
+    for row, encoded in enumerate(bar):
+        pixels[row] = decode_image(encoded, mode, files, row)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def decoded(stored: bytes | None, mode: str, files: DatasetFiles, row: int) -> Any:
+def read_encoded_images(files: DatasetFiles, key: str) -> Iterator[bytes | None]:
+    for path in files.data_files():
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(columns=[key]):
+                yield from batch.column(0).field("bytes").to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable_file(files.id, path) from error
+
+
+def decode_image(encoded: bytes | None, mode: str, files: DatasetFiles, row: int) -> Any:
+    """Decode an image to (H, W, channels). A mask, mode "L", may be stored as RGB with equal channels."""
     try:
-        with Image.open(io.BytesIO(stored or b"")) as picture:
-            return np.array(picture.getchannel(0) if mode == "L" else picture.convert(mode)).reshape(
-                *picture.size[::-1], -1
-            )
-    except OSError as error:
-        raise UserError(f"picture {row} of the dataset {files.id} cannot be read: {error}") from error
+        with Image.open(io.BytesIO(encoded or b"")) as image:
+            channels = image.getchannel(0) if mode == "L" else image.convert(mode)
+            return np.array(channels).reshape(*image.size[::-1], -1)
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG files
+        raise UserError(
+            f"image {row} of the dataset {files.id} cannot be read: {first_line(error)}; record it again"
+        ) from error

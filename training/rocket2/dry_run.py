@@ -1,4 +1,4 @@
-"""What a recipe of ROCKET-2 would do: its data, what trains, samples and cost. No picture is read."""
+"""Dry run of a ROCKET-2 recipe: data, trained weights, samples and cost, without reading any image."""
 
 from collections import Counter
 
@@ -8,68 +8,69 @@ from torch.utils.flop_counter import FlopCounterMode
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
 from ..data.mixture import split_episodes
-from ..recipe import Recipe
-from ..recipe_checks import passes
+from ..recipe import Rocket2Recipe
+from ..recipe_checks import split_batch
 from .dataset import RecordedRooms
-from .policy import check_placement
-from .task import open_data
+from .policy import check_no_sharding
+from .task import open_policy_config_and_data
 
 META = torch.device("meta")
 
 
-def sections(recipe: Recipe, ranks: int) -> dict[str, list[str]]:
-    check_placement()
-    config, data = open_data(recipe)
+def rocket2_sections(recipe: Rocket2Recipe, world_size: int) -> dict[str, list[str]]:
+    """Return the lines of each section of the dry run."""
+    check_no_sharding()
+    config, data = open_policy_config_and_data(recipe)
     with META:
         policy = Rocket2ForActionPrediction(config).train()
     return {
         "data": data_lines(recipe, data),
         "trains": training_lines(policy),
-        "steps": step_lines(recipe, data, ranks),
+        "steps": step_lines(recipe, data, world_size),
         "compute": compute_lines(recipe, policy),
     }
 
 
-def data_lines(recipe: Recipe, data: RecordedRooms) -> list[str]:
+def data_lines(recipe: Rocket2Recipe, data: RecordedRooms) -> list[str]:
     rooms, held_out = split_episodes(data.rooms, recipe.data.validation, recipe.run.seed)
-    walks = [episode for episode in data.episodes if episode.target]
+    demonstrations = [episode for episode in data.episodes if episode.target]
     return [
-        f"{len(data):,} frames in {len(data.rooms)} rooms: {len(data.episodes) - len(walks)} times views, "
-        f"{len(walks)} ways to an object",
-        f"{len(rooms)} rooms to train on, {len(held_out)} to validate with",
+        f"{len(data):,} frames in {len(data.rooms)} rooms: {len(data.episodes) - len(demonstrations)} episodes of "
+        f"views, {len(demonstrations)} demonstrations",
+        f"{len(rooms)} rooms for training, {len(held_out)} for validation",
     ]
 
 
 def training_lines(policy: Rocket2ForActionPrediction) -> list[str]:
-    every: Counter[str] = Counter()
-    training: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
     for name, parameter in policy.named_parameters():
         part = name.partition(".")[0]
-        every[part] += parameter.numel()
-        training[part] += parameter.numel() * parameter.requires_grad
-    return [f"{part:18}{training[part]:>15,} of {every[part]:,} weights" for part in every]
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() * parameter.requires_grad
+    return [f"{part:18}{trained[part]:>15,} of {total[part]:,} weights" for part in total]
 
 
-def step_lines(recipe: Recipe, data: RecordedRooms, ranks: int) -> list[str]:
-    goals, run = recipe.goals, recipe.run
-    assert goals is not None
-    each, count = passes(recipe, ranks)
+def step_lines(recipe: Rocket2Recipe, data: RecordedRooms, world_size: int) -> list[str]:
+    settings, run = recipe.rocket2, recipe.run
+    samples_per_pass, passes = split_batch(recipe, world_size)
+    epochs = run.steps * run.batch_size * settings.chunks * settings.chunk_steps / len(data)
     return [
-        f"{run.steps:,} of {run.batch_size} samples: {ranks} processes x {each} samples x {count} passes, each of up "
-        f"to {goals.chunks} chunks of {goals.chunk_steps} steps",
-        f"views alone in the first {min(goals.warmup_steps, run.steps):,}, then {goals.views_share:.0%} of the samples",
-        f"at most {run.steps * run.batch_size * goals.chunks * goals.chunk_steps / len(data):.1f} times all frames",
+        f"{run.steps:,} of {run.batch_size} samples: {world_size} processes x {samples_per_pass} samples x {passes} "
+        f"passes, each of up to {settings.chunks} chunks of {settings.chunk_steps} steps",
+        f"only views in the first {min(settings.warmup_steps, run.steps):,}, then {settings.views_share:.0%} of the "
+        "samples",
+        f"at most {epochs:.1f} epochs of all frames",
     ]
 
 
-def compute_lines(recipe: Recipe, policy: Rocket2ForActionPrediction) -> list[str]:
-    goals = recipe.goals
-    assert goals is not None
-    fake = policy.config.fake_batch(1, goals.chunk_steps, goals.goals)
+def compute_lines(recipe: Rocket2Recipe, policy: Rocket2ForActionPrediction) -> list[str]:
+    settings = recipe.rocket2
+    fake = policy.config.fake_batch(1, settings.chunk_steps, settings.goals)
     batch = {key: value.to(META) for key, value in fake.items()}
     with FlopCounterMode(display=False) as counter:
         losses = policy(**batch).losses
         torch.stack(list(losses.values())).sum().backward()
-    sample = counter.get_total_flops() * goals.chunks
+    sample = counter.get_total_flops() * settings.chunks
     samples = recipe.run.steps * recipe.run.batch_size
-    return [f"{sample / 1e9:.3g} GFLOP a sample at most, {samples * sample / 1e15:.3g} PFLOP in all"]
+    return [f"at most {sample / 1e9:.3g} GFLOP per sample, {samples * sample / 1e15:.3g} PFLOP in total"]

@@ -1,9 +1,9 @@
-"""Teaches the picture encoder of a new ROCKET-2 policy to see, before it learns to act.
+"""Pretraining of the image encoder of a new ROCKET-2 policy on the objects of recorded rooms.
 
-The published policy stands on an encoder that was pretrained on millions of pictures (DINO) and stays frozen. One that
-is small enough for a CPU has no such past: drawn at random, it would have to learn what things look like from whether
-goals are in sight. So it is told first, patch by patch, which object it looks at: by the names that the tasks of the
-recorded episodes give them.
+The published policy uses a frozen encoder that was pretrained on millions of images (DINO). There is no such encoder
+that is small enough for a CPU, and a random one would have to learn the appearance of objects from the auxiliary losses
+alone. Therefore the encoder is first trained to classify, patch by patch, the object that an image shows. The classes
+are the tasks of the recorded episodes.
 """
 
 import math
@@ -22,134 +22,155 @@ from ..data.lerobot_files import read_columns
 from ..data.mixture import split_episodes
 from .dataset import RecordedRooms
 
-NOTHING = 0  # the name of a patch without an object
-HELD_OUT = 0.1  # of the rooms
-BATCH = 32  # pictures of a step
-LEARNING_RATE, WARMUP, CLIP = 3e-3, 100, 1.0
-OBJECT_WEIGHT = 3.0  # of a patch's share that is an object, since most are not
-POSITIONS = 1.0  # the size of the waves that tell a patch its place: smaller ones are lost on the way to the heads
-COVERED, CLEAR = 0.4, 0.99  # shares of a patch that is an object's, or nobody's, in the report
+BACKGROUND = 0  # class of a patch without an object
+HELD_OUT_SHARE = 0.1  # share of the rooms
+BATCH_SIZE = 32
+LEARNING_RATE, WARMUP_STEPS, MAX_GRADIENT_NORM = 3e-3, 100, 1.0
+OBJECT_WEIGHT = 3.0  # loss weight of object classes, because most patches show the background
+POSITION_SCALE = 1.0  # amplitude of position embeddings; smaller ones do not reach the heads
+# Shares of a patch that an object (the background) must cover for the patch to count as object (background).
+MIN_OBJECT_SHARE, MIN_BACKGROUND_SHARE = 0.4, 0.99
 
 
 @dataclass(frozen=True)
 class EncoderPretrainingReport:
+    """Classes of the objects, and the classification of patches in held-out rooms."""
+
     names: list[str]
-    rooms: int
-    held_out: int  # rooms
-    recognized: float  # share of the patches of held-out rooms that an object covers which are called by its name
-    imagined: float  # share of those without any object in which one is seen
+    training_rooms: int
+    held_out_rooms: int
+    object_accuracy: float  # share of the patches with an object that are classified as this object
+    false_detection_rate: float  # share of the patches without any object that are classified as one
 
 
 @dataclass(frozen=True)
-class NamedPictures:
-    """Pictures of some rooms, and what the objects in them are called: 0, or 1 + the number of a name."""
+class LabeledImages:
+    """Images of some rooms with the class of each pixel: 0 for the background, or 1 + the index of an object name."""
 
     data: RecordedRooms
-    rows: Tensor  # (n,), where they are in the data
-    named: Tensor  # (n, H, W) uint8
+    rows: Tensor  # (n,) rows of the images in the data
+    labels: Tensor  # (n, H, W) uint8
 
-    def images(self, rows: Tensor) -> Tensor:
-        """Some of them, (rows, 3, H, W) uint8."""
-        return self.data.images[self.rows[rows]]
+    def images(self, indices: Tensor) -> Tensor:
+        """Return some of the images, (len(indices), 3, H, W) uint8."""
+        return self.data.images[self.rows[indices]]
 
-    def shares(self, rows: Tensor, patch: int, names: int) -> Tensor:
-        """How much of each patch is what: (rows, P, 1 + names)."""
-        what = F.one_hot(self.named[rows].long(), 1 + names).permute(0, 3, 1, 2).float()
-        return F.avg_pool2d(what, patch).flatten(2).transpose(1, 2)
+    def patch_classes(self, indices: Tensor, patch_size: int, names: int) -> Tensor:
+        """Return the share of each class in each patch, (len(indices), P, 1 + names)."""
+        classes = F.one_hot(self.labels[indices].long(), 1 + names).permute(0, 3, 1, 2).float()
+        return F.avg_pool2d(classes, patch_size).flatten(2).transpose(1, 2)
 
 
-def create_encoder_pretraining(
+def pretrain_encoder(
     config: Rocket2Config, data: RecordedRooms, steps: int, seed: int
 ) -> tuple[Rocket2ForActionPrediction, EncoderPretrainingReport]:
-    """A new policy whose picture encoder knows the objects, and how well it knows them in rooms that it did not see."""
+    """Return a new policy with a pretrained, frozen image encoder, and the encoder's accuracy in held-out rooms."""
     torch.manual_seed(seed)
-    learning = Rocket2ForActionPrediction(Rocket2Config.from_dict(config.to_dict(), rgb_frozen=False))
-    prepare(learning)
-    names, called = names_of_objects(data)
-    rooms, others = split_episodes(data.rooms, HELD_OUT, seed)
+    trained = Rocket2ForActionPrediction(Rocket2Config.from_dict(config.to_dict(), rgb_frozen=False))
+    initialize_for_pretraining(trained)
+    names, name_of_object = read_object_names(data)
+    rooms, held_out = split_episodes(data.rooms, HELD_OUT_SHARE, seed)
+    if not held_out:
+        raise UserError("the dataset has only one room, but one is held out for evaluation: record at least two rooms")
     head = nn.Linear(config.rgb_width, 1 + len(names))
-    train(learning, head, pictures_of(data, called, rooms), steps, seed)
-    recognized, imagined = judge(learning.eval(), head, pictures_of(data, called, others))
+    train_encoder(trained, head, label_images(data, name_of_object, rooms), steps, seed)
+    accuracy, false_detections = evaluate_encoder(trained.eval(), head, label_images(data, name_of_object, held_out))
     policy = Rocket2ForActionPrediction(Rocket2Config.from_dict(config.to_dict(), rgb_frozen=True))
-    policy.load_state_dict(learning.state_dict())
-    return policy.eval(), EncoderPretrainingReport(names, len(rooms), len(others), recognized, imagined)
+    policy.load_state_dict(trained.state_dict())
+    return policy.eval(), EncoderPretrainingReport(names, len(rooms), len(held_out), accuracy, false_detections)
 
 
-def prepare(policy: Rocket2ForActionPrediction) -> None:
-    """Places that can be told from the start, and queries that differ: drawn as small as usual, both are drowned by
-    what is in the picture."""
+def initialize_for_pretraining(policy: Rocket2ForActionPrediction) -> None:
+    """Initialize position embeddings with sinusoids, and queries with a standard normal distribution.
+
+    With the usual small initialization, the image content would drown out both.
+    """
     rows, columns = policy.config.grid
     with torch.no_grad():
         for encoder in (policy.views.rgb, policy.views.mask):
-            places = encoder.position_embedding.weight[1:]  # the first is the class token's
-            places.copy_(POSITIONS * waves(rows, columns, places.shape[1]))
+            positions = encoder.position_embedding.weight[1:]  # the first embedding belongs to the class token
+            positions.copy_(POSITION_SCALE * sinusoidal_positions(rows, columns, positions.shape[1]))
         nn.init.normal_(policy.views.queries.weight)
 
 
-def waves(rows: int, columns: int, width: int) -> Tensor:
-    """Sines and cosines of the height and of the place from left to right, from half a period to four: (P, width)."""
+def sinusoidal_positions(rows: int, columns: int, width: int) -> Tensor:
+    """Return sines and cosines of each patch's row and column, (P, width).
+
+    Their periods range from twice the image's side to a quarter of it.
+    """
     y, x = torch.meshgrid(torch.arange(rows) / rows, torch.arange(columns) / columns, indexing="ij")
     frequencies = torch.pi * 2 ** torch.linspace(0, 3, width // 4)
-    parts = [wave(place.flatten()[:, None] * frequencies) for place in (y, x) for wave in (torch.sin, torch.cos)]
+    parts = [wave(position.flatten()[:, None] * frequencies) for position in (y, x) for wave in (torch.sin, torch.cos)]
     return F.pad(torch.cat(parts, dim=1), (0, width % 4))
 
 
-def names_of_objects(data: RecordedRooms) -> tuple[list[str], dict[tuple[int, int], int]]:
-    """The tasks that are after an object, and which of them each object of a room is, by room and its number."""
-    called: dict[tuple[int, int], str] = {}
-    for files in data.sets:
+def read_object_names(data: RecordedRooms) -> tuple[list[str], dict[tuple[int, int], int]]:
+    """Return the names of all objects, and the index of the name of each object by room and object id.
+
+    The name of an object is the task of the demonstrations that have it as their target.
+    """
+    task_of_object: dict[tuple[int, int], str] = {}
+    for files in data.files:
         columns = read_columns(files.id, files.data_files(), ["room", "target", "task_index"])
         rows = zip(*(columns[name].reshape(-1).tolist() for name in ("room", "target", "task_index")), strict=True)
-        called |= {(room, target): files.tasks[task] for room, target, task in set(rows) if target}
-    if not called:
-        raise UserError("no episode of the dataset is after an object, so none of them has a name: record some")
-    names = sorted(set(called.values()))
-    return names, {key: names.index(name) for key, name in called.items()}
+        task_of_object |= {(room, target): files.tasks[task] for room, target, task in set(rows) if target}
+    if not task_of_object:
+        raise UserError(
+            "no episode of the dataset is a demonstration, so that no object has a name: record demonstrations with "
+            "`rocket-hf simulate vizdoom`"
+        )
+    names = sorted(set(task_of_object.values()))
+    return names, {key: names.index(name) for key, name in task_of_object.items()}
 
 
-def pictures_of(data: RecordedRooms, called: dict[tuple[int, int], int], rooms: list[int]) -> NamedPictures:
-    names = {room: torch.zeros(256, dtype=torch.uint8) for room in rooms}  # by the numbers that the pictures hold
-    for (room, number), name in called.items():
-        if room in names:
-            names[room][number] = 1 + name
-    chosen = [episode for episode in data.episodes if episode.room in names]
-    rows = [torch.arange(episode.frames.start, episode.frames.stop) for episode in chosen]
-    named = [names[episode.room][data.objects[part].long()] for episode, part in zip(chosen, rows, strict=True)]
-    return NamedPictures(data, torch.cat(rows), torch.cat(named))
+def label_images(data: RecordedRooms, name_of_object: dict[tuple[int, int], int], rooms: list[int]) -> LabeledImages:
+    classes = {room: torch.zeros(256, dtype=torch.uint8) for room in rooms}  # class of each object id
+    for (room, object_id), name in name_of_object.items():
+        if room in classes:
+            classes[room][object_id] = 1 + name
+    episodes = [episode for episode in data.episodes if episode.room in classes]
+    rows = [torch.arange(episode.frames.start, episode.frames.stop) for episode in episodes]
+    labels = [
+        classes[episode.room][data.objects[episode_rows].long()]
+        for episode, episode_rows in zip(episodes, rows, strict=True)
+    ]
+    return LabeledImages(data, torch.cat(rows), torch.cat(labels))
 
 
-def train(policy: Rocket2ForActionPrediction, head: nn.Linear, pictures: NamedPictures, steps: int, seed: int) -> None:
-    patch, names = policy.config.patch_size, head.out_features - 1
+def train_encoder(
+    policy: Rocket2ForActionPrediction, head: nn.Linear, images: LabeledImages, steps: int, seed: int
+) -> None:
+    """Train the policy's image encoder and the classification head."""
+    patch_size, names = policy.config.patch_size, head.out_features - 1
     parameters = [*policy.views.rgb.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
-    weight = torch.tensor([1.0] + [OBJECT_WEIGHT] * names)
-    draw = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(steps), desc="eyes", leave=False, disable=None):
-        rows = torch.randint(len(pictures.rows), (BATCH,), generator=draw)
-        scores = head(policy.views.picture_features(pictures.images(rows)))
-        loss = -(pictures.shares(rows, patch, names) * weight * scores.log_softmax(dim=-1)).sum(dim=-1).mean()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
+    weights = torch.tensor([1.0] + [OBJECT_WEIGHT] * names)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in tqdm(range(steps), desc="pretraining the encoder", leave=False, disable=None):
+        indices = torch.randint(len(images.rows), (BATCH_SIZE,), generator=generator)
+        log_probabilities = head(policy.views.image_features(images.images(indices))).log_softmax(dim=-1)
+        loss = -(images.patch_classes(indices, patch_size, names) * weights * log_probabilities).sum(dim=-1).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP)
+        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm-up, then a cosine to nearly nothing."""
-    return min(1.0, (step + 1) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Return the learning-rate multiplier at `step` (0-based): a linear warm-up, then a cosine from 1 to 0.05."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
 
 
 @torch.no_grad()
-def judge(policy: Rocket2ForActionPrediction, head: nn.Linear, pictures: NamedPictures) -> tuple[float, float]:
-    """Shares of patches: of those that an object covers, which are called by its name; of empty ones, which are seen as
-    something."""
-    right, wrong = [], []
-    for rows in torch.arange(len(pictures.rows)).split(BATCH):
-        shares = pictures.shares(rows, policy.config.patch_size, head.out_features - 1)
-        said = head(policy.views.picture_features(pictures.images(rows))).argmax(dim=-1)
-        covered = shares[..., 1:].amax(dim=-1) > COVERED
-        right.append((said == shares[..., 1:].argmax(dim=-1) + 1)[covered])
-        wrong.append((said != NOTHING)[shares[..., NOTHING] > CLEAR])
-    return torch.cat(right).float().mean().item(), torch.cat(wrong).float().mean().item()
+def evaluate_encoder(policy: Rocket2ForActionPrediction, head: nn.Linear, images: LabeledImages) -> tuple[float, float]:
+    """Return the accuracy on patches with an object, and the share of empty patches classified as an object."""
+    correct, false_detections = [], []
+    for indices in torch.arange(len(images.rows)).split(BATCH_SIZE):
+        classes = images.patch_classes(indices, policy.config.patch_size, head.out_features - 1)
+        predicted = head(policy.views.image_features(images.images(indices))).argmax(dim=-1)
+        has_object = classes[..., 1:].amax(dim=-1) > MIN_OBJECT_SHARE
+        correct.append((predicted == classes[..., 1:].argmax(dim=-1) + 1)[has_object])
+        false_detections.append((predicted != BACKGROUND)[classes[..., BACKGROUND] > MIN_BACKGROUND_SHARE])
+    return torch.cat(correct).float().mean().item(), torch.cat(false_detections).float().mean().item()

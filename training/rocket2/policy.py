@@ -1,74 +1,78 @@
-"""The ROCKET-2 policy that a run starts from: a new one, or one that there is; and whether the data fit it."""
+"""ROCKET-2 policy that a run starts from, and checks that the datasets fit it."""
 
 import torch
-from safetensors import SafetensorError
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
-from ..distributed.deepspeed_zero import zero_stage
-from ..distributed.placement import sharded
-from ..recipe import GoalRecipe, Recipe
+from ..base_policy import find_policy_folder, weight_errors_as_user_errors
+from ..distributed.placement import gradients_are_sharded
+from ..recipe import Rocket2Recipe, Rocket2Settings
 from ..recipe_checks import auxiliary_heads
-from ..vla.sources import policy_folder
 from .dataset import RecordedRooms
 
+CONFIG_FILES = ("config.json",)
 
-def policy_config(recipe: Recipe) -> Rocket2Config:
-    """With the heads that the recipe trains."""
-    assert recipe.goals is not None
+
+def rocket2_policy_config(recipe: Rocket2Recipe) -> Rocket2Config:
+    """Return the configuration of the policy with the auxiliary heads that the recipe trains."""
     if not recipe.policy:
-        return new_config(recipe.goals)
-    folder = policy_folder(recipe.policy, Rocket2Config, files=("config.json",))
-    return Rocket2Config.from_pretrained(folder, auxiliary_heads=auxiliary_heads(recipe.goals))
+        return new_policy_config(recipe.rocket2)
+    folder = find_policy_folder(recipe.policy, Rocket2Config, CONFIG_FILES)
+    return Rocket2Config.from_pretrained(folder, auxiliary_heads=auxiliary_heads(recipe.rocket2))
 
 
-def new_config(goals: GoalRecipe) -> Rocket2Config:
-    config = Rocket2Config(**goals.config, auxiliary_heads=auxiliary_heads(goals))
+def new_policy_config(settings: Rocket2Settings) -> Rocket2Config:
+    config = Rocket2Config(**settings.config, auxiliary_heads=auxiliary_heads(settings))
     if config.rgb_frozen:
         raise UserError(
-            "goals.config.rgb_frozen would keep the encoder of a new policy as it was drawn: set it to false, or pass "
-            "--policy with one that has learned to see"
+            "rocket2.config.rgb_frozen would freeze the random image encoder of a new policy: set it to false, or pass "
+            "--policy with a policy whose encoder is trained (see `rocket-hf pretrain-encoder`)"
         )
     return config
 
 
-def open_policy(recipe: Recipe, config: Rocket2Config) -> Rocket2ForActionPrediction:
-    """What is new is drawn from the recipe's seed."""
+def load_rocket2_policy(recipe: Rocket2Recipe, config: Rocket2Config) -> Rocket2ForActionPrediction:
+    """Load the recipe's policy, or create a new one. New weights are drawn from the recipe's seed."""
     torch.manual_seed(recipe.run.seed)
     if not recipe.policy:
         return Rocket2ForActionPrediction(config)
-    folder = policy_folder(recipe.policy, Rocket2Config, files=("config.json",))
-    try:
+    folder = find_policy_folder(recipe.policy, Rocket2Config, CONFIG_FILES)
+    with weight_errors_as_user_errors(folder):
         return Rocket2ForActionPrediction.from_pretrained(folder, config=config, dtype=torch.float32)
-    except SafetensorError as error:
-        raise UserError(f"the weights in {folder} cannot be read: {error}; copy them again") from error
 
 
-def check_fits(config: Rocket2Config, data: RecordedRooms) -> None:
-    """That the policy can do what was done in the data, and sees pictures of their size."""
-    names = ", ".join(config.factors)
-    if list(config.factors) != data.factors:
-        raise UserError(f"the policy's actions are {names}, the dataset's are {', '.join(data.factors)}: "
-                         "set goals.config.action_factors, or take another policy")  # fmt: skip
-    for (name, choices), done in zip(
-        config.factors.items(), torch.stack([data.actions, data.executed]).unbind(-1), strict=True
-    ):
-        if not 0 <= done.min() <= done.max() < choices:
-            raise UserError(f"the policy has {choices} choices of {name!r}, the dataset has number {int(done.max())}: "
-                             "set goals.config.action_factors, or take another policy")  # fmt: skip
-    if tuple(config.image_size) != data.size:
-        sizes = ["x".join(map(str, size)) for size in (config.image_size, data.size)]
-        raise UserError(f"the policy sees pictures of {sizes[0]}, the dataset has {sizes[1]}: "
-                         "set goals.config.image_size, or take another policy")  # fmt: skip
-    most = max(episode.interaction for episode in data.episodes)
-    if most >= config.interactions:
-        raise UserError(f"the policy knows {config.interactions} interactions, the dataset has number {most}: "
-                         "set goals.config.interactions, or take another policy")  # fmt: skip
+def check_policy_fits_data(config: Rocket2Config, data: RecordedRooms) -> None:
+    """Check that the policy has the actions, interactions and image size of the recordings."""
+    if list(config.factors) != data.action_names:
+        raise UserError(
+            f"the policy's actions are {', '.join(config.factors)}, the dataset's are {', '.join(data.action_names)}: "
+            "set rocket2.config.action_factors, or choose another policy"
+        )
+    recorded = torch.stack([data.actions, data.executed]).unbind(-1)
+    for (name, choices), values in zip(config.factors.items(), recorded, strict=True):
+        if not 0 <= values.min() <= values.max() < choices:
+            raise UserError(
+                f"the policy has {choices} choices of {name!r}, but the dataset has choice {int(values.max())}: "
+                "set rocket2.config.action_factors, or choose another policy"
+            )
+    if tuple(config.image_size) != data.image_size:
+        policy_size, data_size = ("x".join(map(str, size)) for size in (config.image_size, data.image_size))
+        raise UserError(
+            f"the policy reads images of {policy_size}, but those of the dataset have {data_size}: "
+            "set rocket2.config.image_size, or choose another policy"
+        )
+    largest = max(episode.interaction for episode in data.episodes)
+    if largest >= config.interactions:
+        raise UserError(
+            f"the policy has {config.interactions} interactions, but the dataset has interaction {largest}: "
+            "set rocket2.config.interactions, or choose another policy"
+        )
 
 
-def check_placement() -> None:
-    if sharded() or zero_stage() is not None:
-        raise UserError("ROCKET-2 trains on one process or with DDP, its weights are few: "
-                         "launch without FSDP2 and DeepSpeed")  # fmt: skip
+def check_no_sharding() -> None:
+    if gradients_are_sharded():
+        raise UserError(
+            "ROCKET-2 policies are small and train in one process or with DDP only: launch without FSDP2 and DeepSpeed"
+        )

@@ -1,8 +1,11 @@
-"""What ROCKET-2 learns from: segments of steps, each step with a goal in another view.
+"""Training samples of ROCKET-2: segments of steps in which every step has a goal in another view.
 
-A sample of views shows a room from anywhere, and each step asks after one of several objects: it teaches to see. A
-sample of a walk is a segment of an episode: it teaches to act, and to see on the way. All that is random about a sample
-is drawn from its position in the run, so that neither the number of ranks nor an interruption changes anything.
+There are two kinds of samples. A view sample consists of random views of a room, and each step asks for one of several
+objects: it trains only the auxiliary heads, because there is no action to imitate. A demonstration sample is a segment
+of a recorded episode: it trains the actions and the auxiliary heads.
+
+Everything random about a sample is drawn from a generator seeded by its position in the run, so that neither the number
+of ranks nor an interruption changes a sample.
 """
 
 from collections.abc import Sequence
@@ -17,17 +20,18 @@ from rocket_hf.modeling.rocket2_auxiliary import describe_masks
 from rocket_hf.modeling.rocket2_interface import NOBODY_SAYS
 
 from ..data.batches import sample_generator
-from ..data.mixture import Frames, SampleOrder
-from ..recipe import GoalRecipe
-from .dataset import Episode, RecordedRooms
+from ..data.mixture import FrameRanges, MixtureOrder
+from ..recipe import Rocket2Settings
+from .dataset import RecordedEpisode, RecordedRooms
 from .visibility_index import VisibilityIndex
 
-NOTHING_TO_DO = -1  # the interaction of a view
-PREFERS_SEEN = 0.6  # of the steps of views: otherwise two of three would ask after something out of sight
+NO_INTERACTION = -1  # interaction of the goals of view samples
+# Share of the steps of view samples that prefer a visible goal object. Without it, two of three goals are not visible.
+VISIBLE_GOAL_SHARE = 0.6
 
 
 class Rocket2Sample(TypedDict):
-    """L steps of one segment and G goals: what `Rocket2Batch` has, without the batch, and the name of its first frame."""
+    """Sample of L steps and G goals: a `Rocket2Batch` without its batch dimension, and the ids of its first frame."""
 
     images: Tensor  # (L, 3, H, W) uint8
     goal_images: Tensor  # (G, 3, H, W) uint8
@@ -47,157 +51,182 @@ class Rocket2Sample(TypedDict):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which frames a sample is of, and what the rest of it is drawn from. Views may be of any number of steps."""
+class SamplePlan:
+    """Episode and frames of a sample, and the generator for the rest of it.
 
-    episode: Episode
+    `frames` is None for view samples, whose number of steps is not limited by the episode.
+    """
+
+    episode: RecordedEpisode
     frames: range | None
-    draw: Generator
+    generator: Generator
 
 
 class Rocket2Samples:
-    """Those of some rooms."""
+    """Samples from some of the recorded rooms."""
 
     def __init__(
         self,
         data: RecordedRooms,
-        sights: VisibilityIndex,
+        visibility: VisibilityIndex,
         rooms: Sequence[int],
-        goals: GoalRecipe,
+        settings: Rocket2Settings,
         config: Rocket2Config,
         seed: int,
     ):
-        self.data, self.sights, self.goals, self.seed = data, sights, goals, seed
-        self.rest, self.hidden = torch.tensor(config.rest_action), config.previous_action_dropout
-        self.length = goals.chunk_steps * goals.chunks
-        chosen = set(rooms)
-        self.views = [episode for episode in data.episodes if episode.room in chosen and self.sights.pairs(episode)]
-        walks = [episode for episode in data.episodes if episode.room in chosen and episode.target]
-        self.walks = [episode for episode in walks if any(len(rows) for rows in self.goal_rows(episode))]
-        self.without_goal = len(walks) - len(self.walks)
-        self.segments = [(episode, part) for episode in self.walks for part in range(self.parts(episode))]
-        self.order = SampleOrder([Frames([range(len(self.segments))])], seed=seed) if self.segments else None
+        self.data, self.visibility, self.settings, self.seed = data, visibility, settings, seed
+        self.rest_action = torch.tensor(config.rest_action)
+        self.previous_action_dropout = config.previous_action_dropout
+        self.length = settings.chunk_steps * settings.chunks
+        selected_rooms = set(rooms)
+        episodes = [episode for episode in data.episodes if episode.room in selected_rooms]
+        self.views = [episode for episode in episodes if visibility.goals_of_views(episode)]
+        demonstrations = [episode for episode in episodes if episode.target]
+        self.demonstrations = [
+            episode for episode in demonstrations if any(len(rows) for rows in self.candidate_goals(episode))
+        ]
+        self.demonstrations_without_goal = len(demonstrations) - len(self.demonstrations)
+        self.segments = [
+            (episode, index) for episode in self.demonstrations for index in range(self.count_segments(episode))
+        ]
+        self.order = MixtureOrder([FrameRanges([range(len(self.segments))])], seed=seed) if self.segments else None
 
-    def parts(self, episode: Episode) -> int:
+    def count_segments(self, episode: RecordedEpisode) -> int:
         return -(-len(episode.frames) // self.length)
 
-    def plan(self, position: int, of_views: bool) -> Plan:
-        draw = sample_generator(self.seed, position)
-        if of_views or torch.rand((), generator=draw) < self.goals.views_share:
-            return Plan(self.views[whole_number(len(self.views), draw)], None, draw)
+    def plan(self, position: int, is_view: bool) -> SamplePlan:
+        """Plan the sample at a position: a view sample if `is_view`, and otherwise of a kind that is drawn."""
+        generator = sample_generator(self.seed, position)
+        if is_view or torch.rand((), generator=generator) < self.settings.views_share:
+            return SamplePlan(self.views[draw_integer(len(self.views), generator)], None, generator)
         assert self.order is not None
-        episode, part = self.segments[self.order[position][1]]
-        return Plan(episode, self.segment(episode, part, draw), draw)
+        episode, index = self.segments[self.order[position][1]]
+        return SamplePlan(episode, self.segment(episode, index, generator), generator)
 
-    def segment(self, episode: Episode, part: int, draw: Generator) -> range:
-        """The episode is cut at a random place and then after every `length` steps, so that each of its frames comes
-        once in a pass of all parts."""
+    def segment(self, episode: RecordedEpisode, index: int, generator: Generator) -> range:
+        """Return the frames of a segment.
+
+        The episode is cut at a random frame and then after every `length` steps, so that each of its frames occurs once
+        in an epoch of all segments.
+        """
         count = len(episode.frames)
-        start = part * self.length - whole_number(self.parts(episode) * self.length - count + 1, draw)
+        offset = draw_integer(self.count_segments(episode) * self.length - count + 1, generator)
+        start = index * self.length - offset
         return episode.frames[max(0, start) : min(count, start + self.length)]
 
-    def sample(self, plan: Plan) -> Rocket2Sample:
-        return self.of_views(plan) if plan.frames is None else self.of_walk(plan, plan.frames)
+    def sample(self, plan: SamplePlan) -> Rocket2Sample:
+        return self.view_sample(plan) if plan.frames is None else self.demonstration_sample(plan, plan.frames)
 
-    def of_views(self, plan: Plan) -> Rocket2Sample:
-        """Each step has one of the goals; nobody says what is to be done."""
-        draw, steps, count = plan.draw, self.length, self.goals.goals
-        rows = pick(torch.arange(plan.episode.frames.start, plan.episode.frames.stop), steps, draw)
-        pairs = pick_pairs(self.sights.pairs(plan.episode), count, draw)  # (G, 2): number of the object, row
-        seen = (self.data.objects[rows][:, None] == pairs[:, 0, None, None]).flatten(2).any(dim=2)  # (L, G)
-        goal_index = asked_after(seen, draw)
-        rest = self.rest.expand(steps, -1)
-        nobody_says, is_pad = torch.full_like(rest, NOBODY_SAYS), torch.zeros(steps, dtype=torch.bool)
-        return self.assemble(plan, rows, is_pad, pairs, goal_index, rest, nobody_says)
+    def view_sample(self, plan: SamplePlan) -> Rocket2Sample:
+        """Return random views of a room. Each step has one of the goals and no action to imitate."""
+        generator, steps, count = plan.generator, self.length, self.settings.goals
+        rows = draw_rows(torch.arange(plan.episode.frames.start, plan.episode.frames.stop), steps, generator)
+        goals = draw_goals(self.visibility.goals_of_views(plan.episode), count, generator)  # (G, 2): object id, row
+        visible = (self.data.objects[rows][:, None] == goals[:, 0, None, None]).flatten(2).any(dim=2)  # (L, G)
+        goal_index = choose_goal_per_step(visible, generator)
+        rest = self.rest_action.expand(steps, -1)
+        no_actions, is_pad = torch.full_like(rest, NOBODY_SAYS), torch.zeros(steps, dtype=torch.bool)
+        return self.assemble(plan, rows, is_pad, goals, goal_index, rest, no_actions)
 
-    def of_walk(self, plan: Plan, frames: range) -> Rocket2Sample:
-        """From the first frame of the segment on; steps after its last one are padding."""
-        draw, episode, steps, count = plan.draw, plan.episode, self.length, self.goals.goals
+    def demonstration_sample(self, plan: SamplePlan, frames: range) -> Rocket2Sample:
+        """Return a segment of a demonstration, padded after its last frame."""
+        generator, episode, steps = plan.generator, plan.episode, self.length
         rows = torch.arange(frames.start, frames.start + steps)
         is_pad = rows >= frames.stop
         rows = rows.clamp_max(frames.stop - 1)
         executed = self.data.executed[(rows - 1).clamp_min(0)]
-        previous = torch.where((rows == episode.frames.start)[:, None], self.rest, executed)
-        goal_rows = self.goals_of_walk(episode, draw)
-        pairs = torch.stack([torch.full_like(goal_rows, episode.target), goal_rows], dim=1)
-        goal_index = changing_index(count, steps, draw)
-        return self.assemble(plan, rows, is_pad, pairs, goal_index, previous, self.data.actions[rows])
+        previous = torch.where((rows == episode.frames.start)[:, None], self.rest_action, executed)
+        goal_rows = self.draw_demonstration_goals(episode, generator)
+        goals = torch.stack([torch.full_like(goal_rows, episode.target), goal_rows], dim=1)
+        goal_index = draw_goal_changes(self.settings.goals, steps, generator)
+        return self.assemble(plan, rows, is_pad, goals, goal_index, previous, self.data.actions[rows])
 
     def assemble(
         self,
-        plan: Plan,
+        plan: SamplePlan,
         rows: Tensor,
         is_pad: Tensor,
-        pairs: Tensor,
+        goals: Tensor,
         goal_index: Tensor,
-        previous: Tensor,
+        previous_actions: Tensor,
         actions: Tensor,
     ) -> Rocket2Sample:
-        """`pairs` (G, 2) say which object is marked in which picture."""
-        objects, goal_rows = pairs.unbind(dim=1)
+        """Assemble a sample. `goals` (G, 2) holds the object id and the row of each goal image."""
+        object_ids, goal_rows = goals.unbind(dim=1)
         data, episode = self.data, plan.episode
-        told = describe_masks(data.objects[rows] == objects[goal_index][:, None, None])
+        auxiliary = describe_masks(data.objects[rows] == object_ids[goal_index][:, None, None])
+        hidden = torch.rand(len(rows), generator=plan.generator) < self.previous_action_dropout
         return Rocket2Sample(
             images=data.images[rows],
             goal_images=data.images[goal_rows],
-            goal_masks=data.objects[goal_rows] == objects[:, None, None],
-            goal_interactions=torch.full_like(objects, episode.interaction if episode.target else NOTHING_TO_DO),
+            goal_masks=data.objects[goal_rows] == object_ids[:, None, None],
+            goal_interactions=torch.full_like(object_ids, episode.interaction if episode.target else NO_INTERACTION),
             goal_index=goal_index,
-            previous_hidden=torch.rand(len(rows), generator=plan.draw) < self.hidden,
+            previous_hidden=hidden,
             is_pad=is_pad,
-            visibility=told["visibility"],
-            point=told["point"],
-            box=told["box"],
-            dataset=torch.tensor(episode.dataset),
-            episode_index=torch.tensor(episode.number),
+            visibility=auxiliary["visibility"],
+            point=auxiliary["point"],
+            box=auxiliary["box"],
+            dataset=torch.tensor(episode.dataset_index),
+            episode_index=torch.tensor(episode.episode_index),
             frame_index=rows[0] - episode.frames.start,
-            previous_actions=previous,
+            previous_actions=previous_actions,
             actions=actions,
         )
 
-    def goal_rows(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        """Where the target of an episode can be shown: in its own frames, and elsewhere in the room; as far as the
-        recipe has such goals."""
-        rows = self.sights.seen(episode.room, episode.target)
-        own = (rows >= episode.frames.start) & (rows < episode.frames.stop)
-        share = self.goals.own_goals
-        return rows[own] if share > 0 else rows[:0], rows[~own] if share < 1 else rows[:0]
+    def candidate_goals(self, episode: RecordedEpisode) -> tuple[Tensor, Tensor]:
+        """Return the rows that show the target of a demonstration: in the episode itself, and elsewhere in the room.
 
-    def goals_of_walk(self, episode: Episode, draw: Generator) -> Tensor:
-        """(G,) rows, different ones as far as there are enough."""
-        own, other = self.goal_rows(episode)
-        count = self.goals.goals
-        share = 0.0 if not len(own) else 1.0 if not len(other) else self.goals.own_goals
-        of_own = int((torch.rand(count, generator=draw) < share).sum())
-        chosen = torch.cat([pick(own, of_own, draw), pick(other, count - of_own, draw)])
-        return chosen[torch.randperm(count, generator=draw)]
+        A part is empty if the recipe does not use such goals.
+        """
+        rows = self.visibility.rows_showing(episode.room, episode.target)
+        in_episode = (rows >= episode.frames.start) & (rows < episode.frames.stop)
+        share = self.settings.same_episode_goals
+        return rows[in_episode] if share > 0 else rows[:0], rows[~in_episode] if share < 1 else rows[:0]
+
+    def draw_demonstration_goals(self, episode: RecordedEpisode, generator: Generator) -> Tensor:
+        """Draw the rows of the goal images, (G,). They are all different if there are enough candidates."""
+        same_episode, elsewhere = self.candidate_goals(episode)
+        count = self.settings.goals
+        share = 0.0 if not len(same_episode) else 1.0 if not len(elsewhere) else self.settings.same_episode_goals
+        same_episode_count = int((torch.rand(count, generator=generator) < share).sum())
+        rows = torch.cat([
+            draw_rows(same_episode, same_episode_count, generator),
+            draw_rows(elsewhere, count - same_episode_count, generator),
+        ])  # fmt: skip
+        return rows[torch.randperm(count, generator=generator)]
 
 
-def whole_number(below: int, draw: Generator) -> int:
-    return int(torch.randint(below, (), generator=draw))
+def draw_integer(below: int, generator: Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
 
 
-def pick(rows: Tensor, count: int, draw: Generator) -> Tensor:
-    """So many of them, (count, ...), none a second time before all have come."""
+def draw_rows(rows: Tensor, count: int, generator: Generator) -> Tensor:
+    """Draw `count` of the rows, (count, ...). None is drawn twice before all have been drawn."""
     if not count:
         return rows[:0]
-    rounds = -(-count // len(rows))
-    return torch.cat([rows[torch.randperm(len(rows), generator=draw)] for _ in range(rounds)])[:count]
+    repetitions = -(-count // len(rows))
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(repetitions)])[:count]
 
 
-def pick_pairs(by_object: Sequence[Tensor], count: int, draw: Generator) -> Tensor:
-    """Of objects in turn, in a random order, so that rare ones come as often as others: (count, 2)."""
-    turns = pick(torch.arange(len(by_object)), count, draw).tolist()
-    return torch.stack([by_object[turn][whole_number(len(by_object[turn]), draw)] for turn in turns])
+def draw_goals(goals_by_object: Sequence[Tensor], count: int, generator: Generator) -> Tensor:
+    """Draw goals (count, 2) of object id and row, one object after the other in random order.
+
+    Rarely visible objects are thus drawn as often as others.
+    """
+    objects = draw_rows(torch.arange(len(goals_by_object)), count, generator).tolist()
+    return torch.stack(
+        [goals_by_object[index][draw_integer(len(goals_by_object[index]), generator)] for index in objects]
+    )
 
 
-def asked_after(seen: Tensor, draw: Generator) -> Tensor:
-    """One of the goals for each step (steps,), from which of them are in sight, (steps, goals) bool."""
-    prefers = torch.rand(len(seen), 1, generator=draw) < PREFERS_SEEN
-    return (torch.rand(seen.shape, generator=draw) + (seen & prefers)).argmax(dim=1)
+def choose_goal_per_step(visible: Tensor, generator: Generator) -> Tensor:
+    """Choose one of the goals for each step, (steps,), given which goal objects are visible, (steps, goals) bool."""
+    prefers_visible = torch.rand(len(visible), 1, generator=generator) < VISIBLE_GOAL_SHARE
+    return (torch.rand(visible.shape, generator=generator) + (visible & prefers_visible)).argmax(dim=1)
 
 
-def changing_index(goals: int, steps: int, draw: Generator) -> Tensor:
-    """The first goal, and the next one from each of some random steps on: (steps,)."""
-    changes = torch.randint(steps, (whole_number(goals, draw),), generator=draw)
+def draw_goal_changes(goals: int, steps: int, generator: Generator) -> Tensor:
+    """Return the goal of each step, (steps,): the first one, and the next one after each of some random steps."""
+    changes = torch.randint(steps, (draw_integer(goals, generator),), generator=generator)
     return (torch.arange(steps)[:, None] > changes).sum(dim=1)

@@ -1,28 +1,27 @@
-"""ROCKET-2 as what a run trains: its data and losses, its validation on rooms held out, the policy that comes of it."""
+"""ROCKET-2 as a training task: its data, losses, validation in held-out rooms and export."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
+from transformers.utils import ModelOutput
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged, write_rocket2_surroundings
+from rocket_hf.export.export_files import staged, write_rocket2_files
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import AUXILIARY, Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_interface import Memory
 
 from ..data.mixture import split_episodes
-from ..recipe import GoalRecipe, Recipe
-from ..recipe_checks import passes
-from ..run import Losses, Run, TrainingTask, TrainState
+from ..journal import StepTimer
+from ..recipe import Rocket2Recipe
+from ..recipe_checks import split_batch
+from ..task import Losses, TrainingTask
 from .batches import Rocket2Batches, Rocket2Chunk, rocket2_batch
 from .dataset import RecordedRooms
-from .policy import check_fits, check_placement, open_policy, policy_config
+from .policy import check_no_sharding, check_policy_fits_data, load_rocket2_policy, rocket2_policy_config
 from .samples import Rocket2Samples
 from .validation import Rocket2Validation
 from .visibility_index import VisibilityIndex
@@ -30,121 +29,139 @@ from .visibility_index import VisibilityIndex
 HEADS = ("action_heads.", AUXILIARY)
 
 
-def create_rocket2_task(recipe: Recipe, accelerator: Accelerator) -> "Rocket2TrainingTask":
-    goals = recipe.goals
-    assert goals is not None
-    check_placement()
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    each, passes_of_step = passes(recipe, ranks)
-    with accelerator.main_process_first():  # so that what has to be fetched is fetched once
-        config, data = open_data(recipe)
-    data.read()
-    sights = VisibilityIndex(data)
-    rooms, others = split_episodes(data.rooms, recipe.data.validation, recipe.run.seed)
-    training = Rocket2Samples(data, sights, rooms, goals, config, recipe.run.seed)
-    held_out = Rocket2Samples(data, sights, others, replace(goals, views_share=0.0), config, recipe.run.seed)
+def create_rocket2_task(recipe: Rocket2Recipe, accelerator: Accelerator) -> "Rocket2TrainingTask":
+    settings, seed = recipe.rocket2, recipe.run.seed
+    check_no_sharding()
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    samples_per_pass, passes = split_batch(recipe, world_size)
+    with accelerator.main_process_first():  # so that datasets and policy are downloaded once
+        config, data = open_policy_config_and_data(recipe)
+    data.load_images()
+    visibility = VisibilityIndex(data)
+    training_rooms, held_out_rooms = split_episodes(data.rooms, recipe.data.validation, seed)
+    training = Rocket2Samples(data, visibility, training_rooms, settings, config, seed)
+    demonstrations_only = replace(settings, views_share=0.0)  # validation chooses the kind of each sample itself
+    held_out = Rocket2Samples(data, visibility, held_out_rooms, demonstrations_only, config, seed)
     check_samples(training, recipe)
     return Rocket2TrainingTask(
         recipe,
-        open_policy(recipe, config),
-        Rocket2Batches(training, recipe.run.batch_size, each, passes_of_step, rank, ranks),
-        Rocket2Validation(held_out, recipe.run.validation_samples, each, rank, ranks),
-        notes_of(training),
+        load_rocket2_policy(recipe, config),
+        Rocket2Batches(training, recipe.run.batch_size, samples_per_pass, passes, rank, world_size),
+        Rocket2Validation(held_out, recipe.run.validation_samples, samples_per_pass, rank, world_size),
+        accelerator,
+        missing_goal_notes(training),
     )
 
 
 class Rocket2TrainingTask(TrainingTask):
+    """Training of a ROCKET-2 policy.
+
+    In the first `warmup_steps` optimizer steps, only auxiliary heads are trained, on view samples without actions.
+    """
+
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Rocket2Recipe,
         policy: Rocket2ForActionPrediction,
         training: Rocket2Batches,
         validation: Rocket2Validation,
+        accelerator: Accelerator,
         notes: list[str],
     ):
-        assert recipe.goals is not None
-        self.recipe, self.goals, self.policy = recipe, recipe.goals, policy
-        self.training, self.validation, self.notes = training, validation, notes
-        self.validates = bool(validation.samples.walks or validation.samples.views)
+        self.recipe, self.settings, self.policy = recipe, recipe.rocket2, policy
+        self.training, self.validation, self.accelerator, self.notes = training, validation, accelerator, notes
+        self.has_validation_data = validation.has_data
 
     @staticmethod
     def part_of(name: str) -> str:
         return "heads" if name.startswith(HEADS) else "policy"
 
     def make_trainable(self) -> None:
-        """Everything trains but a frozen encoder, which the policy's own configuration says."""
+        """Prepare the policy for training. All weights train, except an encoder that its configuration freezes."""
         if self.recipe.run.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable({"use_reentrant": False})
 
     def batches(self, first_step: int) -> Iterator[list[Rocket2Chunk]]:
-        return (self.training.of_step(step) for step in count(first_step))
+        return (self.training.chunks_of_step(step) for step in count(first_step))
 
-    def measured(self, run: Run, batches: list[Rocket2Chunk]) -> dict[str, Any]:
+    def extra_metrics(self, batches: list[Rocket2Chunk], step: int, timer: StepTimer) -> dict[str, Any]:
         return {"chunks": len(batches)}
 
-    def losses(
-        self, run: TrainState, raw: Rocket2Chunk, step: int, carried: Memory | None
-    ) -> tuple[Losses, Tensor, Memory]:
-        """Of a chunk, which goes on from the memory of the one before it if it is of the same episodes. While nothing
-        is cloned the losses of actions are no figures: they are zero, and there so that each weight has a gradient."""
-        with run.times("data"):
-            batch = rocket2_batch(raw, run.accelerator.device, self.policy.config.auxiliary_heads)
-        with run.times("student"), run.accelerator.autocast():
-            output = run.model(memory=carried if raw["goes_on"] else None, **batch)
-        named = {
-            name: loss for name, loss in output.losses.items() if self.cloning(step) or not name.startswith("action/")
-        }
-        return named, weighted_sum(output.losses, self.goals), output.memory
+    def model_inputs(
+        self, batch: Rocket2Chunk, step: int, previous: ModelOutput | None, timer: StepTimer
+    ) -> dict[str, Any]:
+        """Return the model's arguments for a chunk, with the memory of the previous chunk if it continues that one."""
+        memory = previous.memory if previous is not None and batch["is_continuation"] else None
+        with timer("data"):
+            inputs = rocket2_batch(batch, self.accelerator.device, self.policy.config.auxiliary_heads)
+        return {"memory": memory, **inputs}
 
-    def cloning(self, step: int) -> bool:
-        return step >= self.goals.warmup_steps
+    def loss_weights(self, names: Iterable[str], step: int) -> dict[str, float]:
+        """Return the loss weights: one for all factors of the action, and one for each auxiliary head."""
+        weights = {}
+        for name in names:
+            kind, _, head = name.partition("/")
+            weights[name] = self.settings.action if kind == "action" else getattr(self.settings, head)
+        return weights
 
-    def validate(self, run: Run) -> dict[str, float]:
-        """Without an error while nothing is cloned."""
-        found = self.validation(self.policy, run.accelerator)
-        if not self.cloning(run.progress.step - 1):
-            found.pop("error", None)
-        return found
+    def losses_to_log(self, losses: Losses, step: int) -> Losses:
+        """Return the losses without those of actions during the warm-up.
 
-    def finished(self) -> Rocket2ForActionPrediction:
-        return self.policy.for_inference(self.goals.keep)
+        These are zero, because no action is imitated. They are computed nevertheless, so that each weight has a
+        gradient.
+        """
+        if self.trains_actions(step):
+            return losses
+        return {name: loss for name, loss in losses.items() if not name.startswith("action/")}
 
-    def write(self, policy: Rocket2ForActionPrediction, folder: Path) -> None:
+    def trains_actions(self, step: int) -> bool:
+        return step >= self.settings.warmup_steps
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the metrics in held-out rooms, without an error if no step has trained actions yet."""
+        metrics = self.validation(self.policy, self.accelerator)
+        if not self.trains_actions(steps - 1):
+            metrics.pop("error", None)
+        return metrics
+
+    def policy_for_export(self) -> Rocket2ForActionPrediction:
+        return self.policy.for_inference(self.settings.keep)
+
+    def save_policy(self, policy: Rocket2ForActionPrediction, folder: Path) -> None:
         with staged(folder) as staging:
             policy.save_pretrained(staging)
-            write_rocket2_surroundings(staging, policy.config)
+            write_rocket2_files(staging, policy.config)
 
-    def tell_error(self, error: float) -> str:
-        return f"{error:.4g} nats of surprise at demonstrated actions, in held-out rooms"
-
-
-def weighted_sum(losses: Losses, goals: GoalRecipe) -> Tensor:
-    """The factors of the action weigh the same, each head has a weight of its own name."""
-    parts = [name.partition("/")[::2] for name in losses]
-    weights = [goals.action if kind == "action" else getattr(goals, name) for kind, name in parts]
-    return torch.stack([weight * loss for weight, loss in zip(weights, losses.values(), strict=True)]).sum()
+    def describe_error(self, error: float) -> str:
+        return f"cross-entropy of {error:.4g} nats for demonstrated actions in held-out rooms"
 
 
-def open_data(recipe: Recipe) -> tuple[Rocket2Config, RecordedRooms]:
-    """What the policy is, and the data that it fits, as yet without their pictures."""
-    config = policy_config(recipe)
+def open_policy_config_and_data(recipe: Rocket2Recipe) -> tuple[Rocket2Config, RecordedRooms]:
+    """Return the policy's configuration and the datasets, checked against each other; images are not loaded yet."""
+    config = rocket2_policy_config(recipe)
     data = RecordedRooms([dataset.id for dataset in recipe.data.datasets])
-    check_fits(config, data)
+    check_policy_fits_data(config, data)
     return config, data
 
 
-def check_samples(samples: Rocket2Samples, recipe: Recipe) -> None:
-    goals = samples.goals
-    if not samples.views and (goals.warmup_steps or goals.views_share):
-        raise UserError("no room of the datasets has views with objects in them: record some with --views, or set "
-                         "goals.warmup_steps=0 and goals.views_share=0")  # fmt: skip
-    if not samples.walks and goals.warmup_steps < recipe.run.steps:
-        raise UserError("no room of the datasets has an episode whose target can be shown in another view: record "
-                         "more views, or set goals.own_goals=1")  # fmt: skip
+def check_samples(samples: Rocket2Samples, recipe: Rocket2Recipe) -> None:
+    settings = samples.settings
+    if not samples.views and (settings.warmup_steps or settings.views_share):
+        raise UserError(
+            "no training room has views with objects in them: record views with `rocket-hf simulate vizdoom --views`, "
+            "or set rocket2.warmup_steps=0 and rocket2.views_share=0"
+        )
+    if not samples.demonstrations and settings.warmup_steps < recipe.run.steps:
+        raise UserError(
+            "no training room has a demonstration whose target is visible in another view: record more views with "
+            "`rocket-hf simulate vizdoom --views`, or set rocket2.same_episode_goals=1"
+        )
 
 
-def notes_of(samples: Rocket2Samples) -> list[str]:
-    """What the data lack."""
-    if not samples.without_goal:
+def missing_goal_notes(samples: Rocket2Samples) -> list[str]:
+    if not samples.demonstrations_without_goal:
         return []
-    return [f"{samples.without_goal} episodes are left out: no other view of their room shows their target"]
+    return [
+        f"{samples.demonstrations_without_goal} demonstrations are not used: no other view of their room shows their "
+        "target"
+    ]

@@ -1,4 +1,4 @@
-"""What a ROCKET-2 policy makes of rooms that it has not seen: how the bot's actions surprise it, and what it sees."""
+"""Validation of ROCKET-2 policies in held-out rooms: predicted actions and outputs of the auxiliary heads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,82 +11,100 @@ from torch import Tensor
 
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
-from .batches import Rocket2Chunk, cut, rocket2_batch
+from .batches import Rocket2Chunk, rocket2_batch, split_into_chunks
 from .samples import Rocket2Samples
 
-Rows = dict[str, Tensor]  # one row for each step that exists
+StepOutputs = dict[str, Tensor]  # model outputs and targets by name, one row per step that is not padding
+HEAD_OUTPUTS = {"point": ("y", "x"), "box": ("x0", "y0", "x1", "y1")}
 
 
 class Rocket2Validation:
-    """The same samples each time, `count` of each kind, shared by the ranks."""
+    """Validation on the same samples each time, up to `count` of each kind, shared by the ranks."""
 
-    def __init__(self, samples: Rocket2Samples, count: int, each: int, rank: int, ranks: int):
-        self.samples, self.each = samples, each
-        self.walks = range(rank, min(count, len(samples.segments)), ranks)
-        self.views = range(rank, count if samples.views else 0, ranks)
+    def __init__(self, samples: Rocket2Samples, count: int, samples_per_pass: int, rank: int, world_size: int):
+        self.samples, self.samples_per_pass = samples, samples_per_pass
+        self.demonstration_positions = range(rank, min(count, len(samples.segments)), world_size)
+        self.view_positions = range(rank, count if samples.views else 0, world_size)
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self.samples.demonstrations or self.samples.views)
 
     def __call__(self, policy: Rocket2ForActionPrediction, accelerator: Accelerator) -> dict[str, float]:
-        """All ranks call it. Of walks the surprise of actions, in nats, and how many are right; of views what the heads
-        say, beside the best that a constant could."""
-        walks, views = (
-            gathered([self.rows(policy, chunks, accelerator) for chunks in self.batches(positions, of_views)])
-            for positions, of_views in ((self.walks, False), (self.views, True))
-        )
-        return (surprise(walks, list(policy.config.factors)) if walks else {}) | (sight(views) if views else {})
+        """Return the metrics of actions in demonstrations and of auxiliary heads in views. All ranks must call this."""
+        demonstrations, views = (
+            gather_outputs([
+                self.step_outputs(policy, chunks, accelerator) for chunks in self.batches(positions, is_view)
+            ])
+            for positions, is_view in ((self.demonstration_positions, False), (self.view_positions, True))
+        )  # fmt: skip
+        metrics = action_metrics(demonstrations, list(policy.config.factors)) if demonstrations else {}
+        return metrics | (auxiliary_metrics(views) if views else {})
 
-    def batches(self, positions: range, of_views: bool) -> Iterator[list[Rocket2Chunk]]:
-        goals = self.samples.goals
-        for start in range(0, len(positions), self.each):
-            plans = [self.samples.plan(position, of_views) for position in positions[start : start + self.each]]
-            yield list(cut([self.samples.sample(plan) for plan in plans], goals.chunk_steps, goals.chunks))
+    def batches(self, positions: range, is_view: bool) -> Iterator[list[Rocket2Chunk]]:
+        settings, size = self.samples.settings, self.samples_per_pass
+        for start in range(0, len(positions), size):
+            plans = [self.samples.plan(position, is_view) for position in positions[start : start + size]]
+            samples = [self.samples.sample(plan) for plan in plans]
+            yield list(split_into_chunks(samples, settings.chunk_steps, settings.chunks))
 
-    def rows(self, policy: Rocket2ForActionPrediction, chunks: list[Rocket2Chunk], accelerator: Accelerator) -> Rows:
+    def step_outputs(
+        self, policy: Rocket2ForActionPrediction, chunks: list[Rocket2Chunk], accelerator: Accelerator
+    ) -> StepOutputs:
         memory, parts = None, []
         for chunk in chunks:
             with accelerator.autocast():
                 output = policy(
                     memory=memory, **rocket2_batch(chunk, accelerator.device, policy.config.auxiliary_heads)
                 )
-            memory, exists = output.memory, ~chunk["is_pad"]
-            said = {f"said/{name}": value for name, value in output.auxiliary.items()}
-            scores = {f"scores/{name}": value for name, value in output.logits.items()}
-            told = {name: chunk[name] for name in ("actions", "visibility", "point", "box")}
-            parts.append({name: value.cpu()[exists] for name, value in {**said, **scores, **told}.items()})
-        return joined(parts)
+            memory, is_step = output.memory, ~chunk["is_pad"]
+            predicted = {f"predicted/{name}": value for name, value in output.auxiliary.items()}
+            logits = {f"logits/{name}": value for name, value in output.logits.items()}
+            targets = {name: chunk[name] for name in ("actions", "visibility", "point", "box")}
+            parts.append({
+                name: value.cpu()[is_step] for name, value in {**predicted, **logits, **targets}.items()
+            })  # fmt: skip
+        return concatenate_outputs(parts)
 
 
-def joined(parts: list[Rows]) -> Rows:
+def concatenate_outputs(parts: list[StepOutputs]) -> StepOutputs:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def gathered(mine: list[Rows]) -> Rows:
-    """Of all ranks; nothing where none has any."""
-    everyone: list[Any] = gather_object(mine)
-    return joined(everyone) if everyone else {}
+def gather_outputs(parts: list[StepOutputs]) -> StepOutputs:
+    """Return the outputs of all ranks; empty if no rank has any."""
+    gathered: list[Any] = gather_object(parts)
+    return concatenate_outputs(gathered) if gathered else {}
 
 
-def surprise(rows: Rows, factors: list[str]) -> dict[str, float]:
-    """Cross-entropies of a step's choices, the accuracy of the likeliest ones, and the sum of all factors as error."""
-    found = {}
-    for name, chosen in zip(factors, rows["actions"].unbind(-1), strict=True):
-        scores = rows[f"scores/{name}"]
-        found[name] = F.cross_entropy(scores, chosen).item()
-        found[f"{name}_accuracy"] = (scores.argmax(dim=-1) == chosen).float().mean().item()
-    return {"error": sum(found[name] for name in factors), **found}
+def action_metrics(outputs: StepOutputs, factors: list[str]) -> dict[str, float]:
+    """Return cross-entropy and accuracy of each action factor, and the sum of the cross-entropies as "error"."""
+    metrics = {}
+    for name, demonstrated in zip(factors, outputs["actions"].unbind(-1), strict=True):
+        logits = outputs[f"logits/{name}"]
+        metrics[name] = F.cross_entropy(logits, demonstrated).item()
+        metrics[f"{name}_accuracy"] = (logits.argmax(dim=-1) == demonstrated).float().mean().item()
+    return {"error": sum(metrics[name] for name in factors), **metrics}
 
 
-def sight(rows: Rows) -> dict[str, float]:
-    """Of the heads that there are; places where the object is visible, as shares of the picture's sides."""
-    visible, found = rows["visibility"], {}
-    if "said/visibility" in rows:
-        right = (rows["said/visibility"][:, 0] > 0) == visible
+def auxiliary_metrics(outputs: StepOutputs) -> dict[str, float]:
+    """Return the metrics of the policy's auxiliary heads, each beside that of the best constant prediction.
+
+    Points and boxes are evaluated where the object is visible; their errors are fractions of the image's sides.
+    """
+    visible, metrics = outputs["visibility"], {}
+    if "predicted/visibility" in outputs:
+        correct = (outputs["predicted/visibility"][:, 0] > 0) == visible
         share = visible.float().mean().item()
-        found = {"visibility_accuracy": right.float().mean().item(), "visibility_majority": max(share, 1 - share)}
-    for name, sides in (("point", ("y", "x")), ("box", ("x0", "y0", "x1", "y1"))):
-        if f"said/{name}" in rows and visible.any():
-            told = rows[name][visible]
-            constant = told.median(dim=0).values  # the best one for this error
-            for what, said in (("error", rows[f"said/{name}"][visible]), ("constant", constant)):
-                distances = (said - told).abs().mean(dim=0).tolist()
-                found |= {f"{name}_{side}_{what}": value for side, value in zip(sides, distances, strict=True)}
-    return found
+        metrics = {
+            "visibility_accuracy": correct.float().mean().item(),
+            "visibility_majority": max(share, 1 - share),
+        }
+    for name, coordinates in HEAD_OUTPUTS.items():
+        if f"predicted/{name}" in outputs and visible.any():
+            targets = outputs[name][visible]
+            constant = targets.median(dim=0).values  # minimizes the mean absolute error
+            for kind, prediction in (("error", outputs[f"predicted/{name}"][visible]), ("constant", constant)):
+                errors = (prediction - targets).abs().mean(dim=0).tolist()
+                metrics |= {f"{name}_{side}_{kind}": value for side, value in zip(coordinates, errors, strict=True)}
+    return metrics

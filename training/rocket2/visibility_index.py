@@ -1,32 +1,38 @@
-"""Where each object of each room can be seen, which is where goals can come from."""
+"""Index of the frames that show each object of each room. Goal images are drawn from these frames."""
 
 import torch
 from torch import Tensor
 
-from .dataset import Episode, RecordedRooms
+from .dataset import RecordedEpisode, RecordedRooms
 
 
 class VisibilityIndex:
+    """Frames that show each object, by room and object id."""
+
     def __init__(self, data: RecordedRooms):
-        visible = data.visible()
-        self.rows: dict[tuple[int, int], Tensor] = {}  # by room and number of the object
-        self.of_views: dict[Episode, list[Tensor]] = {}
+        visibility = data.object_visibility()
+        self.rows: dict[tuple[int, int], Tensor] = {}  # by room and object id
+        self.goals_in_views: dict[RecordedEpisode, list[Tensor]] = {}
         for episode in data.episodes:
             frames = torch.arange(episode.frames.start, episode.frames.stop)
-            numbers = visible[frames].any(dim=0).nonzero().flatten().tolist()
-            there = {number: frames[visible[frames, number]] for number in numbers}
-            for number, rows in there.items():
-                known = self.seen(episode.room, number)
-                self.rows[episode.room, number] = torch.cat([known, rows])
+            object_ids = visibility[frames].any(dim=0).nonzero().flatten().tolist()
+            visible_in = {object_id: frames[visibility[frames, object_id]] for object_id in object_ids}
+            for object_id, rows in visible_in.items():
+                known = self.rows_showing(episode.room, object_id)
+                self.rows[episode.room, object_id] = torch.cat([known, rows])
             if not episode.target:
-                pairs = [torch.stack([torch.full_like(rows, number), rows], dim=1) for number, rows in there.items()]
-                self.of_views[episode] = pairs
+                self.goals_in_views[episode] = [
+                    torch.stack([torch.full_like(rows, object_id), rows], dim=1)
+                    for object_id, rows in visible_in.items()
+                ]
 
-    def seen(self, room: int, number: int) -> Tensor:
-        """Rows of the recorded rooms, in any episode."""
-        return self.rows.get((room, number), torch.empty(0, dtype=torch.long))
+    def rows_showing(self, room: int, object_id: int) -> Tensor:
+        """Return the rows of the recorded rooms, in any episode, that show an object of a room."""
+        return self.rows.get((room, object_id), torch.empty(0, dtype=torch.long))
 
-    def pairs(self, views: Episode) -> list[Tensor]:
-        """What can be shown in the views of a room, for each object that is in one of them: (n, 2), its number and the
-        row. Nothing of an episode that has a target."""
-        return self.of_views.get(views, [])
+    def goals_of_views(self, views: RecordedEpisode) -> list[Tensor]:
+        """Return the possible goals in a collection of views, one tensor (n, 2) of object id and row per object.
+
+        The list is empty for demonstrations.
+        """
+        return self.goals_in_views.get(views, [])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.policy_interface import Batch, unit_range
+from rocket_hf.modeling.policy_interface import Batch, to_unit_range
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from ..data.augmentation import augment
@@ -45,7 +45,7 @@ class ModelInputs:
         augmentation.
         """
         batch = Batch(**{key: raw[key].to(self.device, non_blocking=True) for key in PASSED_THROUGH_KEYS if key in raw})  # type: ignore
-        images = [unit_range(camera_images.to(self.device, non_blocking=True)) for camera_images in raw["images"]]
+        images = [to_unit_range(camera_images.to(self.device, non_blocking=True)) for camera_images in raw["images"]]
         warp = None
         if "augmentation" in raw:
             parameters = raw["augmentation"].unbind(dim=1)
