@@ -11,8 +11,6 @@ on millions of images takes its place; this command needs about a minute. It is 
 import argparse
 from pathlib import Path
 
-from rocket_hf.errors import UserError
-
 from .arguments import positive
 
 HELP = "create a ROCKET-2 policy with an image encoder that is pretrained on recorded rooms"
@@ -38,16 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from rocket_hf.export.export_files import staged, write_rocket2_files
     from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
-    from rocket_hf.training.recipe import Rocket2Recipe
-    from rocket_hf.training.recipe_files import read_recipe
+    from rocket_hf.training.recipe_files import read_rocket2_recipe
     from rocket_hf.training.rocket2.dataset import RecordedRooms
     from rocket_hf.training.rocket2.encoder_pretraining import pretrain_encoder
     from rocket_hf.training.rocket2.policy import check_policy_fits_data
 
     logging.disable_progress_bar()
-    recipe = read_recipe(arguments.recipe)
-    if not isinstance(recipe, Rocket2Recipe):
-        raise UserError(f"--recipe {arguments.recipe} is not a recipe for ROCKET-2: use rocket2")
+    recipe = read_rocket2_recipe(arguments.recipe)
     config, data = Rocket2Config(**recipe.rocket2.config), RecordedRooms([arguments.dataset])
     check_policy_fits_data(config, data)
     with staged(arguments.out) as staging:

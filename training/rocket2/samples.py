@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
-from rocket_hf.modeling.rocket2_auxiliary import describe_masks
-from rocket_hf.modeling.rocket2_interface import NOBODY_SAYS
+from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
+from rocket_hf.modeling.rocket2_interface import IGNORE_INDEX
 
 from ..data.batches import sample_generator
 from ..data.mixture import FrameRanges, MixtureOrder
@@ -125,7 +125,7 @@ class Rocket2Samples:
         visible = (self.data.objects[rows][:, None] == goals[:, 0, None, None]).flatten(2).any(dim=2)  # (L, G)
         goal_index = choose_goal_per_step(visible, generator)
         rest = self.rest_action.expand(steps, -1)
-        no_actions, is_pad = torch.full_like(rest, NOBODY_SAYS), torch.zeros(steps, dtype=torch.bool)
+        no_actions, is_pad = torch.full_like(rest, IGNORE_INDEX), torch.zeros(steps, dtype=torch.bool)
         return self.assemble(plan, rows, is_pad, goals, goal_index, rest, no_actions)
 
     def demonstration_sample(self, plan: SamplePlan, frames: range) -> Rocket2Sample:
@@ -154,7 +154,7 @@ class Rocket2Samples:
         """Assemble a sample. `goals` (G, 2) holds the object id and the row of each goal image."""
         object_ids, goal_rows = goals.unbind(dim=1)
         data, episode = self.data, plan.episode
-        auxiliary = describe_masks(data.objects[rows] == object_ids[goal_index][:, None, None])
+        auxiliary = auxiliary_targets(data.objects[rows] == object_ids[goal_index][:, None, None])
         hidden = torch.rand(len(rows), generator=plan.generator) < self.previous_action_dropout
         return Rocket2Sample(
             images=data.images[rows],

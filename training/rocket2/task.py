@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import staged, write_rocket2_files
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
-from rocket_hf.modeling.modeling_rocket2 import AUXILIARY, Rocket2ForActionPrediction
+from rocket_hf.modeling.modeling_rocket2 import AUXILIARY_PREFIX, Rocket2ForActionPrediction
 
 from ..data.mixture import split_episodes
 from ..journal import StepTimer
@@ -26,7 +26,7 @@ from .samples import Rocket2Samples
 from .validation import Rocket2Validation
 from .visibility_index import VisibilityIndex
 
-HEADS = ("action_heads.", AUXILIARY)
+HEADS = ("action_heads.", AUXILIARY_PREFIX)
 
 
 def create_rocket2_task(recipe: Rocket2Recipe, accelerator: Accelerator) -> "Rocket2TrainingTask":
