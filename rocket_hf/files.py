@@ -26,6 +26,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)  # it is still there if anything failed
 
 
+def create_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the folder {path}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda place: place.write_text(text, encoding="utf-8"))
 

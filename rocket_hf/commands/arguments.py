@@ -32,3 +32,15 @@ def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
 def name_of(source: str) -> str:
     """A folder's own name and its parent's, where those are of a run: `runs/rocket` and `runs/none` tell the runs."""
     return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]
+
+
+def require_device(name: str) -> None:
+    """Raise a UserError if `name` is not a torch device of this machine."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        raise UserError(
+            f"--device {name!r} is not available ({str(error).splitlines()[0]}): use cpu, cuda or cuda:N"
+        ) from error

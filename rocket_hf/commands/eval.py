@@ -1,177 +1,203 @@
-"""Success rates of a policy in simulated tasks, with 95 % intervals, and of two policies start by start.
+"""Measure success rates of a policy in simulated tasks, with 95 % intervals; compare two policies on the same starts.
 
     rocket-hf eval runs/rocket --env metaworld --tasks button-press-v3 --episodes 20 --out report
     rocket-hf eval runs/rocket2 --env vizdoom --episodes 200 --refresh 1,30,90 --out report
 
-Episode k of a task starts from --seed + k, for every policy the same. Writes evaluation.json and evaluation.md, which
-`rocket-hf publish --evaluation` takes for the card. No code from a policy's repository is run.
+Episode k of each task starts from seed --seed + k for every policy. The report (evaluation.json, evaluation.md and
+images of one successful and one failed episode) can be put on a model card with `rocket-hf publish --evaluation`. No
+code from a policy's repository is executed.
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rocket_hf.commands import eval_rocket2 as eval_rocket2
 from rocket_hf.errors import UserError
 
-from .arguments import name_of, numbers, require_at_least_one
+from . import eval_rocket2
+from .arguments import name_of, numbers, require_at_least_one, require_device
 
 if TYPE_CHECKING:
-    from rocket_hf.evaluation.report import Report
+    from rocket_hf.evaluation.report import EvaluationReport, EvaluationResult
+    from rocket_hf.evaluation.rollout_strips import RolloutStrips
+    from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
+    from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-HELP = "success rates of a policy in simulated tasks"
+HELP = "measure success rates of a policy in simulated tasks"
 ROCKET2 = "vizdoom"
-# What only some worlds take, and what it is where it is not given.
-OF_TASKS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
-OF_GOALS = {"refresh": [1, 30, 90], "temperature": 1.0}
+# Options of only some environments, with their defaults.
+TASK_OPTIONS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
+ROCKET2_OPTIONS = {"refresh": [1, 30, 90], "temperature": 1.0}
 EPISODES, SEED = 10, 100_000
+REPORTED_SETTINGS = ("episodes", "seed", "execute", "max_steps", "image_size", "cameras", "protocol")
 MINECRAFT = (
-    "minecraft is not here: it would need MineStudio with its engine's archive and Java, and a world with a table of "
-    "actions like that of rocket_hf/sims/vizdoom/actions.py; --env vizdoom is the world for ROCKET-2 policies"
+    "minecraft is not supported: it would need MineStudio with its engine and Java, and an action table like that in "
+    "rocket_hf/sims/vizdoom/actions.py; use --env vizdoom for ROCKET-2 policies"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policy", metavar="POLICY", help="a run's folder, a checkpoint's, a policy's, or ID[@REVISION]")
-    parser.add_argument(
+    add = parser.add_argument
+    add("policy", metavar="POLICY", help="folder of a run, checkpoint or policy, or Hub id OWNER/NAME[@REVISION]")
+    add(
         "--env",
         default="metaworld",
         metavar="SUITE",
         help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="names or groups: easy, hard, libero_spatial, libero_spatial/camera, all, ... (not of vizdoom)",
+        help="names of tasks or groups: easy, hard, libero_spatial, libero_spatial/camera, all, ... (not for vizdoom)",
     )
-    parser.add_argument(
+    add(
         "--refresh",
         type=numbers,
         metavar="N,...",
-        help="vizdoom: steps after which the goal is shown anew, each in a run of its own (default: 1,30,90)",
+        help="vizdoom: numbers of steps after which the goal is shown again, each evaluated separately "
+        "(default: 1,30,90)",
     )
-    parser.add_argument("--temperature", type=float, metavar="T", help="vizdoom: of the choices (default: 1.0)")
-    parser.add_argument("--episodes", type=int, metavar="N", help="of each task (default: 10; vizdoom: 200)")
-    parser.add_argument("--against", metavar="OTHER", help="another policy, on the same starts")
-    parser.add_argument("--execute", type=int, metavar="K", help="actions of a chunk between two looks (default: all)")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="of an episode (default: the benchmark's)")
-    parser.add_argument("--seed", type=int, help="of the first start of a task (default: 100000; vizdoom: 5000000)")
-    parser.add_argument("--cameras", metavar="POLICY=ENV,...", help="where their names differ")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="(default: 128)")
-    parser.add_argument("--protocol", help="openvla: that family's pictures, states and gripper")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
-    parser.add_argument("--parallel", type=int, default=8, help="environments at a time (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="of the policy (default: %(default)s)")
-    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="one video an episode; costs pictures")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the report (default: it is printed only)")
+    add("--temperature", type=float, metavar="T", help="vizdoom: sampling temperature of the actions (default: 1.0)")
+    add("--episodes", type=int, metavar="N", help="number of episodes per task (default: 10; vizdoom: 200)")
+    add("--against", metavar="OTHER", help="second policy, evaluated on the same starts and compared")
+    add("--execute", type=int, metavar="K", help="number of actions executed of each chunk (default: all)")
+    add("--max-steps", type=int, metavar="N", help="step limit of an episode (default: that of the benchmark)")
+    add(
+        "--seed",
+        type=int,
+        help="seed of each task's first episode; later episodes increment it (default: 100000; vizdoom: 5000000)",
+    )
+    add("--cameras", metavar="POLICY=ENV,...", help="environment camera for each policy camera whose name differs")
+    add("--image-size", type=int, metavar="PIXELS", help="height and width of rendered images (default: 128)")
+    add("--protocol", help="conversion of images, states and actions: plain or openvla (default: plain)")
+    add("--workers", type=int, default=2, help="number of simulator processes (default: %(default)s)")
+    add("--parallel", type=int, default=8, help="number of environments stepped in parallel (default: %(default)s)")
+    add("--device", default="cpu", help="torch device of the policy (default: %(default)s)")
+    add("--videos", type=Path, metavar="FOLDER", help="folder for a video of each episode; rendering them takes time")
+    add("--out", type=Path, metavar="FOLDER", help="folder for the report (default: the report is only printed)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    settle(arguments)
+    from rocket_hf.files import create_folder
+
+    complete_arguments(arguments)
+    for folder in (arguments.out, arguments.videos):
+        if folder is not None:
+            create_folder(folder)  # now, so that a wrong path does not cost an evaluation
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    report = eval_rocket2.evaluated(arguments) if arguments.env == ROCKET2 else evaluated(arguments)
+    is_rocket2 = arguments.env == ROCKET2
+    report = eval_rocket2.evaluate_policies(arguments) if is_rocket2 else evaluate_policies(arguments)
     print(report.as_markdown(), end="")
     if arguments.out is not None:
         report.write(arguments.out)
-        print(f"\nwritten    {arguments.out}")
+        print(f"\nreport written to {arguments.out}")
     return 0
 
 
-def settle(arguments: argparse.Namespace) -> None:
-    """Refuses what is not for this world, by name, and gives what was left out."""
+def complete_arguments(arguments: argparse.Namespace) -> None:
+    """Reject options that the environment does not have, and set the defaults of the others."""
     from rocket_hf.sims.names import require_known
     from rocket_hf.sims.suites import SUITES
 
     if arguments.env == "minecraft":
         raise UserError(MINECRAFT)
     require_known("rocket_hf", "suite", arguments.env, (*SUITES, ROCKET2))
-    own, others = (OF_GOALS, OF_TASKS) if arguments.env == ROCKET2 else (OF_TASKS, OF_GOALS)
+    own, others = (ROCKET2_OPTIONS, TASK_OPTIONS) if arguments.env == ROCKET2 else (TASK_OPTIONS, ROCKET2_OPTIONS)
     for name in others:
         if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not for {arguments.env}: leave it out")
+            raise UserError(f"--{name.replace('_', '-')} is not an option for {arguments.env}: remove it")
     defaults = eval_rocket2.DEFAULTS if arguments.env == ROCKET2 else {"episodes": EPISODES, "seed": SEED}
     for name, value in (own | defaults).items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
-    require_positive(arguments)
+    require_valid_numbers(arguments)
+    require_device(arguments.device)
 
 
-def evaluated(arguments: argparse.Namespace) -> "Report":
-    from rocket_hf.evaluation.report import Report
+def require_valid_numbers(arguments: argparse.Namespace) -> None:
+    require_at_least_one(arguments, "episodes", "max_steps", "image_size", "parallel")
+    if arguments.workers < 0 or arguments.seed < 0:
+        raise UserError(f"--workers {arguments.workers} and --seed {arguments.seed} must not be negative")
+
+
+def evaluate_policies(arguments: argparse.Namespace) -> "EvaluationReport":
+    from rocket_hf.evaluation.identity import package_versions
+    from rocket_hf.evaluation.report import EvaluationReport
+    from rocket_hf.evaluation.rollout_strips import FOLDER, RolloutStrips
     from rocket_hf.sims.suites import chosen_tasks
 
     if arguments.tasks is None:
-        raise UserError(f"{arguments.env} needs --tasks: names or groups of its tasks, or all")
+        raise UserError(f"--env {arguments.env} needs --tasks: names of tasks or groups, or all")
     tasks = chosen_tasks(arguments.env, arguments.tasks)
-    settings = read_settings(arguments)
-    first = evaluate(arguments.policy, arguments, tasks, settings, "first")
+    settings = rollout_settings(arguments)
+    strips = RolloutStrips(tasks)
+    first = evaluate(arguments.policy, arguments, tasks, settings, "first", strips)
     second = evaluate(arguments.against, arguments, tasks, settings, "second") if arguments.against else None
-    return Report(arguments.env, first, second, told(arguments), run_with())
+    if arguments.out is not None:
+        strips.write(arguments.out / FOLDER)
+    return EvaluationReport(arguments.env, first, second, reported_settings(arguments), package_versions())
 
 
-def require_positive(arguments: argparse.Namespace) -> None:
-    require_at_least_one(arguments, "episodes", "max_steps", "image_size", "parallel")
-    if arguments.workers < 0 or arguments.seed < 0:
-        raise UserError("--workers and --seed must not be negative")
-
-
-def read_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of every rollout, as `rollout` takes them."""
+def rollout_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of `rollout` that are the same for both policies."""
     from rocket_hf.evaluation.protocol import PROTOCOLS
-    from rocket_hf.modeling.strict_config import nearest
+    from rocket_hf.modeling.strict_config import suggest_name
 
     if arguments.protocol not in PROTOCOLS:
-        raise UserError(f"there is no protocol {arguments.protocol!r}: {nearest(arguments.protocol, PROTOCOLS)}")
-    same = ("image_size", "execute", "max_steps", "workers", "parallel", "device")
-    return {name: getattr(arguments, name) for name in same} | {
+        raise UserError(f"there is no protocol {arguments.protocol!r}: {suggest_name(arguments.protocol, PROTOCOLS)}")
+    names = ("image_size", "execute", "max_steps", "workers", "parallel", "device")
+    return {name: getattr(arguments, name) for name in names} | {
         "first_seed": arguments.seed,
-        "cameras": read_cameras(arguments.cameras),
+        "cameras": parse_cameras(arguments.cameras),
         "protocol": PROTOCOLS[arguments.protocol],
     }
 
 
-def read_cameras(text: str) -> dict[str, str]:
+def parse_cameras(text: str) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in text.split(",") if entry]
-    for own, _, environments in pairs:
-        if not own or not environments:
+    for policy_camera, _, environment_camera in pairs:
+        if not policy_camera or not environment_camera:
             raise UserError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
-    return {own: environments for own, _, environments in pairs}
+    return {policy_camera: environment_camera for policy_camera, _, environment_camera in pairs}
 
 
-def evaluate(source: str, arguments: argparse.Namespace, tasks: list[str], settings: dict[str, Any], role: str) -> Any:
+def evaluate(
+    source: str,
+    arguments: argparse.Namespace,
+    tasks: list[str],
+    settings: dict[str, Any],
+    role: str,
+    strips: "RolloutStrips | None" = None,
+) -> "EvaluationResult":
+    """Evaluate one policy; `role` names its folder of videos if there are two policies."""
     from rocket_hf.evaluation.identity import fingerprint
-    from rocket_hf.evaluation.report import Identity, Result
+    from rocket_hf.evaluation.report import EvaluationResult, PolicyIdentity
     from rocket_hf.evaluation.rollouts import rollout
 
-    policy, processor, revision = load(source)
-    identity = Identity(name_of(source), revision, fingerprint(policy, processor))
+    policy, processor, revision = load_policy(source)
+    identity = PolicyIdentity(name_of(source), revision, fingerprint(policy, processor))
     videos = arguments.videos
     if videos is not None and arguments.against:
         videos = videos / role
-    episodes = rollout(policy, processor, arguments.env, tasks, arguments.episodes, videos=videos, **settings)
-    return Result(identity, episodes)
+    episodes = rollout(
+        policy, processor, arguments.env, tasks, arguments.episodes, videos=videos, strips=strips, **settings
+    )
+    return EvaluationResult(identity, episodes)
 
 
-def load(source: str) -> tuple[Any, Any, str | None]:
-    """The policy, its processor, and its commit if it came from the Hub. The classes are this package's own."""
-    from rocket_hf.evaluation.trained_policy import find_origin, load_trained
+def load_policy(source: str) -> tuple["RocketForActionPrediction", "RocketProcessor", str | None]:
+    """Load a policy with its processor and, if it comes from the Hub, its commit. The code is that of this package."""
+    from rocket_hf.evaluation.trained_policy import find_trained_policy, load_trained_policy
     from rocket_hf.hub import POLICY_FILES, resolve
 
     resolved = resolve(source, POLICY_FILES)
-    return *load_trained(find_origin(resolved.folder)), resolved.commit
+    return *load_trained_policy(find_trained_policy(resolved.folder)), resolved.commit
 
 
-def told(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the numbers depend on."""
-    names = ("episodes", "seed", "execute", "max_steps", "image_size", "cameras", "protocol")
-    return {name: value for name in names if (value := getattr(arguments, name)) not in (None, "")}
-
-
-def run_with() -> dict[str, str]:
-    from rocket_hf.evaluation.identity import versions
-
-    return versions()
+def reported_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that affect the results, for the report."""
+    return {name: value for name in REPORTED_SETTINGS if (value := getattr(arguments, name)) not in (None, "")}

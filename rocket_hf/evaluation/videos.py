@@ -1,4 +1,4 @@
-"""Episodes as videos, all cameras side by side."""
+"""Videos of episodes with all cameras side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,22 @@ from rocket_hf.files import write_atomically
 from rocket_hf.sims.environment import Observation
 
 
-def side_by_side(observation: Observation) -> np.ndarray:
-    """(height, width of all cameras, 3) uint8. An odd last row or column is left out: the codec takes even sizes."""
-    picture = np.concatenate(list(observation.images.values()), axis=1)
-    height, width = (size - size % 2 for size in picture.shape[:2])
-    return picture[:height, :width]
+def concatenate_cameras(observation: Observation) -> np.ndarray:
+    """Return the images of all cameras side by side: (height, sum of widths, 3) uint8.
+
+    An odd last row or column is cut off, because the video codec needs even sizes.
+    """
+    frame = np.concatenate(list(observation.images.values()), axis=1)
+    height, width = (size - size % 2 for size in frame.shape[:2])
+    return frame[:height, :width]
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    """H.264 in MP4, whole or not at all."""
-    write_atomically(path, lambda temporary: encode(temporary, frames, fps))
+    """Write an H.264 video in an MP4 file, atomically."""
+    write_atomically(path, lambda temporary: encode_video(temporary, frames, fps))
 
 
-def encode(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
+def encode_video(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     import av
 
     with av.open(str(path), "w", format="mp4") as container:

@@ -38,8 +38,8 @@ class SimulatorError(RuntimeError):
 class SimulatorPool[Request, Reply]:
     """Simulators in `processes` worker processes, or in this process if `processes` is 0.
 
-    Leaving the context ends all processes, without waiting for requests in progress if an exception (also Ctrl-C) is the
-    reason. A UserError in a simulator is raised as the same UserError here, any other exception as a SimulatorError.
+    Leaving the context ends all processes; after an exception (also Ctrl-C) without waiting for requests in progress. A
+    UserError in a simulator is raised as the same UserError here, any other exception as a SimulatorError.
     """
 
     def __init__(self, make_simulator: Callable[[], Simulator[Request, Reply]], processes: int):

@@ -7,7 +7,7 @@ from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
 
 def tiny_policy(family="pi0", **changes):
-    """A policy without a head, of random weights, and its processor."""
+    """Return a policy with random weights and without alignment head, and its processor."""
     torch.manual_seed(0)
     config = tiny_config(family, alignment=None, **changes)
     policy = RocketForActionPrediction(config).eval()

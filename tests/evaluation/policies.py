@@ -1,4 +1,4 @@
-"""Policies for MetaWorld that need no training: they push forward and down, whatever they see adds a little."""
+"""Untrained policies for MetaWorld that push forward and down; their observations only add small changes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config
 
-PUSH = [0.0, 1.0, -0.4, 0.0]  # closes drawers, and presses the buttons that happen to be in the way
+PUSH = [0.0, 1.0, -0.4, 0.0]  # closes drawers, and presses buttons on the way
 
 
 def pushing_policy(spread: float = 0.2, push: float = 1.0, family: str = "openvla-oft", **changes):

@@ -1,4 +1,4 @@
-"""Players for ViZDoom's rooms that need no training, and a ROCKET-2 policy of random weights."""
+"""Players for ViZDoom's rooms that need no training, and a ROCKET-2 policy with random weights."""
 
 import torch
 
@@ -17,7 +17,7 @@ TINY = dict(
 
 
 def random_policy(**changes) -> Rocket2ForActionPrediction:
-    """Its choices hang on all that it reads, and often walk it into something."""
+    """Return a policy whose choices depend on all its inputs and often end at an object."""
     torch.manual_seed(0)
     policy = Rocket2ForActionPrediction(Rocket2Config(**(TINY | changes)))
     with torch.no_grad():
@@ -27,27 +27,27 @@ def random_policy(**changes) -> Rocket2ForActionPrediction:
 
 
 class BotPlayer:
-    """Sees through walls; the goal's pictures are nothing to it."""
+    """Player that knows the map and ignores the goal images."""
 
     def __init__(self):
         self.bots = {}
 
-    def act(self, views):
-        for place, view in views.items():
-            if not view.moment.steps:
-                self.bots[place] = Bot(make_room(view.start.seed), view.start.target)
+    def act(self, inputs):
+        for slot, each in inputs.items():
+            if not each.reply.steps:
+                self.bots[slot] = Bot(make_room(each.start.seed), each.start.target)
         return {
-            place: PlayerOutput(self.bots[place].act(view.moment.pose, bool(view.moment.mask.any())))
-            for place, view in views.items()
+            slot: PlayerOutput(self.bots[slot].act(each.reply.pose, bool(each.reply.mask.any())))
+            for slot, each in inputs.items()
         }
 
 
-class Idle:
-    """Does nothing, and notes what it is shown."""
+class IdlePlayer:
+    """Player that never acts, and records the goals of its inputs."""
 
     def __init__(self):
-        self.shown = []
+        self.goals = []
 
-    def act(self, views):
-        self.shown += [(view.moment.steps, view.moment.goal) for _, view in sorted(views.items())]
-        return dict.fromkeys(views, PlayerOutput(REST))
+    def act(self, inputs):
+        self.goals += [(each.reply.steps, each.reply.goal) for _, each in sorted(inputs.items())]
+        return dict.fromkeys(inputs, PlayerOutput(REST))

@@ -1,12 +1,14 @@
-"""`rocket-hf eval`, in MetaWorld."""
+"""The command `rocket-hf eval` in MetaWorld."""
 
 import json
 import sys
 
 import pytest
+from PIL import Image
 
 from rocket_hf.commands import main
 from rocket_hf.evaluation.report import REPORT
+from rocket_hf.evaluation.rollout_strips import MAX_BYTES
 
 from .policies import export_pushing_policy
 
@@ -19,8 +21,8 @@ def pushing(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def timid(tmp_path_factory):
-    return export_pushing_policy(tmp_path_factory.mktemp("policies") / "timid", spread=0.0, push=0.1)
+def weak(tmp_path_factory):
+    return export_pushing_policy(tmp_path_factory.mktemp("policies") / "weak", spread=0.0, push=0.1)
 
 
 def run(capsys, *arguments):
@@ -28,8 +30,8 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def test_two_policies_are_compared_on_the_same_starts(pushing, timid, tmp_path, capsys):
-    code, printed = run(capsys, pushing, *SHORT, "--against", timid, "--out", tmp_path, "--workers", 0)
+def test_two_policies_are_compared_on_the_same_starts_for_any_number_of_workers(pushing, weak, tmp_path, capsys):
+    code, printed = run(capsys, pushing, *SHORT, "--against", weak, "--out", tmp_path, "--workers", 0)
     assert code == 0, printed.err
     values = json.loads((tmp_path / REPORT).read_text())
     outcomes = [(episode["seed"], episode["success"]) for episode in values["episodes"]]
@@ -37,39 +39,48 @@ def test_two_policies_are_compared_on_the_same_starts(pushing, timid, tmp_path, 
     assert values["against"]["overall"]["successes"] == 0
     assert values["comparison"]["only_first"] == 1
     assert "1 of 2: 50.0 % (9.5 to 90.5)" in printed.out
-    assert "contains zero, so these episodes do not tell them apart" in printed.out
+    assert "contains zero, so these episodes do not show which policy is better" in printed.out
     assert values["policy"]["fingerprint"] != values["against"]["policy"]["fingerprint"]
+    for name in ("success.png", "failure.png"):
+        with Image.open(tmp_path / "rollouts" / name) as image:
+            assert image.height == 128 and image.width > 4 * 128
+        assert (tmp_path / "rollouts" / name).stat().st_size <= MAX_BYTES
 
     code, printed = run(capsys, pushing, *SHORT, "--out", tmp_path / "again", "--workers", 2)
     again = json.loads((tmp_path / "again" / REPORT).read_text())
-    assert code == 0 and again["episodes"] == values["episodes"], "in worker processes too"
+    assert code == 0 and again["episodes"] == values["episodes"], "also in worker processes"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--tasks", "drawer-opn-v3"], "did you mean 'drawer-open-v3'?"),
         (["--tasks", "reach-v3", "--env", "metaworl"], "did you mean 'metaworld'?"),
-        (["--tasks", "reach-v3", "--execute", "9"], "1 to 4 can be executed, not 9"),
+        (
+            ["--tasks", "reach-v3", "--execute", "9"],
+            "--execute must be 1 to 4, the length of this policy's chunks, not 9",
+        ),
         (["--tasks", "reach-v3", "--episodes", "0"], "--episodes must be at least 1"),
         (["--tasks", "reach-v3", "--cameras", "corner2"], "--cameras takes POLICY=ENV"),
         (["--tasks", "reach-v3", "--protocol", "openvl"], "did you mean 'openvla'?"),
+        (["--tasks", "reach-v3", "--device", "gpu"], "--device 'gpu' is not available"),
+        (["--tasks", "reach-v3", "--out", "/dev/null/report"], "cannot create the folder /dev/null/report"),
     ],
 )
-def test_wrong_input_is_one_sentence(arguments, said, pushing, capsys):
+def test_wrong_input_prints_one_sentence(arguments, message, pushing, capsys):
     code, printed = run(capsys, pushing, *arguments)
-    assert code == 2 and said in printed.err
+    assert code == 2 and message in printed.err
     assert printed.err.startswith("rocket-hf eval: ") and len(printed.err.splitlines()) == 1
 
 
-def test_a_policy_of_another_robot_is_refused(tmp_path, capsys):
+def test_policy_for_another_robot_is_rejected(tmp_path, capsys):
     folder = export_pushing_policy(tmp_path / "other", cameras=["corner2", "wrist"])
     code, printed = run(capsys, folder, *SHORT, "--workers", 0)
     assert code == 2 and "--cameras wrist=corner2" in printed.err.splitlines()[-1]
     assert "the policy has cameras corner2, wrist, state 4 and action 4; the environment has" in printed.err
 
 
-def test_a_missing_renderer_is_one_sentence(pushing, monkeypatch, capsys):
+def test_missing_renderer_prints_one_sentence(pushing, monkeypatch, capsys):
     from rocket_hf.sims import headless
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
@@ -80,10 +91,10 @@ def test_a_missing_renderer_is_one_sentence(pushing, monkeypatch, capsys):
     assert code == 2 and "apt-get install" in printed.err.splitlines()[-1]
 
 
-def test_a_report_of_another_policy_is_not_published(pushing, timid, tmp_path, capsys):
-    assert run(capsys, timid, *SHORT, "--workers", 0, "--out", tmp_path / "report")[0] == 0
+def test_report_of_another_policy_is_not_published(pushing, weak, tmp_path, capsys):
+    assert run(capsys, weak, *SHORT, "--workers", 0, "--out", tmp_path / "report")[0] == 0
     common = ["--base", "you/base", "--license", "apache-2.0", "--evaluation", tmp_path / "report"]
     code = main(["publish", str(pushing), "--to", str(tmp_path / "wrong"), *map(str, common)])
     assert code == 2 and "is of another policy" in capsys.readouterr().err
-    assert main(["publish", str(timid), "--to", str(tmp_path / "right"), *map(str, common)]) == 0
+    assert main(["publish", str(weak), "--to", str(tmp_path / "right"), *map(str, common)]) == 0
     assert "| metaworld | 0.0 % | 2 |" in (tmp_path / "right" / "README.md").read_text()

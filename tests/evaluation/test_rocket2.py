@@ -1,4 +1,4 @@
-"""Episodes after goals, in ViZDoom's engine: rooms nobody has seen, a goal marked from elsewhere in them."""
+"""ROCKET-2 episodes in ViZDoom: starts, goal views, and rollouts of players."""
 
 import math
 from itertools import combinations
@@ -6,42 +6,42 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rocket_hf.evaluation.rocket2.environment import (
-    AWAY,
-    SMALLEST_GOAL,
-    Begin,
-    Rocket2Environment,
-    Start,
-    first_goals,
-    from_way,
-    start_pose,
-    starts,
-)
-from rocket_hf.evaluation.rocket2.players import Chance, PolicyPlayer
+from rocket_hf.evaluation.rocket2.players import PolicyPlayer, RandomPlayer
 from rocket_hf.evaluation.rocket2.rollouts import run_player
-from rocket_hf.evaluation.workers import Worlds
+from rocket_hf.evaluation.rocket2.simulator import (
+    MIN_GOAL_DISTANCE,
+    MIN_GOAL_PIXELS,
+    Rocket2Simulator,
+    Rocket2Start,
+    Rocket2StartRequest,
+    distance_to_path,
+    episode_starts,
+    find_goal_views,
+    start_pose,
+)
+from rocket_hf.sims.process_pool import SimulatorPool
 from rocket_hf.sims.vizdoom.maps import make_room
 from rocket_hf.sims.vizdoom.world import DoomWorld
 
-from .goal_players import BotPlayer, Idle, random_policy
+from .rocket2_players import BotPlayer, IdlePlayer, random_policy
 
 FIRST = 5_000_000
-STARTS = starts(12, FIRST)
+STARTS = episode_starts(12, FIRST)
 
 
 @pytest.fixture(scope="module")
 def run():
-    """Episodes of a player, all in the same worlds."""
-    with Worlds(Rocket2Environment, workers=0) as worlds:
+    """Return a function that runs a player; all rollouts share one pool."""
+    with SimulatorPool(Rocket2Simulator, processes=0) as pool:
 
-        def run(player, begins=STARTS, refresh=90, max_steps=60, worlds=worlds, **changes):
-            return run_player(player, worlds, begins, refresh=refresh, max_steps=max_steps, **changes)
+        def run(player, starts=STARTS, refresh=90, max_steps=60, pool=pool, **changes):
+            return run_player(player, pool, starts, refresh=refresh, max_steps=max_steps, **changes)
 
         yield run
 
 
-def share(finished, event):
-    return sum(episode.event == event for episode in finished.episodes) / len(finished.episodes)
+def share(rollouts, event):
+    return sum(episode.event == event for episode in rollouts.episodes) / len(rollouts.episodes)
 
 
 @pytest.fixture(scope="module")
@@ -49,125 +49,128 @@ def policy():
     return random_policy()
 
 
-# Who succeeds
+# Success rates of players
 
 
-def test_the_bot_succeeds_who_does_nothing_fails_and_chance_lies_between(run):
-    assert STARTS[:5] == [Start(FIRST + number, number % 4) for number in range(5)]
+def test_bot_succeeds_idle_player_fails_and_random_player_is_between(run):
+    assert STARTS[:5] == [Rocket2Start(FIRST + number, number % 4) for number in range(5)]
     bot = run(BotPlayer(), parallel=4)
     assert [episode.start for episode in bot.episodes] == STARTS
     assert share(bot, "target") >= 0.8
     assert all(episode.steps < 60 for episode in bot.episodes if episode.event == "target")
-    chance = run(Chance(), parallel=4)
-    assert share(chance, "target") <= 0.4 and share(chance, "wrong") > 0
-    idle = run(Idle(), parallel=4, max_steps=20)
+    random = run(RandomPlayer(), parallel=4)
+    assert share(random, "target") <= 0.4 and share(random, "wrong") > 0
+    idle = run(IdlePlayer(), parallel=4, max_steps=20)
     assert share(idle, "none") == 1 and all(episode.steps == 20 for episode in idle.episodes)
 
 
-def outcomes(finished):
-    """All that was done, and what was said to the last digit that rounding leaves alone."""
+def outcomes(rollouts):
+    """Return all choices, and predictions up to the digits that rounding changes."""
     return [
-        (episode.event, [(glance.said.choices, round(glance.said.visibility, 4)) for glance in episode.glances])
-        for episode in finished.episodes
+        (episode.event, [(record.output.choices, round(record.output.visibility, 4)) for record in episode.visibility])
+        for episode in rollouts.episodes
     ]
 
 
-def test_numbers_reproduce_and_do_not_depend_on_what_runs_beside(run, policy):
-    begins, few = STARTS[:6], {"refresh": 3, "max_steps": 12}
-    first = run(PolicyPlayer(policy, 4), begins, parallel=4, **few)
-    assert outcomes(run(PolicyPlayer(policy, 4), begins, parallel=4, **few)) == outcomes(first)
-    assert outcomes(run(PolicyPlayer(policy, 1), begins, parallel=1, **few)) == outcomes(first)
-    with Worlds(Rocket2Environment, workers=1) as others:
-        assert outcomes(run(PolicyPlayer(policy, 2), begins, worlds=others, parallel=2, **few)) == outcomes(first)
-    assert outcomes(run(PolicyPlayer(policy, 2), begins[3:5], parallel=2, **few)) == outcomes(first)[3:5]
+def test_results_are_reproducible_for_any_parallelism_and_number_of_processes(run, policy):
+    starts, few = STARTS[:6], {"refresh": 3, "max_steps": 12}
+    first = run(PolicyPlayer(policy, 4), starts, parallel=4, **few)
+    assert outcomes(run(PolicyPlayer(policy, 4), starts, parallel=4, **few)) == outcomes(first)
+    assert outcomes(run(PolicyPlayer(policy, 1), starts, parallel=1, **few)) == outcomes(first)
+    with SimulatorPool(Rocket2Simulator, processes=1) as other_pool:
+        assert outcomes(run(PolicyPlayer(policy, 2), starts, pool=other_pool, parallel=2, **few)) == outcomes(first)
+    assert outcomes(run(PolicyPlayer(policy, 2), starts[3:5], parallel=2, **few)) == outcomes(first)[3:5]
 
 
-def test_what_a_policy_does_hangs_on_its_goal_and_its_temperature(run, policy):
-    begins, few = STARTS[:3], {"max_steps": 8, "parallel": 3}
-    once = run(PolicyPlayer(policy, 3), begins, **few)
-    assert outcomes(run(PolicyPlayer(policy, 3), begins, refresh=1, **few)) != outcomes(once)
-    likeliest = outcomes(run(PolicyPlayer(policy, 3, temperature=0), begins, **few))
-    assert likeliest == outcomes(run(PolicyPlayer(policy, 3, temperature=0), begins, **few)) != outcomes(once)
+def test_choices_of_a_policy_depend_on_its_goal_and_temperature(run, policy):
+    starts, few = STARTS[:3], {"max_steps": 8, "parallel": 3}
+    once = run(PolicyPlayer(policy, 3), starts, **few)
+    assert outcomes(run(PolicyPlayer(policy, 3), starts, refresh=1, **few)) != outcomes(once)
+    most_probable = outcomes(run(PolicyPlayer(policy, 3, temperature=0), starts, **few))
+    assert most_probable == outcomes(run(PolicyPlayer(policy, 3, temperature=0), starts, **few)) != outcomes(once)
 
 
-def test_heads_that_were_not_kept_say_nothing(run):
+def test_policy_without_visibility_head_predicts_no_visibility(run):
     player = PolicyPlayer(random_policy(auxiliary_heads=["point"]), 1)
     (episode,) = run(player, STARTS[:1], max_steps=2).episodes
-    assert [glance.said.visibility for glance in episode.glances] == [None, None]
-    assert all(len(glance.said.point) == 2 for glance in episode.glances)
+    assert [record.output.visibility for record in episode.visibility] == [None, None]
+    assert all(len(record.output.point) == 2 for record in episode.visibility)
 
 
 # Goals
 
 
 @pytest.mark.parametrize("start", [STARTS[1], STARTS[6]])
-def test_goals_are_masks_of_the_target_from_elsewhere(start):
+def test_goal_views_show_the_target_away_from_the_path_to_it(start):
     world, begin = DoomWorld([make_room(start.seed)]), start_pose(start)
     target = world.rooms[start.seed].objects[start.target].place
     try:
-        goals = first_goals(world, start, begin, 5)
+        goals = find_goal_views(world, start, begin, 5)
         for goal in goals:
             world.move_to(goal.pose)
             sight = world.look()
-            there = world.pose()
-            assert np.abs(np.subtract(there.place, goal.pose.place)).max() < 1
+            pose = world.pose()
+            assert np.abs(np.subtract(pose.place, goal.pose.place)).max() < 1
             assert (sight.mask(start.target) == goal.mask).mean() > 0.99  # flames have moved
-            assert goal.mask.sum() >= SMALLEST_GOAL
-            assert from_way(goal.pose.place, begin.place, target) >= AWAY
+            assert goal.mask.sum() >= MIN_GOAL_PIXELS
+            assert distance_to_path(goal.pose.place, begin.place, target) >= MIN_GOAL_DISTANCE
             columns = np.flatnonzero(goal.mask.any(axis=0)) + 0.5
             left = -np.degrees(np.arctan2(columns - 40, 40))  # the field of view has 90 degrees
-            breadth = np.degrees(np.arctan2(48, math.dist(there.place, target)))  # a part of it may be hidden
-            assert left.min() - breadth < goal.pose.bearing(target) < left.max() + breadth
+            half_width = np.degrees(np.arctan2(48, math.dist(pose.place, target)))  # a part of it may be hidden
+            assert left.min() - half_width < goal.pose.bearing(target) < left.max() + half_width
         assert all(first.pose != second.pose for first, second in combinations(goals, 2))
     finally:
         world.close()
 
 
 @pytest.mark.parametrize(("refresh", "steps"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (90, [0])])
-def test_a_goal_is_shown_at_the_start_and_anew_after_so_many_steps(run, refresh, steps):
-    player = Idle()
+def test_goal_is_shown_at_the_start_and_after_every_refresh_interval(run, refresh, steps):
+    player = IdlePlayer()
     run(player, STARTS[:1], refresh=refresh, max_steps=7)
-    assert [number for number, goal in player.shown] == list(range(7))
-    shown = {number: goal.pose for number, goal in player.shown if goal is not None}
+    assert [number for number, goal in player.goals] == list(range(7))
+    shown = {number: goal.pose for number, goal in player.goals if goal is not None}
     assert list(shown) == steps and len(set(shown.values())) == len(steps)
 
 
-def test_starts_and_goals_are_the_same_for_every_refresh_and_any_history():
-    fresh, used = Rocket2Environment(), Rocket2Environment()
+def test_starts_and_goals_do_not_depend_on_refresh_or_earlier_episodes():
+    fresh, used = Rocket2Simulator(), Rocket2Simulator()
     try:
-        used.follow(Begin(STARTS[2], 30, 60))
-        first, again = fresh.follow(Begin(STARTS[1], 1, 4)), used.follow(Begin(STARTS[1], 30, 60))
+        used.handle(Rocket2StartRequest(STARTS[2], 30, 60))
+        first, again = (
+            fresh.handle(Rocket2StartRequest(STARTS[1], 1, 4)),
+            used.handle(Rocket2StartRequest(STARTS[1], 30, 60)),
+        )
         assert (first.image == again.image).all() and first.pose == again.pose
         assert (first.goal.image == again.goal.image).all() and (first.goal.mask == again.goal.mask).all()
-        assert (first.steps, first.ended, first.event) == (0, False, "none")
+        assert (first.steps, first.has_ended, first.event) == (0, False, "none")
     finally:
         fresh.close()
         used.close()
 
 
-def test_truth_is_the_middle_of_the_mask(run):
-    shots = []
-    (episode,) = run(BotPlayer(), STARTS[1:2], on_film=lambda _, film: shots.extend(film)).episodes
-    assert len(episode.glances) == episode.steps == len(shots) - 1
-    for glance, shot in zip(episode.glances, shots, strict=False):
-        assert glance.visible == shot.moment.mask.any()
-        if glance.visible:
-            middle = (np.argwhere(shot.moment.mask).mean(axis=0) + 0.5) / shot.moment.mask.shape
-            np.testing.assert_allclose(glance.point, middle, atol=1e-6)
+def test_true_point_is_the_center_of_the_mask(run):
+    frames = []
+    (episode,) = run(BotPlayer(), STARTS[1:2], on_episode_end=lambda _, each: frames.extend(each)).episodes
+    assert len(episode.visibility) == episode.steps == len(frames) - 1
+    for record, frame in zip(episode.visibility, frames, strict=False):
+        assert record.is_visible == frame.reply.mask.any()
+        if record.is_visible:
+            center = (np.argwhere(frame.reply.mask).mean(axis=0) + 0.5) / frame.reply.mask.shape
+            np.testing.assert_allclose(record.point, center, atol=1e-6)
 
 
-def test_how_far_a_place_is_from_the_way():
+def test_distance_to_path_is_that_to_the_segment():
     begin, end = (0.0, 0.0), (100.0, 0.0)
-    assert from_way((50.0, 30.0), begin, end) == 30
-    assert from_way((-30.0, 40.0), begin, end) == 50
-    assert from_way((130.0, -40.0), begin, end) == 50
+    assert distance_to_path((50.0, 30.0), begin, end) == 30
+    assert distance_to_path((-30.0, 40.0), begin, end) == 50
+    assert distance_to_path((130.0, -40.0), begin, end) == 50
 
 
-def test_a_room_whose_object_is_nowhere_to_be_seen_is_named(monkeypatch):
-    monkeypatch.setattr("rocket_hf.evaluation.rocket2.environment.ATTEMPTS", 3)
-    world = Rocket2Environment()
+def test_room_without_goal_views_is_named(monkeypatch):
+    monkeypatch.setattr("rocket_hf.evaluation.rocket2.simulator.ATTEMPTS", 3)
+    simulator = Rocket2Simulator()
     try:
         with pytest.raises(ValueError, match=f"in room {FIRST} only . of 3 views show object 0"):
-            world.follow(Begin(STARTS[0], 1, 60))
+            simulator.handle(Rocket2StartRequest(STARTS[0], 1, 60))
     finally:
-        world.close()
+        simulator.close()

@@ -1,4 +1,4 @@
-"""`rocket-hf eval --env vizdoom`."""
+"""The command `rocket-hf eval --env vizdoom`."""
 
 import json
 import shutil
@@ -9,9 +9,10 @@ import pytest
 from rocket_hf.commands import main
 from rocket_hf.evaluation.identity import rocket2_fingerprint
 from rocket_hf.evaluation.report import REPORT, TEXT
+from rocket_hf.evaluation.rollout_strips import MAX_BYTES
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
-from .goal_players import random_policy
+from .rocket2_players import random_policy
 
 SHORT = ["--env", "vizdoom", "--episodes", "4", "--max-steps", "6", "--refresh", "2,6", "--workers", "0"]
 
@@ -28,12 +29,15 @@ def run(capsys, *arguments):
     return code, capsys.readouterr()
 
 
-def test_the_same_command_gives_the_same_numbers(saved, tmp_path, capsys):
+def test_results_are_reproducible_for_any_parallelism(saved, tmp_path, capsys):
     code, printed = run(capsys, saved, *SHORT, "--out", tmp_path / "one", "--videos", tmp_path / "videos")
     assert code == 0, printed.err
     assert printed.out.startswith("# policies") and printed.out.strip().endswith("one")
     files = {path.name for path in (tmp_path / "one").iterdir()}
-    assert files == {REPORT, TEXT, "strip-every-2.png", "strip-every-6.png"}
+    assert files == {REPORT, TEXT, "strip-every-2.png", "strip-every-6.png", "rollouts"}
+    strips = list((tmp_path / "one" / "rollouts").iterdir())
+    assert strips and {path.name for path in strips} <= {"success.png", "failure.png"}
+    assert all(path.stat().st_size <= MAX_BYTES for path in strips)
     for refresh in (2, 6):
         assert len(list((tmp_path / "videos" / f"every-{refresh}").glob("room-500000?-*.mp4"))) == 4
     code, _ = run(capsys, saved, *SHORT, "--out", tmp_path / "two", "--parallel", 2)
@@ -43,13 +47,13 @@ def test_the_same_command_gives_the_same_numbers(saved, tmp_path, capsys):
     for values in (first, second):
         del values["speed"]
         for refresh in values["refreshes"].values():
-            del refresh["sight"]  # equal up to rounding
+            del refresh["sight"]  # predictions are equal only up to rounding
     assert first == second
     assert "vizdoom" in first["versions"] and first["settings"]["seed"] == 5_000_000
 
 
-def test_a_run_stands_for_its_policy_and_two_are_compared(saved, tmp_path, capsys):
-    """The same policy with other heads has the same fingerprint, and does the same."""
+def test_run_folder_is_evaluated_and_compared_with_another_policy(saved, tmp_path, capsys):
+    """A policy without its auxiliary heads has the same fingerprint and actions."""
     run_folder = tmp_path / "run"
     Rocket2ForActionPrediction.from_pretrained(saved).for_inference().save_pretrained(run_folder / "policy")
     (run_folder / "recipe.yaml").write_text("")
@@ -59,62 +63,62 @@ def test_a_run_stands_for_its_policy_and_two_are_compared(saved, tmp_path, capsy
     assert values["policy"]["fingerprint"] == values["against"]["policy"]["fingerprint"]
     assert values["refreshes"]["6"]["episodes"] == values["against"]["refreshes"]["6"]["episodes"]
     assert values["comparison"]["6"]["target"]["difference"] == 0
-    assert "| not kept | not kept | not kept |" in printed.out
+    assert "| no such head | no such head | no such head |" in printed.out
     assert (tmp_path / "report" / "strip-every-second-6.png").is_file()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--env", "vizdoom", "--tasks", "easy"], "--tasks is not for vizdoom"),
-        (["--env", "vizdoom", "--execute", "2"], "--execute is not for vizdoom"),
-        (["--env", "vizdoom", "--cameras", "a=b"], "--cameras is not for vizdoom"),
-        (["--env", "vizdoom", "--image-size", "64"], "--image-size is not for vizdoom"),
-        (["--env", "vizdoom", "--protocol", "plain"], "--protocol is not for vizdoom"),
-        (["--env", "metaworld", "--tasks", "easy", "--refresh", "1"], "--refresh is not for metaworld"),
-        (["--env", "libero", "--tasks", "all", "--temperature", "0"], "--temperature is not for libero"),
+        (["--env", "vizdoom", "--tasks", "easy"], "--tasks is not an option for vizdoom"),
+        (["--env", "vizdoom", "--execute", "2"], "--execute is not an option for vizdoom"),
+        (["--env", "vizdoom", "--cameras", "a=b"], "--cameras is not an option for vizdoom"),
+        (["--env", "vizdoom", "--image-size", "64"], "--image-size is not an option for vizdoom"),
+        (["--env", "vizdoom", "--protocol", "plain"], "--protocol is not an option for vizdoom"),
+        (["--env", "metaworld", "--tasks", "easy", "--refresh", "1"], "--refresh is not an option for metaworld"),
+        (["--env", "libero", "--tasks", "all", "--temperature", "0"], "--temperature is not an option for libero"),
         (["--env", "metaworld"], "metaworld needs --tasks"),
         (["--env", "vizdom"], "did you mean 'vizdoom'?"),
         (["--env", "minecraft"], "MineStudio"),
         (["--env", "vizdoom", "--refresh", "1,0"], "each at least 1, got [1, 0]"),
         (["--env", "vizdoom", "--refresh", "3,3"], "different numbers of steps"),
-        (["--env", "vizdoom", "--temperature", "-1"], "or positive: got -1.0"),
+        (["--env", "vizdoom", "--temperature", "-1"], "or positive, got -1.0"),
         (["--env", "vizdoom", "--episodes", "0"], "--episodes must be at least 1"),
         (["--env", "vizdoom", "--seed", "9999990", "--episodes", "20"], "at most seven digits, got 10000009"),
     ],
 )
-def test_wrong_input_is_one_sentence(arguments, said, saved, capsys):
+def test_wrong_input_prints_one_sentence(arguments, message, saved, capsys):
     code, printed = run(capsys, saved, *arguments)
-    assert code == 2 and said in printed.err
+    assert code == 2 and message in printed.err
     assert printed.err.startswith("rocket-hf eval: ") and len(printed.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"image_size": [40, 80]}, "pictures of 40 x 80 and the actions walk (3)"),
+        ({"image_size": [40, 80]}, "images of 40 x 80 and the actions walk (3)"),
         ({"action_factors": {"turn": 9, "walk": 3, "strafe": 3}}, "actions turn (9), walk (3), strafe (3)"),
-        ({"rest_action": [1, 0, 0]}, "[1, 0, 0] for rest; the world of vizdoom has pictures of 60 x 80"),
-        ({"interactions": 4}, "knows 4 interactions, too few"),
+        ({"rest_action": [1, 0, 0]}, "[1, 0, 0] for rest; vizdoom has images of 60 x 80"),
+        ({"interactions": 4}, "has 4 interactions, but 'approach' is number 6"),
     ],
 )
-def test_a_policy_of_another_world_is_refused(changes, said, tmp_path, capsys):
+def test_policy_for_another_environment_is_rejected(changes, message, tmp_path, capsys):
     random_policy(**changes).save_pretrained(tmp_path)
     code, printed = run(capsys, tmp_path, *SHORT)
-    assert code == 2 and said in printed.err.splitlines()[-1]
+    assert code == 2 and message in printed.err.splitlines()[-1]
 
 
-def test_what_is_no_rocket2_policy_is_refused(saved, tmp_path, capsys):
+def test_policy_of_another_type_is_rejected(saved, tmp_path, capsys):
     other = shutil.copytree(saved, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"model_type": "rocket"}))
     code, printed = run(capsys, other, *SHORT)
-    assert code == 2 and "is no ROCKET-2 policy but of type 'rocket'" in printed.err.splitlines()[-1]
+    assert code == 2 and "is not a ROCKET-2 policy but of type 'rocket'" in printed.err.splitlines()[-1]
     code, printed = run(capsys, tmp_path, *SHORT)
-    assert code == 2 and "neither a training run nor one of its checkpoints nor a policy's folder" in printed.err
+    assert code == 2 and "is neither a training run (no recipe.yaml) nor a checkpoint" in printed.err
 
 
-def test_a_missing_engine_is_one_sentence(saved, monkeypatch, capsys):
+def test_missing_engine_prints_one_sentence(saved, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "vizdoom", None)
     code, printed = run(capsys, saved, *SHORT)
     assert code == 2 and "pip install 'rocket-hf[sim]'" in printed.err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy's, by hand, and by simulation."""
+"""Confidence intervals and tests, compared with values computed by hand, by scipy, and by simulation."""
 
 import math
 
@@ -6,30 +6,41 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rocket_hf.evaluation.statistics import Comparison, wilson
+from rocket_hf.evaluation.statistics import PairedComparison, wilson_interval
+
+Z = 1.959963984540054  # quantile of the standard normal distribution for a two-sided 95 % interval
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (3, 10), (40, 40), (23, 32), (481, 500)])
-def test_wilsons_interval_is_scipys(successes, episodes):
-    wanted = binomtest(successes, episodes).proportion_ci(method="wilson")
-    assert wilson(successes, episodes) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+def test_wilson_interval_matches_its_formula(successes, episodes):
+    """The ends solve (rate - p)^2 = z^2 p (1 - p) / n, a quadratic equation in p."""
+    rate = successes / episodes
+    ends = np.roots([1 + Z**2 / episodes, -2 * rate - Z**2 / episodes, rate**2])
+    assert wilson_interval(successes, episodes) == pytest.approx(sorted(ends), abs=1e-9)
+
+
+def test_wilson_interval_matches_published_values():
+    """81 of 263, the example of Newcombe (Statistics in Medicine 17, 1998, pages 857-872): 0.2553 to 0.3662."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (8, 2), (5, 5), (3, 12), (30, 9)])
-def test_mcnemars_test_is_scipys_binomial_test(first, second):
-    wanted = binomtest(first, first + second).pvalue if first + second else 1.0
-    assert Comparison(4, first, second, 7).p_value == pytest.approx(wanted)
+def test_exact_mcnemar_test_matches_the_sum_of_binomial_coefficients(first, second):
+    different = first + second
+    tail = sum(math.comb(different, count) for count in range(min(first, second) + 1))
+    expected = min(1.0, 2 * tail / 2**different)
+    assert PairedComparison(4, first, second, 7).p_value == pytest.approx(expected)
 
 
-def test_pairs_are_counted():
-    comparison = Comparison.of([True, True, False, False, True], [True, False, True, False, True])
-    assert comparison == Comparison(both=2, only_first=1, only_second=1, neither=1)
+def test_outcome_pairs_are_counted():
+    comparison = PairedComparison.from_outcomes([True, True, False, False, True], [True, False, True, False, True])
+    assert comparison == PairedComparison(both=2, only_first=1, only_second=1, neither=1)
     assert comparison.difference == 0
 
 
-def test_without_correlation_the_interval_is_that_of_independent_rates():
-    """Newcombe's for independent rates, from scipy's Wilson intervals."""
-    comparison = Comparison(both=8, only_first=8, only_second=2, neither=2)  # ad = bc
+def test_interval_without_correlation_is_that_of_independent_rates():
+    """Newcombe's interval for independent rates, from scipy's Wilson intervals."""
+    comparison = PairedComparison(both=8, only_first=8, only_second=2, neither=2)  # ad = bc
     assert comparison.correlation == 0
     one, two = (binomtest(count, 20).proportion_ci(method="wilson") for count in (16, 10))
     low = 0.3 - math.hypot(0.8 - one.low, two.high - 0.5)
@@ -38,30 +49,30 @@ def test_without_correlation_the_interval_is_that_of_independent_rates():
 
 
 def test_correlation_is_phi_corrected_for_continuity():
-    assert Comparison(30, 5, 5, 60).correlation == pytest.approx((1800 - 25 - 50) / (35 * 65))
-    assert Comparison(5, 5, 5, 6).correlation == 0  # 5 of 30 - 25, within half of the 21 pairs
-    assert Comparison(5, 20, 20, 5).correlation == pytest.approx((25 - 400) / 625)
-    assert Comparison(10, 0, 0, 0).correlation == 0
+    assert PairedComparison(30, 5, 5, 60).correlation == pytest.approx((1800 - 25 - 50) / (35 * 65))
+    assert PairedComparison(5, 5, 5, 6).correlation == 0  # 5 of 30 - 25, within half of the 21 pairs
+    assert PairedComparison(5, 20, 20, 5).correlation == pytest.approx((25 - 400) / 625)
+    assert PairedComparison(10, 0, 0, 0).correlation == 0
 
 
-def test_the_interval_narrows_with_correlation_and_turns_with_the_policies():
-    together, apart = Comparison(45, 10, 2, 43), Comparison(30, 25, 17, 28)
-    assert together.difference == apart.difference
-    assert np.diff(together.interval) < np.diff(apart.interval)
-    swapped = Comparison(45, 2, 10, 43)
-    assert swapped.interval == pytest.approx((-together.interval[1], -together.interval[0]))
+def test_interval_narrows_with_correlation_and_is_antisymmetric():
+    correlated, uncorrelated = PairedComparison(45, 10, 2, 43), PairedComparison(30, 25, 17, 28)
+    assert correlated.difference == uncorrelated.difference
+    assert np.diff(correlated.interval) < np.diff(uncorrelated.interval)
+    swapped = PairedComparison(45, 2, 10, 43)
+    assert swapped.interval == pytest.approx((-correlated.interval[1], -correlated.interval[0]))
 
 
-def test_the_interval_covers_the_true_difference():
-    """At 95 %, of pairs drawn with rates 0.75 and 0.6 that agree more often than by chance."""
-    draw = np.random.default_rng(0)
-    pairs = draw.multinomial(40, [0.5, 0.25, 0.1, 0.15], size=2000)
-    covered = [low <= 0.15 <= high for low, high in (Comparison(*map(int, pair)).interval for pair in pairs)]
-    assert 0.93 <= np.mean(covered) <= 0.99
+def test_interval_covers_the_true_difference():
+    """The pairs are drawn with success rates 0.75 and 0.6 and agree more often than by chance."""
+    generator = np.random.default_rng(0)
+    pairs = generator.multinomial(40, [0.5, 0.25, 0.1, 0.15], size=2000)
+    is_covered = [low <= 0.15 <= high for low, high in (PairedComparison(*map(int, pair)).interval for pair in pairs)]
+    assert 0.93 <= np.mean(is_covered) <= 0.99
 
 
-def test_the_sentence_says_when_zero_is_inside():
-    assert "contains zero, so" in Comparison(10, 3, 2, 5).sentence("rocket", "none")
-    better = Comparison(10, 20, 1, 9).sentence("rocket", "none")
+def test_sentence_claims_a_difference_only_if_the_interval_excludes_zero():
+    assert "contains zero, so" in PairedComparison(10, 3, 2, 5).sentence("rocket", "none")
+    better = PairedComparison(10, 20, 1, 9).sentence("rocket", "none")
     assert "does not contain zero, rocket is better" in better and "+47.5 points" in better
-    assert "none is better" in Comparison(10, 1, 20, 9).sentence("rocket", "none")
+    assert "none is better" in PairedComparison(10, 1, 20, 9).sentence("rocket", "none")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
-from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
+from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_files
 from rocket_hf.hub_cards.facts import Provenance
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.publishing.check import check_policy
@@ -38,7 +38,7 @@ def exported(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "policy"
     policy = model.for_inference(KEPT)
     policy.save_pretrained(folder)
-    write_rocket2_surroundings(folder, policy.config)
+    write_rocket2_files(folder, policy.config)
     return folder
 
 
@@ -58,14 +58,14 @@ def folder(published, tmp_path) -> Path:
 def report(model, tmp_path_factory) -> Path:
     """What `rocket-hf eval --env vizdoom` writes of this policy, of eight episodes."""
     from rocket_hf.evaluation.identity import rocket2_fingerprint
-    from rocket_hf.evaluation.report import Identity
-    from rocket_hf.evaluation.rocket2.report import Result, Rocket2EvaluationReport
+    from rocket_hf.evaluation.report import PolicyIdentity
+    from rocket_hf.evaluation.rocket2.report import Rocket2EvaluationReport, Rocket2EvaluationResult
 
-    from ..evaluation.test_goals_report import run as episodes
+    from ..evaluation.test_rocket2_report import run as episodes
 
     folder = tmp_path_factory.mktemp("report")
-    identity = Identity("scout", None, rocket2_fingerprint(model))
-    result = Result(identity, {1: episodes("tttttttw"), 30: episodes("ttttww--")})
+    identity = PolicyIdentity("scout", None, rocket2_fingerprint(model))
+    result = Rocket2EvaluationResult(identity, {1: episodes("tttttttw"), 30: episodes("ttttww--")})
     Rocket2EvaluationReport(result, None, episodes("t-wwwwww"), {"max_steps": 60}, {"torch": "2.11"}).write(folder)
     return folder
 
@@ -83,7 +83,7 @@ def play(model) -> dict[str, torch.Tensor]:
     goal = replace(model.no_goal(2), images=frames[3], masks=masks, interactions=torch.tensor([6, 0]))
     state, told = model.initial_state(2), []
     for step, frame in enumerate(frames):
-        scores, _ = model.look(frame, goal if step == 1 else None, state)
+        scores, _ = model.score_actions(frame, goal if step == 1 else None, state)
         action, state = model.step(frame, goal if step == 1 else None, state, generator=draw)
         told.append([action.float(), *scores.values(), *(state.seen[name].view(2, -1) for name in sorted(state.seen))])
     return {str(n): torch.stack(part).contiguous() for n, part in enumerate(zip(*told, strict=True))}
@@ -164,17 +164,19 @@ def test_the_heads_that_people_see_may_be_left_behind_when_it_is_loaded(publishe
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("temporal.blocks.1.attention.value.weight", "the scores of actions are .*% off"),
-        ("action_heads.factors.act_strafe.weight", "the scores of actions are .*% off"),
-        ("previous_action.action.factors.act_turn.weight", "the scores of actions are .*% off"),
-        ("auxiliary.point.weight", "the values of the head 'point' are .*% off"),
+        ("temporal.blocks.1.attention.value.weight", "the scores of actions differ by"),
+        ("action_heads.factors.act_strafe.weight", "the scores of actions differ by"),
+        ("previous_action.action.factors.act_turn.weight", "the scores of actions differ by"),
+        ("auxiliary.point.weight", "the values of the head 'point' differ by"),
     ],
 )
 def test_a_damaged_weight_is_noticed(folder, name, sentence):
     weights = load_file(folder / "model.safetensors")
     weights[name].neg_()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"self-test failed: {sentence} .* in float32 they may be 0.50% off; .* torch"):
+    with pytest.raises(
+        ValueError, match=f"self-test failed: {sentence} .* in float32 they may differ by 0.50%. .* torch"
+    ):
         verify(str(folder))
 
 

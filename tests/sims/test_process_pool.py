@@ -77,28 +77,34 @@ def test_mapped_requests_are_started_only_a_few_ahead():
 @pytest.mark.parametrize("processes", [0, 1])
 def test_user_error_of_a_simulator_is_the_same_user_error_in_the_parent(processes):
     with SimulatorPool(CountingSimulator, processes) as pool:
-        with pytest.raises(UserError, match="^Setting 'x' is wrong: use 'y'.$"):
+        with pytest.raises(UserError, match=r"^Setting 'x' is wrong: use 'y'\.$"):
             pool.run({0: "user error"})
         assert pool.run({0: "a"}) == {0: ("a",)}, "the process stays alive"
 
 
 def test_bug_in_a_simulator_process_keeps_its_traceback():
-    with SimulatorPool(CountingSimulator, processes=1) as pool:
-        with pytest.raises(SimulatorError, match=r"(?s)KeyError: 'missing'.*in handle\n.*raise KeyError"):
-            pool.run({0: "bug"})
+    with (
+        SimulatorPool(CountingSimulator, processes=1) as pool,
+        pytest.raises(SimulatorError, match=r"(?s)KeyError: 'missing'.*in handle\n.*raise KeyError"),
+    ):
+        pool.run({0: "bug"})
 
 
 def test_killed_process_is_reported_and_the_others_end():
-    with pytest.raises(UserError, match=r"killed by signal 9. If memory ran out, lower --workers"):
-        with SimulatorPool(CountingSimulator, processes=2) as pool:
-            pool.run({0: "a", 1: "die"})
+    with (
+        pytest.raises(UserError, match=r"killed by signal 9\. If memory ran out, lower --workers"),
+        SimulatorPool(CountingSimulator, processes=2) as pool,
+    ):
+        pool.run({0: "a", 1: "die"})
     assert no_children()
 
 
 def test_process_that_exits_by_itself_is_a_bug():
-    with pytest.raises(SimulatorError, match="ended with exit code 3"):
-        with SimulatorPool(CountingSimulator, processes=1) as pool:
-            list(pool.map_in_order(["a", "exit", "b"]))
+    with (
+        pytest.raises(SimulatorError, match="ended with exit code 3"),
+        SimulatorPool(CountingSimulator, processes=1) as pool,
+    ):
+        list(pool.map_in_order(["a", "exit", "b"]))
     assert no_children()
 
 
@@ -106,14 +112,17 @@ def test_interruption_ends_a_busy_process_at_once_and_closes_its_simulators(tmp_
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
+    def run_until_interrupted():
+        with SimulatorPool(functools.partial(CountingSimulator, tmp_path), processes=1) as pool:
+            pool.run({0: "a"})
+            signal.alarm(1)
+            list(pool.map_in_order(["sleep"] * 3))
+
     former = signal.signal(signal.SIGALRM, interrupt)
     begin = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            with SimulatorPool(functools.partial(CountingSimulator, tmp_path), processes=1) as pool:
-                pool.run({0: "a"})
-                signal.alarm(1)
-                list(pool.map_in_order(["sleep"] * 3))
+            run_until_interrupted()
     finally:
         signal.signal(signal.SIGALRM, former)
     assert time.monotonic() - begin < 60 and no_children()

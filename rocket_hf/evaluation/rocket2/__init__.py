@@ -1,1 +1,1 @@
-"""Policies after a goal that is marked in another view of the same room: ROCKET-2 in ViZDoom."""
+"""Evaluation of ROCKET-2 policies in ViZDoom: the goal is an object that is marked in another view of the same room."""

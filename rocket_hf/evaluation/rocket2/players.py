@@ -1,4 +1,4 @@
-"""What acts in episodes after a goal: a ROCKET-2 policy, or chance."""
+"""Players of ROCKET-2 episodes: a ROCKET-2 policy, and random actions as a baseline."""
 
 import hashlib
 import random
@@ -17,85 +17,91 @@ from rocket_hf.modeling.rocket2_interface import Goal
 from rocket_hf.sims.vizdoom.actions import FACTORS, REST
 from rocket_hf.sims.vizdoom.world import SIZE
 
-from .environment import GoalView, Moment, Start
+from .simulator import GoalView, Rocket2Reply, Rocket2Start
 
-SHOWN = ("visibility", "point")  # what is asked of the heads that a policy has kept
+EVALUATED_HEADS = ("visibility", "point")  # auxiliary heads whose predictions are evaluated if the policy has them
 
 
 @dataclass(frozen=True)
-class View:
-    """A moment of an episode. Steps 0 is its beginning: what a player remembers of the place's last one is void."""
+class PlayerInput:
+    """One step of an episode. At step 0 the player must forget the previous episode of this slot."""
 
-    start: Start
-    moment: Moment
+    start: Rocket2Start
+    reply: Rocket2Reply
 
 
 @dataclass(frozen=True)
 class PlayerOutput:
-    """What a player does, and where it thinks that its goal is."""
+    """Action choices of a player, and its predictions about the goal in its current view."""
 
     choices: tuple[int, ...]
-    visibility: float | None = None  # how probable it is that the goal is in view
-    point: tuple[float, float] | None = None  # (y, x), as shares of the picture
+    visibility: float | None = None  # probability that the goal is in view
+    point: tuple[float, float] | None = None  # (y, x), as fractions of the image
 
 
 class Player(Protocol):
-    def act(self, views: Mapping[int, View]) -> dict[int, PlayerOutput]:
-        """By place, of which there are as many as worlds run at a time: in each of them episode follows episode."""
+    def act(self, inputs: Mapping[int, PlayerInput]) -> dict[int, PlayerOutput]:
+        """Return the output of each running episode by its slot. Each slot runs one episode after another."""
 
 
 @dataclass
-class Chance:
-    """Any choices, each as likely as another, the same in the same episode."""
+class RandomPlayer:
+    """Uniformly random choices, seeded by the start of the episode."""
 
-    draws: dict[int, random.Random] = field(default_factory=dict)
+    generators: dict[int, random.Random] = field(default_factory=dict)
 
-    def act(self, views: Mapping[int, View]) -> dict[int, PlayerOutput]:
-        for place, view in views.items():
-            if not view.moment.steps:
-                self.draws[place] = random.Random(f"choices in {view.start.seed}")
-        return {place: PlayerOutput(tuple(self.draws[place].randrange(n) for n in FACTORS.values())) for place in views}
+    def act(self, inputs: Mapping[int, PlayerInput]) -> dict[int, PlayerOutput]:
+        for slot, each in inputs.items():
+            if not each.reply.steps:
+                self.generators[slot] = random.Random(f"choices in {each.start.seed}")
+        return {slot: PlayerOutput(self.draw(self.generators[slot])) for slot in inputs}
+
+    def draw(self, generator: random.Random) -> tuple[int, ...]:
+        return tuple(generator.randrange(choices) for choices in FACTORS.values())
 
 
 class PolicyPlayer:
-    """One batch for all places; those where nothing goes on any more get the last picture again."""
+    """A ROCKET-2 policy that runs all slots in one batch. Slots without a running episode repeat their last image."""
 
-    def __init__(self, policy: Rocket2ForActionPrediction, places: int, temperature: float = 1.0):
-        kept = [name for name in SHOWN if name in policy.config.auxiliary_heads]
+    def __init__(self, policy: Rocket2ForActionPrediction, slots: int, temperature: float = 1.0):
+        kept = [name for name in EVALUATED_HEADS if name in policy.config.auxiliary_heads]
         self.policy, self.temperature = policy.for_inference(keep=kept), temperature
-        self.state = self.policy.initial_state(places)
-        self.images = torch.zeros(places, 3, *policy.config.image_size, dtype=torch.uint8)
-        self.generators = [Generator() for _ in range(places)]
+        self.state = self.policy.initial_state(slots)
+        self.images = torch.zeros(slots, 3, *policy.config.image_size, dtype=torch.uint8)
+        self.generators = [Generator() for _ in range(slots)]
 
-    def act(self, views: Mapping[int, View]) -> dict[int, PlayerOutput]:
-        begins = {place: view for place, view in views.items() if not view.moment.steps}
-        if begins:
-            self.state = self.policy.reset(self.state, self.among(begins))
-        for place, view in begins.items():
-            self.generators[place].manual_seed(seed_of(view.start))
-        for place, view in views.items():
-            self.images[place] = channels_first(view.moment.image)
+    def act(self, inputs: Mapping[int, PlayerInput]) -> dict[int, PlayerOutput]:
+        started = {slot: each for slot, each in inputs.items() if not each.reply.steps}
+        if started:
+            self.state = self.policy.reset(self.state, self.slot_mask(started))
+        for slot, each in started.items():
+            self.generators[slot].manual_seed(seed_of(each.start))
+        for slot, each in inputs.items():
+            self.images[slot] = channels_first(each.reply.image)
         images = self.images.to(self.policy.device)
         choices, self.state = self.policy.step(
-            images, self.goal(views), self.state, temperature=self.temperature, generator=self.generators
+            images, self.goal(inputs), self.state, temperature=self.temperature, generator=self.generators
         )
-        seen = {name: value.tolist() for name, value in self.state.seen.items()}
+        predictions = {name: value.tolist() for name, value in self.state.seen.items()}
         rows = choices.tolist()
-        return {place: said(rows[place], {name: value[place] for name, value in seen.items()}) for place in views}
+        return {
+            slot: player_output(rows[slot], {name: values[slot] for name, values in predictions.items()})
+            for slot in inputs
+        }
 
-    def goal(self, views: Mapping[int, View]) -> Goal | None:
-        """Those that are shown anew."""
-        new = {place: view.moment.goal for place, view in sorted(views.items()) if view.moment.goal is not None}
-        return goal_of(new, self.among(new)) if new else None
+    def goal(self, inputs: Mapping[int, PlayerInput]) -> Goal | None:
+        """Return the goals that are shown at this step."""
+        new = {slot: each.reply.goal for slot, each in sorted(inputs.items()) if each.reply.goal is not None}
+        return batch_goals(new, self.slot_mask(new)) if new else None
 
-    def among(self, places: Mapping[int, object]) -> Tensor:
-        """(B,) bool"""
-        chosen = torch.zeros(len(self.images), dtype=torch.bool)
-        chosen[list(places)] = True
-        return chosen.to(self.policy.device)
+    def slot_mask(self, slots: Mapping[int, object]) -> Tensor:
+        """Return (B,) bool that is True for these slots."""
+        mask = torch.zeros(len(self.images), dtype=torch.bool)
+        mask[list(slots)] = True
+        return mask.to(self.policy.device)
 
 
-def goal_of(views: Mapping[int, GoalView], environments: Tensor) -> Goal:
+def batch_goals(views: Mapping[int, GoalView], environments: Tensor) -> Goal:
     device = environments.device
     images = torch.stack([channels_first(view.image) for view in views.values()])
     masks = torch.stack([torch.from_numpy(view.mask) for view in views.values()])
@@ -104,33 +110,36 @@ def goal_of(views: Mapping[int, GoalView], environments: Tensor) -> Goal:
 
 
 def channels_first(image: np.ndarray) -> Tensor:
-    """(H, W, 3) to (3, H, W)."""
+    """Convert (H, W, 3) to (3, H, W)."""
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def said(choices: list[int], seen: dict[str, Any]) -> PlayerOutput:
-    point = seen.get("point")
-    return PlayerOutput(tuple(choices), seen.get("visibility"), tuple(point) if point is not None else None)
+def player_output(choices: list[int], predictions: dict[str, Any]) -> PlayerOutput:
+    point = predictions.get("point")
+    return PlayerOutput(tuple(choices), predictions.get("visibility"), tuple(point) if point is not None else None)
 
 
-def seed_of(start: Start) -> int:
+def seed_of(start: Rocket2Start) -> int:
     text = f"choices in {start.seed}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def require_fit(config: Rocket2Config) -> None:
-    """A policy of other pictures or actions than the world's is refused, the two side by side."""
-    pictures, actions = tuple(config.image_size), list(config.factors.items())
+    """Raise a UserError if the policy's image size or actions are not those of the ViZDoom rooms."""
+    image_size, actions = tuple(config.image_size), list(config.factors.items())
     rest = tuple(config.rest_action or ())
-    if (pictures, actions, rest) != (SIZE, list(FACTORS.items()), REST):
+    if (image_size, actions, rest) != (SIZE, list(FACTORS.items()), REST):
         raise UserError(
-            f"the policy has {spoken(pictures, dict(actions), rest)}; the world of vizdoom has "
-            f"{spoken(SIZE, FACTORS, REST)}: train one on rooms of `rocket-hf simulate vizdoom`"
+            f"the policy has {describe_interface(image_size, dict(actions), rest)}; vizdoom has "
+            f"{describe_interface(SIZE, FACTORS, REST)}: train a policy on a dataset of `rocket-hf simulate vizdoom`"
         )
     if config.interactions <= INTERACTIONS["approach"]:
-        raise UserError(f"the policy knows {config.interactions} interactions, too few to be told to approach")
+        raise UserError(
+            f"the policy has {config.interactions} interactions, but 'approach' is number {INTERACTIONS['approach']}: "
+            "train a policy on a dataset of `rocket-hf simulate vizdoom`"
+        )
 
 
-def spoken(pictures: tuple[int, ...], actions: dict[str, int], rest: tuple[int, ...]) -> str:
-    named = ", ".join(f"{name} ({choices})" for name, choices in actions.items())
-    return f"pictures of {' x '.join(map(str, pictures))} and the actions {named} with {list(rest)} for rest"
+def describe_interface(image_size: tuple[int, ...], actions: dict[str, int], rest: tuple[int, ...]) -> str:
+    factors = ", ".join(f"{name} ({choices})" for name, choices in actions.items())
+    return f"images of {' x '.join(map(str, image_size))} and the actions {factors} with {list(rest)} for rest"

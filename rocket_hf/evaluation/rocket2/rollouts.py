@@ -1,6 +1,7 @@
-"""Episodes of a player, many at a time, in rounds: every world follows an order, and the player looks at all of them.
+"""Rollouts of a ROCKET-2 player: many episodes in parallel, one batch of observations for all of them.
 
-Numbers are the same for any number of worlds and workers, but for those that only rounding tells apart.
+Results do not depend on the number of parallel episodes and worker processes, except for rounding in batches of other
+sizes.
 """
 
 import time
@@ -10,124 +11,135 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from rocket_hf.modeling.rocket2_auxiliary import describe_masks
+from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
+from rocket_hf.sims.process_pool import SimulatorPool
 from rocket_hf.sims.vizdoom.maps import make_room
 from rocket_hf.sims.vizdoom.world import Event
 
-from ..workers import Worlds
-from .environment import Act, Begin, GoalView, Moment, Order, Start
-from .players import Player, PlayerOutput, View
+from .players import Player, PlayerInput, PlayerOutput
+from .simulator import GoalView, Rocket2Reply, Rocket2Request, Rocket2Start, Rocket2StartRequest, Rocket2StepRequest
 
 
 @dataclass(frozen=True)
 class VisibilityRecord:
-    """Where the goal was in the player's view at a step, and where the player took it to be."""
+    """Ground truth about the goal in the player's view at one step, and the player's output at that step."""
 
-    visible: bool
-    point: tuple[float, float]  # (y, x), as shares of the picture; nowhere where it is not visible
-    said: PlayerOutput
+    is_visible: bool
+    point: tuple[float, float]  # (y, x), as fractions of the image; meaningless if the goal is not visible
+    output: PlayerOutput
 
 
 @dataclass(frozen=True)
-class Episode:
-    start: Start
+class Rocket2Episode:
+    start: Rocket2Start
     kind: str  # of the target
     event: Event
     steps: int
-    glances: tuple[VisibilityRecord, ...]
+    visibility: tuple[VisibilityRecord, ...]
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One picture of a film: what the player saw, and after which goal."""
+class EpisodeFrame:
+    """One step of an episode for videos and figures, with the goal view that was shown last."""
 
-    moment: Moment
+    reply: Rocket2Reply
     goal: GoalView
-    said: PlayerOutput | None  # None at the end, where nothing is done any more
+    output: PlayerOutput | None  # None at the end of the episode
 
 
 @dataclass(frozen=True)
-class Run:
-    """All episodes of one player at one refresh, in the order of their starts."""
+class PlayerRollouts:
+    """All episodes of one player with one goal refresh interval, in the order of their starts."""
 
-    episodes: tuple[Episode, ...]
-    seconds: float  # that the player took to look and act
-    seconds_in_all: float  # with the worlds
+    episodes: tuple[Rocket2Episode, ...]
+    player_seconds: float
+    total_seconds: float  # player and simulators
 
     @property
     def steps_per_second(self) -> float:
-        return sum(episode.steps for episode in self.episodes) / self.seconds
+        return sum(episode.steps for episode in self.episodes) / self.player_seconds
 
 
-OnFilm = Callable[[Episode, Sequence[Shot]], None]
+OnEpisodeEnd = Callable[[Rocket2Episode, Sequence[EpisodeFrame]], None]
 
 
 @dataclass
-class Place:
-    """An episode that goes on."""
+class RunningEpisode:
+    start: Rocket2Start
+    frames: list[EpisodeFrame] = field(default_factory=list)
 
-    start: Start
-    shots: list[Shot] = field(default_factory=list)
+    def add(self, reply: Rocket2Reply, output: PlayerOutput | None) -> None:
+        goal = reply.goal if reply.goal is not None else self.frames[-1].goal
+        self.frames.append(EpisodeFrame(reply, goal, output))
 
-    def note(self, moment: Moment, said: PlayerOutput | None) -> None:
-        goal = moment.goal if moment.goal is not None else self.shots[-1].goal
-        self.shots.append(Shot(moment, goal, said))
-
-    def episode(self) -> Episode:
-        last = self.shots[-1].moment
+    def result(self) -> Rocket2Episode:
+        last = self.frames[-1].reply
         kind = make_room(self.start.seed).objects[self.start.target].kind
-        glances = tuple(glance(shot.moment, shot.said) for shot in self.shots if shot.said is not None)
-        return Episode(self.start, kind, last.event, last.steps, glances)
+        records = (visibility_record(each.reply, each.output) for each in self.frames if each.output is not None)
+        return Rocket2Episode(self.start, kind, last.event, last.steps, tuple(records))
 
 
 def run_player(
     player: Player,
-    worlds: Worlds[Order, Moment],
-    starts: Sequence[Start],
+    pool: SimulatorPool[Rocket2Request, Rocket2Reply],
+    starts: Sequence[Rocket2Start],
     *,
     refresh: int,
     max_steps: int,
     parallel: int = 8,
-    on_film: OnFilm | None = None,
+    on_episode_end: OnEpisodeEnd | None = None,
     name: str = "episodes",
-) -> Run:
-    """The goal is shown anew after every `refresh` steps. `player` has at least `parallel` places."""
+) -> PlayerRollouts:
+    """Run one episode from each start. The goal is shown again after every `refresh` steps.
+
+    `player` must have at least `parallel` slots. `name` labels the progress bar.
+    """
     waiting = list(reversed(starts))
-    places = {number: Place(waiting.pop()) for number in range(min(parallel, len(starts)))}
-    orders: dict[int, Order] = {number: Begin(place.start, refresh, max_steps) for number, place in places.items()}
-    finished: dict[Start, Episode] = {}
-    begin, seconds = time.perf_counter(), 0.0
+    running: dict[int, RunningEpisode] = {}
+    requests: dict[int, Rocket2Request] = {}
+    results: dict[Rocket2Start, Rocket2Episode] = {}
+
+    def start_next(slot: int) -> None:
+        running[slot] = RunningEpisode(waiting.pop())
+        requests[slot] = Rocket2StartRequest(running[slot].start, refresh, max_steps)
+
+    for slot in range(min(parallel, len(starts))):
+        start_next(slot)
+    begin, player_seconds = time.perf_counter(), 0.0
     with tqdm(total=len(starts), desc=name, unit="", disable=None, leave=False) as bar:
-        while orders:
-            moments = worlds.run(orders)
-            looked = time.perf_counter()
-            said = player.act(going_on(places, moments))
-            seconds += time.perf_counter() - looked
-            orders = {}
-            for number, moment in moments.items():
-                places[number].note(moment, said.get(number))
-                if not moment.ended:
-                    orders[number] = Act(said[number].choices)
+        while requests:
+            replies = pool.run(requests)
+            player_begin = time.perf_counter()
+            outputs = player.act(player_inputs(running, replies))
+            player_seconds += time.perf_counter() - player_begin
+            requests.clear()
+            for slot, reply in replies.items():
+                running[slot].add(reply, outputs.get(slot))
+                if not reply.has_ended:
+                    requests[slot] = Rocket2StepRequest(outputs[slot].choices)
                     continue
-                end(places.pop(number), finished, on_film)
+                finish(running.pop(slot), results, on_episode_end)
                 if waiting:
-                    places[number] = Place(waiting.pop())
-                    orders[number] = Begin(places[number].start, refresh, max_steps)
-            bar.update(len(finished) - bar.n)
-    return Run(tuple(finished[start] for start in starts), seconds, time.perf_counter() - begin)
+                    start_next(slot)
+            bar.update(len(results) - bar.n)
+    episodes = tuple(results[start] for start in starts)
+    return PlayerRollouts(episodes, player_seconds, time.perf_counter() - begin)
 
 
-def going_on(places: Mapping[int, Place], moments: Mapping[int, Moment]) -> dict[int, View]:
-    return {number: View(places[number].start, moment) for number, moment in moments.items() if not moment.ended}
+def player_inputs(running: Mapping[int, RunningEpisode], replies: Mapping[int, Rocket2Reply]) -> dict[int, PlayerInput]:
+    """Return the inputs of the episodes that have not ended."""
+    return {slot: PlayerInput(running[slot].start, reply) for slot, reply in replies.items() if not reply.has_ended}
 
 
-def end(place: Place, finished: dict[Start, Episode], on_film: OnFilm | None) -> None:
-    episode = finished[place.start] = place.episode()
-    if on_film is not None:
-        on_film(episode, place.shots)
+def finish(
+    episode: RunningEpisode, results: dict[Rocket2Start, Rocket2Episode], on_episode_end: OnEpisodeEnd | None
+) -> None:
+    result = results[episode.start] = episode.result()
+    if on_episode_end is not None:
+        on_episode_end(result, episode.frames)
 
 
-def glance(moment: Moment, said: PlayerOutput) -> VisibilityRecord:
-    told = describe_masks(torch.from_numpy(moment.mask))
-    y, x = told["point"].tolist()
-    return VisibilityRecord(bool(told["visibility"]), (y, x), said)
+def visibility_record(reply: Rocket2Reply, output: PlayerOutput) -> VisibilityRecord:
+    truth = auxiliary_targets(torch.from_numpy(reply.mask))
+    y, x = truth["point"].tolist()
+    return VisibilityRecord(bool(truth["visibility"]), (y, x), output)

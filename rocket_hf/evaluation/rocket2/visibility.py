@@ -1,7 +1,7 @@
-"""How well a policy knows whether and where its goal is in view, against constants that look at nothing.
+"""Accuracy of a policy's predictions whether and where its goal is in view, compared with constant predictions.
 
-The constants are the best there are for the same steps: always or never in view; and for the place, the median of
-those where it was. Steps of an episode are alike, so intervals (95 %) are of episodes drawn anew, not of steps.
+The constants are the best ones for the same steps: always or never in view, and the median position of the goal. Steps
+of one episode are similar, so the 95 % intervals resample episodes (bootstrap), not steps.
 """
 
 from collections.abc import Sequence
@@ -9,48 +9,50 @@ from typing import Any
 
 import numpy as np
 
-from .rollouts import Episode
+from .rollouts import Rocket2Episode
 
-DRAWS = 2_000
+BOOTSTRAP_SAMPLES = 2_000
 AXES = ("y", "x")
 
 
-def sight(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """By head, what was measured: None for a head that the policy has not kept, nothing of places never in view."""
-    glances = [glance for episode in episodes for glance in episode.glances]
-    said = glances[0].said
-    owners = np.repeat(np.arange(len(episodes)), [len(episode.glances) for episode in episodes])
-    visible = np.array([glance.visible for glance in glances])
+def visibility_metrics(episodes: Sequence[Rocket2Episode]) -> dict[str, Any]:
+    """Return the metrics of each head: None if the policy does not have it, {} if the goal is never in view."""
+    records = [record for episode in episodes for record in episode.visibility]
+    output = records[0].output
+    owners = np.repeat(np.arange(len(episodes)), [len(episode.visibility) for episode in episodes])
+    is_visible = np.array([record.is_visible for record in records])
     return {
-        "steps": len(glances),
-        "visible_steps": int(visible.sum()),
-        "visibility": None if said.visibility is None else visibility(episodes, visible, owners),
-        "point": None if said.point is None else points(episodes, visible, owners),
+        "steps": len(records),
+        "visible_steps": int(is_visible.sum()),
+        "visibility": None if output.visibility is None else visibility_accuracy(episodes, is_visible, owners),
+        "point": None if output.point is None else point_errors(episodes, is_visible, owners),
     }
 
 
-def visibility(episodes: Sequence[Episode], visible: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    claimed = np.array([glance.said.visibility for episode in episodes for glance in episode.glances]) > 0.5
-    right, constant = claimed == visible, visible == (visible.mean() > 0.5)
-    return measured("accuracy", right.astype(float), constant.astype(float), owners)
+def visibility_accuracy(
+    episodes: Sequence[Rocket2Episode], is_visible: np.ndarray, owners: np.ndarray
+) -> dict[str, Any]:
+    predicted = np.array([record.output.visibility for episode in episodes for record in episode.visibility]) > 0.5
+    is_correct, constant_is_correct = predicted == is_visible, is_visible == (is_visible.mean() > 0.5)
+    return compare_with_constant("accuracy", is_correct.astype(float), constant_is_correct.astype(float), owners)
 
 
-def points(episodes: Sequence[Episode], visible: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    """Mean distances along each side of the picture, as shares of that side, where the goal is visible."""
-    if not visible.any():
+def point_errors(episodes: Sequence[Rocket2Episode], is_visible: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+    """Return the mean absolute errors along each axis, as fractions of the image, at steps with a visible goal."""
+    if not is_visible.any():
         return {}
-    glances = [glance for episode in episodes for glance in episode.glances if glance.visible]
-    true = np.array([glance.point for glance in glances])
-    said = np.array([glance.said.point for glance in glances])
-    wrong, constant = np.abs(said - true), np.abs(np.median(true, axis=0) - true)
+    records = [record for episode in episodes for record in episode.visibility if record.is_visible]
+    true = np.array([record.point for record in records])
+    predicted = np.array([record.output.point for record in records])
+    errors, constant_errors = np.abs(predicted - true), np.abs(np.median(true, axis=0) - true)
     return {
-        axis: measured("error", wrong[:, number], constant[:, number], owners[visible])
+        axis: compare_with_constant("error", errors[:, number], constant_errors[:, number], owners[is_visible])
         for number, axis in enumerate(AXES)
     }
 
 
-def measured(name: str, values: np.ndarray, constant: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
-    low, high = interval(values - constant, owners)
+def compare_with_constant(name: str, values: np.ndarray, constant: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+    low, high = bootstrap_interval(values - constant, owners)
     return {
         name: float(values.mean()),
         "constant": float(constant.mean()),
@@ -59,11 +61,11 @@ def measured(name: str, values: np.ndarray, constant: np.ndarray, owners: np.nda
     }
 
 
-def interval(values: np.ndarray, owners: np.ndarray) -> tuple[float, float]:
-    """Of the mean of values, each of which is of the episode that owns it."""
-    owned = [values[owners == owner] for owner in np.unique(owners)]
-    sums, counts = np.array([part.sum() for part in owned]), np.array([len(part) for part in owned])
-    drawn = np.random.default_rng(0).integers(len(owned), size=(DRAWS, len(owned)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+def bootstrap_interval(values: np.ndarray, owners: np.ndarray) -> tuple[float, float]:
+    """Return the interval of the mean of `values`, resampling episodes; `owners` are the episodes of the values."""
+    by_owner = [values[owners == owner] for owner in np.unique(owners)]
+    sums, counts = np.array([part.sum() for part in by_owner]), np.array([len(part) for part in by_owner])
+    samples = np.random.default_rng(0).integers(len(by_owner), size=(BOOTSTRAP_SAMPLES, len(by_owner)))
+    means = sums[samples].sum(axis=1) / counts[samples].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
