@@ -1,7 +1,7 @@
-"""What exists only to train: the loop, its recipes, the data, LoRA, checkpoints and the accelerate configurations.
+"""Training: the loop, recipes, data, LoRA, checkpoints and accelerate configurations.
 
-Nothing here is needed to use a published policy. `python training/train.py` and `accelerate launch training/train.py`
-run the loop; everything else of this room is imported as `rocket_hf.training`.
+Nothing in this package is needed to use a published policy. `accelerate launch training/train.py` runs the loop from a
+checkout; everything else is imported as `rocket_hf.training`.
 """
 
 if __name__ != "rocket_hf.training":

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: whole or not there, whatever happens while one is written.
+"""Checkpoints of a run, each written atomically: an interrupted write leaves the previous checkpoints intact.
 
-Each is a folder `step-00001000` of safetensors and one state.json. It is written under another name, brought to the
-disk and renamed. Tensors are those of the whole model, by name, so that a run goes on with any number of ranks.
+A checkpoint is a folder `step-00001000` with safetensors files and a state.json. It is written under a temporary name,
+flushed to disk and renamed. Tensors are stored unsharded and by name, so a run can be resumed with any number of ranks.
 """
 
 import json
@@ -18,25 +18,23 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import sync
 
-from .distributed.deepspeed_zero import EngineOptimizer, Place, place_of
-from .distributed.placement import whole
-from .optimization import MovingAverage, trained
+from .distributed.placement import Optimizer, optimizer_state, prepare_optimizer_for_loading
+from .distributed.tensor_storage import StoredTensor, gather_tensor, overwrite_tensor, stored_tensor
+from .optimization import MovingAverage, trainable_parameters
 
 NAME = "step-{:08d}"
-NAMED = re.compile(r"step-(\d{8})")
-PARTIAL = ".partial-"
+NAME_PATTERN = re.compile(r"step-(\d{8})")
+TEMPORARY_PREFIX = ".partial-"
 STATE = "state.json"
-OPTIMIZER_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Progress:
-    """How far a run is. Its next sample is number `step x batch size` of its order: nothing else is kept of that."""
+    """Progress of a run. The position in the data follows from it: the next sample is number `step * batch size`."""
 
     step: int = 0
     skipped: int = 0
@@ -46,41 +44,45 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints in one folder."""
+    """The checkpoints in one folder, of which the `keep` latest and the best are kept."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
 
     def steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, in ascending order."""
         if not self.folder.is_dir():
             return []
-        found = (NAMED.fullmatch(path.name) for path in self.folder.iterdir() if (path / STATE).is_file())
-        return sorted(int(match[1]) for match in found if match)
+        matches = (NAME_PATTERN.fullmatch(path.name) for path in self.folder.iterdir() if (path / STATE).is_file())
+        return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
         return self.folder / NAME.format(step)
 
-    def clean(self, best: int | None) -> None:
-        """Removes all but the last ones and the best, and what a kill left behind."""
-        kept = {*self.steps()[-self.keep :], best}
+    def remove_old(self, best_step: int | None) -> None:
+        """Remove all checkpoints except the latest and the best, and the remains of interrupted writes."""
+        kept = {*self.steps()[-self.keep :], best_step}
         for path in self.folder.iterdir():
-            match = NAMED.fullmatch(path.name)
-            if path.name.startswith(PARTIAL) or (match and int(match[1]) not in kept):
+            match = NAME_PATTERN.fullmatch(path.name)
+            if path.name.startswith(TEMPORARY_PREFIX) or (match and int(match[1]) not in kept):
                 shutil.rmtree(path)
 
     def save(
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | EngineOptimizer,
+        optimizer: Optimizer,
         average: MovingAverage | None,
         progress: Progress,
     ) -> Path:
-        """All ranks call it, the main one writes. Every rank fails if that one does."""
+        """Gather all tensors and write them in the main process. All ranks must call this; if the write fails, all of
+        them raise."""
         files = {
-            "model": {name: whole(parameter) for name, parameter in trained(model)},
-            "optimizer": {name: whole(value) for name, value in optimizer_tensors(model, optimizer).items()},
-            "average": {name: whole(place) for name, place in average.places(model).items()} if average else {},
+            "model": {name: gather_tensor(parameter) for name, parameter in trainable_parameters(model)},
+            "optimizer": {name: gather_tensor(value) for name, value in optimizer_state(model, optimizer).items()},
+            "average": (
+                {name: gather_tensor(value) for name, value in average.stored_tensors(model).items()} if average else {}
+            ),
             "random": random_states(accelerator),
         }
         failure = [""]
@@ -90,62 +92,61 @@ class Checkpoints:
             except (OSError, SafetensorError) as error:
                 failure = [str(error)]
         if reason := "".join(gather_object(failure)):
-            last = f"the checkpoint of step {self.steps()[-1]} is whole" if self.steps() else "there is no earlier one"
+            steps = self.steps()
+            previous = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
             raise UserError(
-                f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {last}"
+                f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {previous}"
             )
         return self.path(progress.step)
 
     def write(self, progress: Progress, files: Mapping[str, dict[str, Tensor]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{PARTIAL}{NAME.format(progress.step)}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{NAME.format(progress.step)}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         try:
             for name, tensors in files.items():
                 if tensors:
-                    save_file(
-                        {key: tensor.contiguous() for key, tensor in tensors.items()}, partial / f"{name}.safetensors"
-                    )
-            (partial / STATE).write_text(json.dumps(asdict(progress)))
-            for path in [*partial.iterdir(), partial]:
+                    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                    save_file(contiguous, temporary / f"{name}.safetensors")
+            (temporary / STATE).write_text(json.dumps(asdict(progress)))
+            for path in [*temporary.iterdir(), temporary]:
                 sync(path)
             target = self.path(progress.step)
             shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            temporary.rename(target)
             sync(self.folder)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        self.clean(progress.best_step)
+        self.remove_old(progress.best_step)
 
     def load(
         self,
         step: int,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | EngineOptimizer,
+        optimizer: Optimizer,
         average: MovingAverage | None,
     ) -> Progress:
+        """Restore weights, optimizer, average and random states from the checkpoint of a step."""
         folder = self.path(step)
-        put({name: place_of(weight) for name, weight in trained(model)}, read(folder, "model"), folder)
-        if isinstance(optimizer, EngineOptimizer):
-            optimizer.adopt_weights()
-        else:
-            prepare_state(optimizer)
-        put(optimizer_tensors(model, optimizer), read(folder, "optimizer"), folder)
+        load_trainable_weights(model, read_tensors(folder, "model"), folder)
+        prepare_optimizer_for_loading(optimizer)
+        load_tensors_into(optimizer_state(model, optimizer), read_tensors(folder, "optimizer"), folder)
         if average is not None:
-            put(average.places(model), read(folder, "average"), folder)
-        restore_random_state(accelerator, read(folder, "random"))
+            load_tensors_into(average.stored_tensors(model), read_tensors(folder, "average"), folder)
+        restore_random_states(accelerator, read_tensors(folder, "random"))
         return read_progress(folder)
 
 
-def read(folder: Path, name: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Read one file of a checkpoint: "model", "optimizer", "average" or "random"."""
     path = folder / f"{name}.safetensors"
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
 def read_progress(folder: Path) -> Progress:
@@ -153,62 +154,44 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read ({error}): remove {path.parent.name} to resume from an earlier one")
+def unreadable_file(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read {path} ({error}): remove {path.parent.name} to resume from an earlier checkpoint")
+
+
+def load_trainable_weights(model: nn.Module, values: Mapping[str, Tensor], folder: Path) -> None:
+    """Load the weights that a checkpoint's "model" or "average" file contains into the trainable weights of a model."""
+    load_tensors_into({name: stored_tensor(weight) for name, weight in trainable_parameters(model)}, values, folder)
 
 
 @torch.no_grad()
-def put(places: Mapping[str, Place], values: Mapping[str, Tensor], folder: Path) -> None:
-    """Copies each value to the place of its name, spread over ranks as that place is."""
-    if places.keys() != values.keys():
-        names = sorted(places.keys() ^ values.keys())
-        raise UserError(f"{folder} is of another model or recipe: {len(names)} tensors differ, among them {names[0]}")
-    for name, place in places.items():
-        if values[name].shape != place.shape:
-            shapes = f"{tuple(values[name].shape)} there and {tuple(place.shape)} here"
-            raise UserError(f"{folder} is of another model or recipe: {name} is {shapes}")
-        value = values[name]
-        if isinstance(place, DTensor):
-            value = distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
-        place.copy_(value)
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | EngineOptimizer) -> Mapping[str, Place]:
-    """Adam's moments and its count of steps, by the name of the weight."""
-    if isinstance(optimizer, EngineOptimizer):
-        return optimizer.state(trained(model))
-    return {
-        f"{name}.{key}": optimizer.state[parameter][key]
-        for name, parameter in trained(model)
-        if parameter in optimizer.state
-        for key in OPTIMIZER_STATE
-    }
-
-
-def prepare_state(optimizer: torch.optim.Optimizer) -> None:
-    """Makes Adam's moments, which are there only after a first step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+def load_tensors_into(targets: Mapping[str, StoredTensor], values: Mapping[str, Tensor], folder: Path) -> None:
+    """Copy each value into the target of the same name. Names and shapes must match; `folder` is for error messages."""
+    if targets.keys() != values.keys():
+        names = sorted(targets.keys() ^ values.keys())
+        raise UserError(
+            f"{folder} belongs to another model or recipe: {len(names)} tensors differ, for example {names[0]}"
+        )
+    for name, target in targets.items():
+        if values[name].shape != target.shape:
+            shapes = f"{tuple(values[name].shape)} in the checkpoint and {tuple(target.shape)} in the model"
+            raise UserError(f"{folder} belongs to another model or recipe: {name} has shape {shapes}")
+        overwrite_tensor(target, values[name])
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    """Of each rank; only dropout draws from them, all else has a generator of its own."""
-    mine = {"cpu": torch.get_rng_state()}
+    """Return the random states of all ranks. Only dropout uses the global state; everything else has its own generator."""
+    own = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
-        mine["cuda"] = torch.cuda.get_rng_state(accelerator.device)
-    gathered: list[Any] = gather_object([mine])
+        own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    gathered: list[Any] = gather_object([own])
     return {f"{rank}.{kind}": state for rank, states in enumerate(gathered) for kind, state in states.items()}
 
 
-def restore_random_state(accelerator: Accelerator, states: Mapping[str, Tensor]) -> None:
+def restore_random_states(accelerator: Accelerator, states: Mapping[str, Tensor]) -> None:
+    """Restore this rank's random states, if the checkpoint has any for its number."""
     rank = accelerator.process_index
     if f"{rank}.cpu" in states:
         torch.set_rng_state(states[f"{rank}.cpu"])

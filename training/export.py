@@ -1,4 +1,4 @@
-"""What a run leaves behind: the policy, ready to be used; and the batch that it failed on."""
+"""Export of a run: the policy for inference, a summary of the training, and the batch of a failed step."""
 
 from pathlib import Path
 from statistics import mean
@@ -9,53 +9,53 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .journal import read_journal
-from .optimization import averaged
+from .optimization import averaged_weights
 from .run import JOURNAL, POLICY, Run
 
-LOSSES = ("action/", "alignment/", "auxiliary/")  # how their names begin
+LOSS_PREFIXES = ("action/", "alignment/", "auxiliary/")
 
 
 def export(run: Run) -> Path:
-    """Writes the policy without the heads of training, and says where."""
+    """Write the policy without its training-only heads; return its folder."""
     folder = run.out / POLICY
-    with averaged(run.average, run.policy):  # until it is written: on a CPU it is made of the model's own tensors
-        policy = run.system.finished()
+    with averaged_weights(run.average, run.policy):  # until it is written: on a CPU it shares the model's tensors
+        policy = run.task.policy_for_export()
         if run.accelerator.is_main_process:
-            replace_former(folder)
-            run.system.write(policy, folder)
+            move_existing_policy(folder)
+            run.task.save_policy(policy, folder)
     run.accelerator.wait_for_everyone()
     return folder
 
 
 def summary(run: Run, folder: Path) -> str:
-    """What the journal tells of the whole run, by its first and last tenth, and where its results are."""
+    """Return a table of the run: losses of the first and last tenth of its steps, validation errors, and its files."""
     records = read_journal(run.out / JOURNAL)
     steps = [record for record in records if "loss" in record]
     rows = [("trained", f"{len(steps)} steps of {run.recipe.run.batch_size} samples")]
-    for name in [name for name in steps[-1] if name.startswith(LOSSES)]:
+    for name in [name for name in steps[-1] if name.startswith(LOSS_PREFIXES)]:
         values = [record[name] for record in steps if name in record]
         count = max(1, len(values) // 10)
         rows.append(("", f"{name} {mean(values[:count]):.3f} -> {mean(values[-count:]):.3f}"))
     errors = {record["step"]: record["validation/error"] for record in records if "validation/error" in record}
     if errors:
-        best = min(errors, key=lambda step: errors[step])
-        last = run.system.tell_error(errors[max(errors)])
-        rows.append(("validated", f"{last}; at best {errors[best]:.4g}, at step {best}"))
+        best_step = min(errors, key=lambda step: errors[step])
+        last_error = run.task.describe_error(errors[max(errors)])
+        rows.append(("validated", f"{last_error}; best {errors[best_step]:.4g}, at step {best_step}"))
     rows += [("policy", str(folder)), ("checkpoint", str(run.checkpoints.path(run.progress.step)))]
     return "\n".join(f"{name:12}{text}" for name, text in rows)
 
 
-def replace_former(folder: Path) -> None:
-    """An earlier end of the same run wrote it; it is kept beside until the new one is there."""
+def move_existing_policy(folder: Path) -> None:
+    """Rename the policy that an earlier end of this run exported, so that the new one does not overwrite it."""
     if folder.exists():
         number = 1
-        while (kept := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
+        while (target := folder.with_name(f"{folder.name}-earlier-{number}")).exists():
             number += 1
-        folder.rename(kept)
+        folder.rename(target)
 
 
 def save_batches(run: Run, batches: list[Any]) -> Path:
-    """The batches of one step, as the workers made them, for whoever looks into why their loss is not finite."""
+    """Save the batches of a step as the data loader returned them, to find out why its loss is not finite."""
     step = f"{run.progress.step:08d}.rank{run.accelerator.process_index}"
     path = run.out / f"not-finite-{step}.safetensors"
     tensors: dict[str, Tensor] = {}

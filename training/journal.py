@@ -1,6 +1,6 @@
-"""What a run writes down: one line of JSON per step, and the same to accelerate's trackers where some are asked for.
+"""The journal of a run: one line of JSON per step, also sent to accelerate's trackers if the recipe selects some.
 
-Losses stay on the device until a number of steps are written at once, so that no step waits for the device.
+Losses stay on the device until the metrics of several steps are written at once, so that no step waits for the device.
 """
 
 import json
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
+
 
 class Journal:
-    """Only the main process has a path and writes; what the others measured is averaged with it by `reduce`."""
+    """Writer of a run's metrics. Only the main process has a path; `reduce` averages metrics over the ranks."""
 
     def __init__(
         self,
@@ -24,22 +26,22 @@ class Journal:
         reduce: Callable[[Tensor], Tensor],
     ):
         self.path, self.track, self.reduce = path, track, reduce
-        self.steps: list[tuple[int, dict[str, Any]]] = []
+        self.pending: list[tuple[int, dict[str, Any]]] = []  # steps and their metrics
 
     def add(self, step: int, **values: Any) -> None:
-        """Numbers, tensors of one number, and whatever else JSON can hold. None is left out."""
-        self.steps.append((step, {name: value for name, value in values.items() if value is not None}))
+        """Add metrics of a step: numbers, tensors of one number, or other JSON values. None is left out."""
+        self.pending.append((step, {name: value for name, value in values.items() if value is not None}))
 
     def flush(self) -> list[dict[str, Any]]:
-        """Writes the steps since the last time, and returns them with plain numbers in place of tensors."""
-        tensors = [value for _, values in self.steps for value in values.values() if isinstance(value, Tensor)]
-        stacked = [value.detach().float().reshape(()) for value in tensors]
-        numbers = iter(self.reduce(torch.stack(stacked)).tolist() if stacked else [])
+        """Write the steps added since the last call; return them with numbers in place of tensors."""
+        tensors = [value for _, values in self.pending for value in values.values() if isinstance(value, Tensor)]
+        scalars = [value.detach().float().reshape(()) for value in tensors]
+        numbers = iter(self.reduce(torch.stack(scalars)).tolist() if scalars else [])
         records = []
-        for step, values in self.steps:
+        for step, values in self.pending:
             plain = {name: next(numbers) if isinstance(value, Tensor) else value for name, value in values.items()}
-            records.append({"step": step} | {name: plain_time(value) for name, value in plain.items()})
-        self.steps = []
+            records.append({"step": step} | {name: total_seconds(value) for name, value in plain.items()})
+        self.pending = []
         if self.path is not None:
             for record in records:
                 self.track({name: value for name, value in record.items() if isinstance(value, float)}, record["step"])
@@ -47,81 +49,94 @@ class Journal:
         return records
 
     def write(self, records: list[dict[str, Any]]) -> None:
-        if self.path is not None and records:
-            with self.path.open("a") as file:
+        if self.path is None or not records:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; free space and resume with --resume"
+            ) from error
 
-    def tell(self, step: int, **values: float) -> None:
-        """What is known of a step besides its losses."""
+    def write_metrics(self, step: int, **values: float) -> None:
+        """Write metrics of a step immediately, in a line of their own."""
         if self.path is not None:
             self.track(values, step)
             self.write([{"step": step} | values])
 
-    def forget_after(self, step: int) -> None:
-        """Drops the lines of later steps, and a line that a kill cut short: a resumed run writes them again."""
+    def truncate_after(self, step: int) -> None:
+        """Remove the lines of later steps, and an incomplete last line: the resumed run writes them again."""
         if self.path is None or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines(keepends=True):
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(kept))
-        fresh.replace(self.path)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """Read the records of a journal; return none if there is no file."""
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the journal {path}: {error}; resume the run to repair its last line") from error
 
 
-class Span:
-    """A stretch of time: on a GPU between two events in its queue, which are read when the journal is written."""
+class TimedInterval:
+    """An interval on the device: on a GPU between two events of its queue, which are read only in `seconds`."""
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
-        self.marks: list[Any] = [self.now(), None]
+        self.is_cuda = device.type == "cuda"
+        self.start: Any = self.now()
+        self.end: Any = None
 
     def now(self) -> Any:
-        if not self.cuda:
+        if not self.is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def stop(self) -> None:
-        self.marks[1] = self.now()
+        self.end = self.now()
 
     def seconds(self) -> float:
-        start, stop = self.marks
-        if not self.cuda:
-            return stop - start
-        stop.synchronize()
-        return start.elapsed_time(stop) / 1000
+        if not self.is_cuda:
+            return self.end - self.start
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1000
 
 
-class Times:
-    """The seconds that each part of a step takes: `with times("student"): ...`, several times if need be."""
+class StepTimer:
+    """Timer of the phases of a step: `with timer("student"): ...`. A phase may run several times per step."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.spans: dict[str, list[Span]] = {}
+        self.intervals: dict[str, list[TimedInterval]] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        span = Span(self.device)
+    def __call__(self, phase: str) -> Iterator[None]:
+        interval = TimedInterval(self.device)
         yield
-        span.stop()
-        self.spans.setdefault(name, []).append(span)
+        interval.stop()
+        self.intervals.setdefault(phase, []).append(interval)
 
-    def take(self) -> dict[str, list[Span]]:
-        """The spans since the last time, by "seconds/NAME"."""
-        taken = {f"seconds/{name}": spans for name, spans in self.spans.items()}
-        self.spans = {}
-        return taken
+    def pop_intervals(self) -> dict[str, list[TimedInterval]]:
+        """Return the intervals since the last call as "seconds/PHASE"; `Journal.flush` converts them to seconds."""
+        intervals = {f"seconds/{phase}": entries for phase, entries in self.intervals.items()}
+        self.intervals = {}
+        return intervals
 
 
-def plain_time(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], Span):
-        return round(sum(span.seconds() for span in value), 6)
+def total_seconds(value: Any) -> Any:
+    """Convert a list of intervals to their total seconds; return other values unchanged."""
+    if isinstance(value, list) and value and isinstance(value[0], TimedInterval):
+        return round(sum(interval.seconds() for interval in value), 6)
     return value

@@ -1,17 +1,90 @@
-"""A recipe: everything that a training run depends on, typed. `recipe_files.py` reads it from YAML files.
+"""Recipes: the typed settings of a training run. `recipe_files.py` reads them from YAML files.
 
-Defaults are ROCKET's on LIBERO (arXiv 2602.17951, appendix on hyper-parameters, and its public code) where it has one.
+A `VLARecipe` trains a vision-language-action policy, with or without alignment to a 3D vision model; a `Rocket2Recipe`
+trains a ROCKET-2 policy. Defaults of VLA recipes are those of ROCKET on LIBERO (arXiv 2602.17951, appendix on
+hyper-parameters, and its public code) where it has one.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Training = Literal["frozen", "lora", "full"]
+TrainingMode = Literal["frozen", "lora", "full"]
+
+
+# Settings of every recipe
+
+
+@dataclass
+class BaseDatasetConfig:
+    """One LeRobot dataset (v3)."""
+
+    id: str = ""  # Hub id with an optional @revision, or a folder
+
+
+@dataclass
+class BaseDataConfig:
+    datasets: list[BaseDatasetConfig] = field(default_factory=list)
+    validation: float = 0.05  # share of each dataset's episodes (ROCKET-2: of the rooms) held out for validation
+
+
+@dataclass
+class BaseOptimizerConfig:
+    """AdamW. The learning rate of the heads is `lr` unless it is given."""
+
+    lr: float = 5e-4
+    heads_lr: float | None = None
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float | None = None
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning-rate schedule: linear warm-up, then constant, cosine decay, or decay in steps."""
+
+    kind: Literal["constant", "cosine", "step"] = "constant"
+    warmup: int = 0  # steps
+    final: float = 0.1  # cosine: the final learning rate as a share of the initial one
+    until: int | None = None  # cosine: the step that reaches `final`; the last step by default
+    at: list[int] = field(default_factory=list)  # step: the steps at which the learning rate is multiplied by `factor`
+    factor: float = 0.1
+
+
+@dataclass
+class BaseRunConfig:
+    steps: int = 50_000
+    batch_size: int = 32  # samples per step, summed over devices and accumulated passes
+    device_batch_size: int | None = None  # samples per pass on one device; by default the step's share of the device
+    seed: int = 42
+    gradient_checkpointing: bool = False
+    ema: float | None = None  # decay of a moving average of the trained weights; the average is what is exported
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2  # number of latest checkpoints to keep, in addition to the best one
+    validate_every: int = 1000
+    validation_samples: int = 256
+    max_skipped_steps: int = 10  # consecutive steps with a non-finite loss that stop the run
+    trackers: list[str] = field(default_factory=list)  # trackio, wandb, tensorboard
+
+
+@dataclass
+class BaseRecipe:
+    name: str = ""
+    about: str = ""  # description, with the table that the numbers come from
+    policy: str = ""  # Hub id with an optional @revision, or a folder
+    data: BaseDataConfig = field(default_factory=BaseDataConfig)
+    optimizer: BaseOptimizerConfig = field(default_factory=BaseOptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: BaseRunConfig = field(default_factory=BaseRunConfig)
+
+
+# Vision-language-action policies
 
 
 @dataclass
 class RobotConfig:
-    """What a new robot changes about the policy. Nothing said: as the policy has it."""
+    """Changes of the policy for a new robot. Settings that are not given stay as the policy has them."""
 
     cameras: list[str] | None = None
     state_dim: int | None = None
@@ -25,13 +98,13 @@ class RobotConfig:
 
 @dataclass
 class PartsConfig:
-    """How each part of a policy trains: the image encoder, the language model, the action expert, and the small layers
-    at the edges (action and state projections, action heads). A part that the policy does not have may say anything."""
+    """Training mode of each part of a policy: image encoder, language model, action expert, and heads (state and action
+    projections). A setting for a part that the policy does not have is ignored."""
 
-    vision: Training = "lora"
-    language: Training = "lora"
-    expert: Training = "lora"
-    heads: Training = "full"
+    vision: TrainingMode = "lora"
+    language: TrainingMode = "lora"
+    expert: TrainingMode = "lora"
+    heads: TrainingMode = "full"
 
 
 @dataclass
@@ -43,8 +116,8 @@ class LoraSettings:
 
 
 @dataclass
-class AlignmentRecipe:
-    """Which layers are aligned (see `AlignmentConfig`), and how much that counts."""
+class AlignmentSettings:
+    """The aligned layer pairs (see `AlignmentConfig`) and the weight of the alignment losses."""
 
     student_layers: list[int] = field(default_factory=list)
     teacher_layers: list[int] = field(default_factory=list)
@@ -54,153 +127,125 @@ class AlignmentRecipe:
     hidden_width: int | None = None  # by default the width of the teacher's features
     weight: float = 0.5
     schedule: Literal["constant", "linear", "stop"] = "constant"
-    until: int | None = None  # the step at which a linear schedule reaches zero, or at which alignment stops
+    until: int | None = None  # step at which a linear schedule reaches zero, or at which alignment stops
     reference_compat: bool = False  # resample the teacher's features as the public ROCKET code does
 
 
 @dataclass
-class GoalRecipe:
-    """A ROCKET-2 policy, whose goals are masks in any view. Weights of losses are those of its publication."""
-
-    config: dict[str, Any] = field(default_factory=dict)  # of a new policy (see `Rocket2Config`), where none is given
-    chunk_steps: int = 128  # that go through the model at once
-    chunks: int = 1  # of the same episodes in one step of the optimizer, each with the memory of those before it
-    goals: int = 5  # different pictures of the goal, at most, in one sample
-    warmup_steps: int = 0  # of the optimizer, in which the heads learn to see from views alone, before it is cloned
-    views_share: float = 0.0  # of the samples that are views afterwards too
-    own_goals: float = 0.0  # the share of goals that come from the episode itself; others are seen from elsewhere
-    action: float = 0.01  # weights of the losses; a head that weighs nothing is not made
-    visibility: float = 0.01
-    point: float = 0.1
-    box: float = 0.1
-    keep: list[str] = field(default_factory=list)  # heads that the exported policy has, for people to see
-
-
-@dataclass
-class TeacherRecipe:
+class TeacherSettings:
     name: str = "facebook/VGGT-1B"  # Hub id or folder
     revision: str | None = None
     resolution: str | int = "camera"  # "camera", "teacher" or a side in pixels
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     compile: bool = False
-    caches: list[str] = field(default_factory=list)  # folders of cached features, one per dataset; else computed live
+    caches: list[str] = field(default_factory=list)  # feature cache folders, one per dataset; without, run the teacher
 
 
 @dataclass
-class DatasetConfig:
-    """One LeRobot dataset (v3) and what its columns mean to the policy."""
+class DatasetConfig(BaseDatasetConfig):
+    """One LeRobot dataset (v3) and the mapping from its columns to the policy's inputs."""
 
-    id: str = ""  # Hub id with an optional @revision, or a folder
-    weight: float | None = None  # its share of the samples; by default the datasets' numbers of frames
+    weight: float | None = None  # share of the samples; by default the datasets' numbers of frames
     episodes: list[int] | None = None  # by default all
-    cameras: dict[str, str] = field(default_factory=dict)  # the policy's camera: the dataset's key; by default in order
+    cameras: dict[str, str] = field(default_factory=dict)  # policy camera -> dataset column; by default in their order
     state: str = "observation.state"
     action: str = "action"
 
 
 @dataclass
 class AugmentationConfig:
-    """Of each picture on its own, before it is resized for the policy. Zero changes nothing."""
+    """Random augmentation of each camera image, before it is resized for the policy. Zeros change nothing."""
 
-    crop_area: float = 1.0  # the smallest share of the picture that a crop keeps, its aspect ratio kept
-    rotation: float = 0.0  # degrees, at most, either way
-    brightness: float = 0.0  # at most this much is added, of the range of the pixels
+    crop_area: float = 1.0  # smallest share of the image area that a crop keeps, at the same aspect ratio
+    rotation: float = 0.0  # largest angle in degrees, in either direction
+    brightness: float = 0.0  # largest added value, as a share of the pixel range
     contrast: float = 0.0  # factors in 1 +- this
     saturation: float = 0.0
-    hue: float = 0.0  # turns of the color circle, at most, either way
-    color_only: list[str] = field(default_factory=list)  # cameras that are neither cropped nor rotated: wrists
+    hue: float = 0.0  # largest rotation of the color circle in turns, in either direction
+    color_only: list[str] = field(default_factory=list)  # cameras without crops and rotations, such as wrists
 
 
 @dataclass
-class DataConfig:
-    datasets: list[DatasetConfig] = field(default_factory=list)
-    validation: float = 0.05  # the share of each dataset's episodes that is held out
-    streaming: bool = False  # fetch frames of videos on the Hub while training, instead of downloading them first
-    in_memory: bool = False  # decode every picture once, before the first step: for small datasets
+class DataConfig(BaseDataConfig):
+    datasets: list[DatasetConfig] = field(default_factory=list)  # type: ignore[assignment]
+    streaming: bool = False  # fetch video frames from the Hub during training instead of downloading them first
+    in_memory: bool = False  # decode all images before the first step, for small datasets
     workers: int = 4
-    prefetch: int = 2  # batches ahead, per worker
+    prefetch: int = 2  # batches that each worker loads ahead
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(BaseOptimizerConfig):
     """AdamW. The learning rates of the heads and of the alignment projector are `lr` unless they are given."""
 
-    lr: float = 5e-4
-    heads_lr: float | None = None
     projector_lr: float | None = None
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float | None = None
-    conflicts: Literal["keep", "project"] = "keep"  # project: PCGrad, to compare with; see conflicts.py
+    conflicts: Literal["keep", "project"] = "keep"  # project: PCGrad, for comparison; see vla/gradient_projection.py
 
 
 @dataclass
-class ScheduleConfig:
-    """Of the learning rates: a linear warm-up, then constant, cosine down to a share, or steps down by a factor."""
-
-    kind: Literal["constant", "cosine", "step"] = "constant"
-    warmup: int = 0
-    final: float = 0.1  # cosine: the share of the rate at the last step
-    until: int | None = None  # cosine: the step that reaches it; by default the last
-    at: list[int] = field(default_factory=list)  # step: where the rate falls
-    factor: float = 0.1  # step: by how much
+class RunConfig(BaseRunConfig):
+    base_dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of the frozen weights; trained ones are float32
+    compile: bool = False
+    quantize: bool = False  # QLoRA: frozen linear layers in 4 bits, with bitsandbytes
 
 
 @dataclass
 class AnalysisConfig:
-    """What is measured while a run trains; it changes nothing of the run."""
+    """Measurements during training. They do not change the run."""
 
-    gradient_agreement_every: int = 0  # steps between two looks at the cosines of the losses' gradients; 0: never
-    parameters: str | None = None  # how the names of those weights begin; by default the first aligned block's
+    gradient_agreement_every: int = 0  # steps between measurements of the cosines between loss gradients; 0: never
+    parameters: str | None = None  # prefix of the names of these weights; by default the first aligned block
 
 
 @dataclass
-class Comparison:
-    """What the run's cost is compared with: so many models, each of so many steps with so many samples."""
+class CostComparison:
+    """Training that the dry run compares the cost of this run with."""
 
     name: str = ""
     models: int = 1
     batch_size: int = 1
     steps: int = 1
-    teacher: bool = False  # whether each of its samples asked a teacher too
+    teacher: bool = False  # whether the teacher ran for each of its samples too
 
 
 @dataclass
-class RunConfig:
-    steps: int = 50_000
-    batch_size: int = 32  # samples per step, over all devices and accumulated passes
-    device_batch_size: int | None = None  # samples per pass on one device; by default as many as the step gives it
-    seed: int = 42
-    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen weights; trained ones are float32
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    quantize: bool = False  # QLoRA: frozen linear layers in 4 bits, by bitsandbytes
-    ema: float | None = None  # decay of a moving average of the trained weights, which is what is published
-    log_every: int = 10
-    save_every: int = 1000
-    keep: int = 2  # the last checkpoints, beside the best
-    validate_every: int = 1000
-    validation_samples: int = 256
-    most_skipped: int = 10  # steps with a non-finite loss, in a row, before the run stops
-    trackers: list[str] = field(default_factory=list)  # trackio, wandb, tensorboard
-
-
-@dataclass
-class Recipe:
-    name: str = ""
-    about: str = ""  # what it is and which table its numbers come from
-    policy: str = ""  # Hub id with an optional @revision, or a folder
+class VLARecipe(BaseRecipe):
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     robot: RobotConfig = field(default_factory=RobotConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
-    alignment: AlignmentRecipe | None = None
-    goals: GoalRecipe | None = None  # then what is said of robot, parts, LoRA, alignment and teacher has no meaning
-    teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
-    data: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    alignment: AlignmentSettings | None = None
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
-    compared_with: Comparison | None = None
+    compared_with: CostComparison | None = None
+
+
+# ROCKET-2
+
+
+@dataclass
+class Rocket2Settings:
+    """A ROCKET-2 policy and its samples. The weights of the losses are those of its publication."""
+
+    config: dict[str, Any] = field(default_factory=dict)  # `Rocket2Config` of a new policy, if `policy` is not given
+    chunk_steps: int = 128  # environment steps of one forward pass
+    chunks: int = 1  # consecutive chunks of an episode per optimizer step; each continues the memory of the one before
+    goals: int = 5  # largest number of different goal images per sample
+    warmup_steps: int = 0  # first optimizer steps, which train only the auxiliary heads, on views without actions
+    views_share: float = 0.0  # share of the samples that are views after the warm-up
+    same_episode_goals: float = 0.0  # share of the goal images taken from the sample's own episode
+    action: float = 0.01  # loss weights; an auxiliary head with weight 0 is not created
+    visibility: float = 0.01
+    point: float = 0.1
+    box: float = 0.1
+    keep: list[str] = field(default_factory=list)  # auxiliary heads that the exported policy keeps
+
+
+@dataclass
+class Rocket2Recipe(BaseRecipe):
+    """All episodes and columns of a dataset are used, and its images are kept in memory."""
+
+    rocket2: Rocket2Settings = field(default_factory=Rocket2Settings)

@@ -1,11 +1,12 @@
-"""Recipes from YAML files and from `--set`, checked key by key and type by type; and back to a file.
+"""Reading recipes from YAML files and from `--set`, with a check of every key and type; and writing them.
 
-A file may begin with `like: NAME`, another recipe that it changes.
+A file may begin with `like: NAME`, the recipe that it modifies. A recipe with a `rocket2` section is a `Rocket2Recipe`,
+every other one is a `VLARecipe`.
 """
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,162 +14,218 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 
-from .recipe import Recipe
+from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 
-FOLDER = Path(__file__).parent / "recipes"
+RECIPES_FOLDER = Path(__file__).parent / "recipes"
+
+# Former names of recipe keys and their replacements. An entry also renames the keys below it.
+RETIRED_KEYS = {
+    "goals": "rocket2",
+    "rocket2.own_goals": "rocket2.same_episode_goals",
+    "run.most_skipped": "run.max_skipped_steps",
+    "data.augmentation.colour_only": "data.augmentation.color_only",
+}
 
 
-def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
-    """A recipe by its name or its file, with changes like `optimizer.lr=1e-4`."""
-    values = read_yaml(name)
+def read_recipe(name: str, changes: Sequence[str] = ()) -> BaseRecipe:
+    """Read a recipe by its name or the path of its file, with changes such as `optimizer.lr=1e-4`."""
+    values = read_recipe_values(name)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise UserError(f"--set takes KEY=VALUE, for instance --set optimizer.lr=1e-4; got {change!r}")
+            raise UserError(f"--set takes KEY=VALUE, for instance --set optimizer.lr=1e-4, got {change!r}")
+        check_not_retired(key, "--set")
         try:
             set_value(values, key, yaml.safe_load(text))
         except yaml.YAMLError:
             raise UserError(f"--set {change!r}: the value is not valid YAML") from None
-    return typed(Recipe, values, "")
+    return parse_value(Rocket2Recipe if "rocket2" in values else VLARecipe, values, "")
 
 
-def read_yaml(name: str) -> dict[str, Any]:
-    named = {path.stem: path for path in FOLDER.glob("*.yaml")}
-    path = named.get(name, Path(name))
+def read_vla_recipe(name: str, changes: Sequence[str] = ()) -> VLARecipe:
+    recipe = read_recipe(name, changes)
+    if not isinstance(recipe, VLARecipe):
+        raise UserError(f"the recipe {name!r} trains ROCKET-2, but this command needs a VLA recipe: choose another one")
+    return recipe
+
+
+def read_rocket2_recipe(name: str, changes: Sequence[str] = ()) -> Rocket2Recipe:
+    recipe = read_recipe(name, changes)
+    if not isinstance(recipe, Rocket2Recipe):
+        raise UserError(f"the recipe {name!r} has no rocket2 section, so it does not train ROCKET-2: choose rocket2")
+    return recipe
+
+
+def read_recipe_values(name: str) -> dict[str, Any]:
+    """Read the nested values of a recipe file, merged with those of the recipe that it modifies."""
+    shipped = {path.stem: path for path in RECIPES_FOLDER.glob("*.yaml")}
+    path = shipped.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"there is no recipe {name!r}: {nearest(name, named)}; or give the path of a YAML file")
+        raise UserError(f"there is no recipe {name!r}: {suggest_name(name, shipped)}; or give the path of a YAML file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values, as the recipes in {FOLDER.name}/ do")
-    like = values.pop("like", None)
-    return merged(read_yaml(like) if like else {}, {"name": path.stem} | values)
+        raise UserError(f"{path} must contain keys and values, as the recipes in {RECIPES_FOLDER.name}/ do")
+    for key in dotted_keys(values):
+        check_not_retired(key, str(path))
+    base = values.pop("like", None)
+    return merge(read_recipe_values(base) if base else {}, {"name": path.stem} | values)
 
 
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Tables key by key; all else is replaced."""
-    both = {key: merged(values[key], value) for key, value in changes.items()
-            if isinstance(value, dict) and isinstance(values.get(key), dict)}  # fmt: skip
-    return values | changes | both
+def dotted_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield every key of nested tables, such as `optimizer` and `optimizer.lr`."""
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from dotted_keys(value, f"{prefix}{key}.")
+
+
+def check_not_retired(key: str, source: str) -> None:
+    name = current_name(key)
+    if name != key:
+        raise UserError(f"{source}: the recipe key {key} is now called {name}: use the new name")
+
+
+def current_name(key: str) -> str:
+    for old, new in RETIRED_KEYS.items():
+        if key == old or key.startswith(f"{old}."):
+            return current_name(new + key.removeprefix(old))
+    return key
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables key by key; replace all other values."""
+    merged = {key: merge(values[key], value) for key, value in changes.items()
+              if isinstance(value, dict) and isinstance(values.get(key), dict)}  # fmt: skip
+    return values | changes | merged
 
 
 def set_value(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `a.b.0.c`; sections and list entries that are not there yet are made."""
+    """Set the value of a key such as `a.b.0.c`; create missing sections and list entries."""
     *parents, last = key.split(".")
-    place: Any = values
+    container: Any = values
     for number, part in enumerate(parents):
-        follower = [*parents, last][number + 1]
-        place = step_into(place, part, [] if follower.isdecimal() else {}, key)
-    if isinstance(place, list):
-        step_into(place, last, None, key)
-        place[int(last)] = value
-    elif isinstance(place, dict):
-        place[last] = value
+        following = [*parents, last][number + 1]
+        container = child_container(container, part, [] if following.isdecimal() else {}, key)
+    if isinstance(container, list):
+        child_container(container, last, None, key)
+        container[int(last)] = value
+    elif isinstance(container, dict):
+        container[last] = value
     else:
-        raise UserError(f"--set {key}: there is nothing at {last!r}")
+        raise UserError(f"--set {key}: there is no key {last!r}")
 
 
-def step_into(place: Any, part: str, new: Any, key: str) -> Any:
-    if isinstance(place, dict):
-        if place.get(part) is None:
-            place[part] = new
-        return place[part]
-    if isinstance(place, list) and part.isdecimal() and int(part) <= len(place):
-        if int(part) == len(place):
-            place.append(new)
-        return place[int(part)]
-    raise UserError(f"--set {key}: there is nothing at {part!r}")
+def child_container(container: Any, part: str, default: Any, key: str) -> Any:
+    """Return the value at `part` of a table or list; insert `default` where there is none yet."""
+    if isinstance(container, dict):
+        if container.get(part) is None:
+            container[part] = default
+        return container[part]
+    if isinstance(container, list) and part.isdecimal() and int(part) <= len(container):
+        if int(part) == len(container):
+            container.append(default)
+        return container[int(part)]
+    raise UserError(f"--set {key}: there is no key {part!r}")
 
 
-def typed(kind: Any, value: Any, where: str) -> Any:
-    """The value as what the annotation says, or one sentence that says where it does not fit."""
-    if kind is Any:
+# Checks of types
+
+
+def parse_value(annotation: Any, value: Any, key: str) -> Any:
+    """Convert a value to its annotated type; raise a UserError that names the key if it does not fit."""
+    if annotation is Any:
         return value
-    if is_dataclass(kind):
-        return typed_dataclass(kind, value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(annotation):
+        return parse_dataclass(annotation, value, key)
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (types.UnionType, Union):
-        return typed_union(arguments, value, where)
+        return parse_union(arguments, value, key)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{where}: {value!r} is not one of its values; {nearest(str(value), map(str, arguments))}")
+            raise UserError(f"{key}: invalid value {value!r}; {suggest_name(str(value), map(str, arguments))}")
         return value
     if origin is list:
         if not isinstance(value, list):
-            raise UserError(f"{where} must be a list, got {value!r}")
-        return [typed(arguments[0], entry, f"{where}.{number}") for number, entry in enumerate(value)]
+            raise UserError(f"{key} must be a list, got {value!r}")
+        return [parse_value(arguments[0], entry, f"{key}.{number}") for number, entry in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where} must be a table, got {value!r}")
-        return {str(key): typed(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    return typed_scalar(kind, value, where)
+            raise UserError(f"{key} must be a table, got {value!r}")
+        return {str(name): parse_value(arguments[1], entry, f"{key}.{name}") for name, entry in value.items()}
+    return parse_scalar(annotation, value, key)
 
 
-def typed_dataclass(kind: Any, value: Any, where: str) -> Any:
+def parse_dataclass(annotation: Any, value: Any, key: str) -> Any:
     if not isinstance(value, dict):
-        raise UserError(f"{where or 'a recipe'} must be a table of keys and values, got {value!r}")
-    hints, prefix = get_type_hints(kind), f"{where}." if where else ""
-    for key in value:
-        if key not in hints:
-            raise UserError(f"a recipe has no key {prefix}{key}: {nearest(str(key), hints)}")
-    return kind(**{key: typed(hints[key], entry, prefix + key) for key, entry in value.items()})
+        raise UserError(f"{key or 'a recipe'} must be a table of keys and values, got {value!r}")
+    hints, prefix = get_type_hints(annotation), f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            raise UserError(f"{annotation.__name__} has no key {prefix}{name}: {suggest_name(str(name), hints)}")
+    return annotation(**{name: parse_value(hints[name], entry, prefix + name) for name, entry in value.items()})
 
 
-def typed_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
+def parse_union(annotations: Sequence[Any], value: Any, key: str) -> Any:
+    if value is None and type(None) in annotations:
         return None
-    left = [kind for kind in kinds if kind is not type(None)]
-    for kind in left:
-        if len(left) == 1 or isinstance(value, kind):
-            return typed(kind, value, where)
-    raise UserError(f"{where} must be {' or '.join(kind.__name__ for kind in left)}, got {value!r}")
+    choices = [annotation for annotation in annotations if annotation is not type(None)]
+    for choice in choices:
+        if len(choices) == 1 or isinstance(value, choice):
+            return parse_value(choice, value, key)
+    raise UserError(f"{key} must be {' or '.join(choice.__name__ for choice in choices)}, got {value!r}")
 
 
-def typed_scalar(kind: type, value: Any, where: str) -> Any:
-    """YAML 1.1 reads 1e-4 as text and 1 as an integer; both are numbers here."""
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+def parse_scalar(annotation: type, value: Any, key: str) -> Any:
+    """Check a number, string or bool. YAML 1.1 reads 1e-4 as a string and 1 as an integer; both are valid floats."""
+    if annotation is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             value = float(value)
         except ValueError:
-            raise UserError(f"{where} must be a number, got {value!r}") from None
-    if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where} must be a finite number, got {value!r}")
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where} must be {kind.__name__}, got {value!r}")
+            raise UserError(f"{key} must be a number, got {value!r}") from None
+    if annotation is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} must be a finite number, got {value!r}")
+    if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
+        raise UserError(f"{key} must be {annotation.__name__}, got {value!r}")
     return value
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    path.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
+# Recipes as files and as lists of settings
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The dotted keys in which two recipes differ."""
-    if is_dataclass(old) and type(old) is type(new):
+def write_recipe(recipe: BaseRecipe, path: Path) -> None:
+    path.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def different_keys(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys in which two recipes of the same class differ."""
+    if is_dataclass(one) and type(one) is type(other):
         return [
-            key
-            for entry in fields(old)
-            for key in differences(
-                getattr(old, entry.name), getattr(new, entry.name), f"{where}.{entry.name}".lstrip(".")
+            name
+            for entry in fields(one)
+            for name in different_keys(
+                getattr(one, entry.name), getattr(other, entry.name), f"{key}.{entry.name}".lstrip(".")
             )
         ]
-    return [] if old == new else [where]
+    return [] if one == other else [key]
 
 
-def changed(recipe: Any, where: str = "") -> list[tuple[str, Any]]:
-    """What a recipe says beyond the defaults, as dotted keys and values: for people to read."""
+def changed_settings(recipe: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the dotted key and the value of every setting that differs from its default, for display."""
     rows = []
     for entry in fields(recipe):
-        value, name = getattr(recipe, entry.name), f"{where}{entry.name}"
+        value, name = getattr(recipe, entry.name), f"{prefix}{entry.name}"
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
         if is_dataclass(value):
-            rows += changed(value, f"{name}.")
+            rows += changed_settings(value, f"{name}.")
         elif isinstance(value, list) and value and is_dataclass(value[0]):
-            rows += [row for number, each in enumerate(value) for row in changed(each, f"{name}.{number}.")]
+            rows += [row for number, each in enumerate(value) for row in changed_settings(each, f"{name}.{number}.")]
         elif value != default:
             rows.append((name, value))
     return rows

@@ -1,144 +1,115 @@
-"""A run: what it trains, its model and optimizer, its folder and what it writes there. `opening.py` puts one together;
-the loop is train.py's."""
+"""The state of a run: its model, optimizer, folder, checkpoints and journal. `setup.py` creates it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
 
 from .checkpoint import Checkpoints, Progress
-from .distributed.deepspeed_zero import EngineOptimizer
-from .journal import Journal, Times
+from .distributed.placement import Optimizer
+from .journal import Journal, StepTimer
 from .optimization import MovingAverage
-from .recipe import Recipe
-from .recipe_files import changed, differences, read_recipe, write_recipe
-from .vla.gradient_projection import Projection
+from .recipe import BaseRecipe
+from .recipe_files import changed_settings, different_keys, read_recipe, write_recipe
+from .task import TrainingTask
+from .vla.gradient_projection import GradientProjection
 
+# Contents of the folder of a run.
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
-UNFINISHED = f"{RECIPE}.tmp"  # all that a kill can leave of a run that did not begin
+TEMPORARY_RECIPE = f"{RECIPE}.tmp"  # the only file in the folder of a run that was killed before it started
 
-# What may change when a run is resumed; all else would make it another run.
-MAY_CHANGE = (
+# Settings that may change when a run is resumed. Any other change would make it a different run.
+CHANGEABLE_ON_RESUME = (
     "run.steps", "run.log_every", "run.save_every", "run.keep", "run.trackers", "run.device_batch_size", "run.compile",
-    "run.gradient_checkpointing", "run.most_skipped", "data.workers", "data.prefetch",
+    "run.gradient_checkpointing", "run.max_skipped_steps", "data.workers", "data.prefetch",
     "analysis.gradient_agreement_every", "analysis.parameters",
 )  # fmt: skip
-Losses = dict[str, Tensor]
-
-
-class TrainingTask(ABC):
-    """What a run trains, apart from the loop: what a step reads, which losses that has, what is judged and kept."""
-
-    policy: Any  # one of transformers' models
-    notes: list[str]  # what the user should know before it starts
-    validates: bool  # whether anything is held out
-
-    @staticmethod
-    @abstractmethod
-    def part_of(name: str) -> str:
-        """Of the policy, the part to which a weight belongs; "heads" and "projector" may have rates of their own."""
-
-    @abstractmethod
-    def make_trainable(self) -> None:
-        """Decides which weights of the policy train, before it is put on its devices."""
-
-    @abstractmethod
-    def batches(self, first_step: int) -> Iterator[list[Any]]:
-        """What this rank reads in each step from that one on: a batch for each pass."""
-
-    @abstractmethod
-    def measured(self, run: "Run", batches: list[Any]) -> dict[str, Any]:
-        """What the journal tells of the coming step besides its losses."""
-
-    @abstractmethod
-    def losses(self, run: "TrainState", raw: Any, step: int, carried: Any) -> tuple[Losses, Tensor, Any]:
-        """The named losses of one pass, their weighted sum, and what the next pass of the same step goes on from."""
-
-    @abstractmethod
-    def validate(self, run: "Run") -> dict[str, float]:
-        """What held-out data say of the policy, nothing if there are none. The lowest "error" is the best."""
-
-    @abstractmethod
-    def finished(self) -> Any:
-        """The policy as it is to be used. All ranks call it."""
-
-    @abstractmethod
-    def write(self, policy: Any, folder: Path) -> None:
-        """A finished policy with all that belongs beside it, whole or not at all."""
-
-    @abstractmethod
-    def tell_error(self, error: float) -> str:
-        """What validation found, for people."""
 
 
 @dataclass
 class TrainState:
-    """What one training step needs."""
+    """Everything that one training step needs."""
 
-    recipe: Recipe
+    recipe: BaseRecipe
     accelerator: Accelerator
-    system: TrainingTask
-    model: nn.Module  # as it is called: the policy, or DDP or DeepSpeed's engine around it
-    optimizer: torch.optim.Optimizer | EngineOptimizer
+    task: TrainingTask
+    model: nn.Module  # called by the loop: the policy, or the wrapper of DDP or DeepSpeed around it
+    optimizer: Optimizer
     average: MovingAverage | None
-    times: Times
-    projection: Projection | None
+    timer: StepTimer
+    gradient_projection: GradientProjection | None
 
     @property
     def policy(self) -> Any:
-        return self.system.policy
+        return self.task.policy
 
 
 @dataclass
 class Run(TrainState):
     out: Path
-    batches: Iterator[list[Any]]  # of each step
+    batches: Iterator[list[Any]]  # this rank's batches of each step
     checkpoints: Checkpoints
     journal: Journal
     progress: Progress = field(default_factory=Progress)
-    recent: list[list[Any]] = field(default_factory=list)  # of the steps whose losses nobody has looked at yet
+    unflushed_batches: list[list[Any]] = field(default_factory=list)  # of the steps whose metrics are not yet written
 
 
-def step_to_resume(recipe: Recipe, out: Path, resume: bool) -> int | None:
-    """Of the last checkpoint of the run that is to go on. A run that begins needs an empty folder."""
-    written = out / RECIPE
-    steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
-    if resume and not written.is_file():
-        raise UserError(f"there is no run in {out} to resume: leave --resume out to begin one")
-    if written.is_file() and resume:
-        others = [key for key in differences(read_recipe(str(written)), recipe) if key not in MAY_CHANGE]
-        if others:
-            raise UserError(f"{', '.join(others)} differ from the run in {out}: give them as {written} has them")
-    elif out.exists() and any(path.name != UNFINISHED for path in out.iterdir()):
-        raise UserError(f"{out} is not empty: pass --resume to go on with the run in it, or another --out")
-    return steps[-1] if resume and steps else None
+def find_resume_step(recipe: BaseRecipe, out: Path, resume: bool) -> int | None:
+    """Return the step of the last checkpoint if a run is resumed, after checking its folder and its recipe.
+
+    A new run, for which this returns None, needs an empty folder.
+    """
+    recipe_file = out / RECIPE
+    if resume and not recipe_file.is_file():
+        raise UserError(f"there is no run to resume in {out}: remove --resume to start one")
+    if resume:
+        check_same_recipe(read_recipe(str(recipe_file)), recipe, out)
+        steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
+        return steps[-1] if steps else None
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another folder with --out")
+    if out.exists() and any(path.name != TEMPORARY_RECIPE for path in out.iterdir()):
+        raise UserError(f"{out} is not empty: pass --resume to resume the run in it, or choose another --out")
+    return None
 
 
-def claim_folder(recipe: Recipe, out: Path, accelerator: Accelerator) -> None:
-    """Once all that could be wrong with the run has been found to be right."""
+def check_same_recipe(previous: BaseRecipe, recipe: BaseRecipe, out: Path) -> None:
+    if type(previous) is not type(recipe):
+        kinds = f"a {type(previous).__name__}, the given recipe is a {type(recipe).__name__}"
+        raise UserError(f"the run in {out} was started with {kinds}: pass its own recipe")
+    keys = [key for key in different_keys(previous, recipe) if key not in CHANGEABLE_ON_RESUME]
+    if keys:
+        raise UserError(f"{', '.join(keys)} differ from the run in {out}: use the values of {out / RECIPE}")
+
+
+def create_run_folder(recipe: BaseRecipe, out: Path, accelerator: Accelerator) -> None:
+    """Create the folder with the recipe, and start the trackers. Called after everything else has been checked."""
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, out / UNFINISHED)
-        (out / UNFINISHED).replace(out / RECIPE)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_recipe(recipe, out / TEMPORARY_RECIPE)
+            (out / TEMPORARY_RECIPE).replace(out / RECIPE)
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
     if recipe.run.trackers:
         accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe))
 
 
-def tracked_settings(recipe: Recipe) -> dict[str, int | float | str]:
-    """What trackers take: numbers and texts."""
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in changed(recipe)}
+def tracked_settings(recipe: BaseRecipe) -> dict[str, int | float | str]:
+    """Return the changed settings as numbers and strings, the only types that all trackers accept."""
+    return {
+        key: value if isinstance(value, int | float | str) else str(value) for key, value in changed_settings(recipe)
+    }
 
 
-def open_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:
-    """Which begins with what the user should know, such as a license that forbids commercial use."""
+def create_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:
+    """Create or reopen the journal; print the notes and write them to it."""
 
     def mean_over_ranks(numbers: Tensor) -> Tensor:
         return accelerator.reduce(numbers, "mean")
@@ -147,7 +118,7 @@ def open_journal(out: Path, accelerator: Accelerator, progress: Progress, notes:
         accelerator.log(values, step=step)
 
     journal = Journal(out / JOURNAL if accelerator.is_main_process else None, track, mean_over_ranks)
-    journal.forget_after(progress.step)
+    journal.truncate_after(progress.step)
     for note in filter(None, notes):
         accelerator.print(f"note: {note}")
         journal.write([{"step": progress.step, "note": note}])

@@ -1,4 +1,4 @@
-"""A run put together from its recipe: what it trains, optimizer, data, checkpoints, journal. The loop is train.py's."""
+"""Construction of a run from its recipe: task, model, optimizer, data, checkpoints and journal."""
 
 from itertools import chain, islice
 from pathlib import Path
@@ -11,55 +11,61 @@ from rocket_hf.errors import UserError
 
 from .checkpoint import Checkpoints, Progress
 from .distributed.placement import place
-from .journal import Times
+from .journal import StepTimer
 from .optimization import MovingAverage
-from .recipe import Recipe
+from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 from .rocket2.task import create_rocket2_task
-from .run import CHECKPOINTS, Run, TrainingTask, TrainState, claim_folder, open_journal, step_to_resume
-from .vla.gradient_projection import Projection
+from .run import CHECKPOINTS, Run, TrainState, create_journal, create_run_folder, find_resume_step
+from .task import TrainingTask
+from .vla.gradient_projection import GradientProjection
 from .vla.task import create_vla_task
 
 
-def create_run(recipe: Recipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
-    last = step_to_resume(recipe, out, resume)
-    check_precision(recipe, accelerator)
-    system = create_vla_task(recipe, accelerator) if recipe.goals is None else create_rocket2_task(recipe, accelerator)
-    learner = create_train_state(system, recipe, accelerator)
+def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
+    resume_step = find_resume_step(recipe, out, resume)
+    task = create_task(recipe, accelerator)
+    state = create_train_state(task, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
-    batches = system.batches(last or 0)
-    first: list[list[Any]] = list(islice(batches, 1))
-    torch.manual_seed(recipe.run.seed + accelerator.process_index)  # each rank drops out units of its own
+    batches = task.batches(resume_step or 0)
+    first_batches: list[list[Any]] = list(islice(batches, 1))  # Errors in the data appear before the folder is created.
+    torch.manual_seed(recipe.run.seed + accelerator.process_index)  # Each rank has its own dropout masks.
     progress = Progress()
-    if last is not None:  # after the loader has begun: it draws from the random state that is restored here
-        progress = checkpoints.load(last, accelerator, learner.policy, learner.optimizer, learner.average)
-    claim_folder(recipe, out, accelerator)
+    if resume_step is not None:  # after the loader has started, because it draws from the restored random state
+        progress = checkpoints.load(resume_step, accelerator, state.policy, state.optimizer, state.average)
+    create_run_folder(recipe, out, accelerator)
     return Run(
-        **vars(learner),
+        **vars(state),
         out=out,
-        batches=chain(first, batches),
+        batches=chain(first_batches, batches),
         checkpoints=checkpoints,
-        journal=open_journal(out, accelerator, progress, system.notes),
+        journal=create_journal(out, accelerator, progress, task.notes),
         progress=progress,
     )
 
 
-def create_train_state(system: TrainingTask, recipe: Recipe, accelerator: Accelerator) -> TrainState:
-    system.make_trainable()
-    policy = system.policy
-    model, optimizer = place(accelerator, policy.train(), recipe.optimizer, system.part_of)
-    projection = Projection(policy, accelerator) if recipe.optimizer.conflicts == "project" else None
+def create_task(recipe: BaseRecipe, accelerator: Accelerator) -> TrainingTask:
+    if isinstance(recipe, Rocket2Recipe):
+        return create_rocket2_task(recipe, accelerator)
+    assert isinstance(recipe, VLARecipe)
+    if recipe.run.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
+        raise UserError("run.base_dtype bfloat16 needs mixed precision: accelerate launch --mixed_precision bf16")
+    return create_vla_task(recipe, accelerator)
+
+
+def create_train_state(task: TrainingTask, recipe: BaseRecipe, accelerator: Accelerator) -> TrainState:
+    task.make_trainable()
+    policy = task.policy
+    model, optimizer = place(accelerator, policy.train(), recipe.optimizer, task.part_of)
+    projection = None
+    if isinstance(recipe, VLARecipe) and recipe.optimizer.conflicts == "project":
+        projection = GradientProjection(policy, accelerator)
     return TrainState(
         recipe=recipe,
         accelerator=accelerator,
-        system=system,
-        model=model if projection is None else policy,  # which averages over ranks itself
+        task=task,
+        model=model if projection is None else policy,  # The projection averages gradients over the ranks itself.
         optimizer=optimizer,
         average=MovingAverage(policy, recipe.run.ema) if recipe.run.ema is not None else None,
-        times=Times(accelerator.device),
-        projection=projection,
+        timer=StepTimer(accelerator.device),
+        gradient_projection=projection,
     )
-
-
-def check_precision(recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.run.base_dtype == "bfloat16" and accelerator.mixed_precision != "bf16":
-        raise UserError("run.base_dtype bfloat16 needs mixed precision: accelerate launch --mixed_precision bf16")

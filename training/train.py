@@ -1,9 +1,10 @@
-"""Trains a policy from LeRobot datasets, aligned with a 3D vision model or not: everything is in the recipe.
+"""Train a policy on LeRobot datasets, with or without alignment to a 3D vision model. The recipe holds all settings.
 
     accelerate launch training/train.py --recipe rocket --policy you/base --dataset you/robot-data
 
-The loop is `train`, one step of it `training_step`. The losses are the model's, modeling/modeling_rocket.py or
-modeling/modeling_rocket2.py; what is particular to each lies in aligned.py and goals/system.py.
+`train` is the training loop and `training_step` one step of it. The losses are computed by the model, in
+modeling/modeling_rocket.py or modeling/modeling_rocket2.py. Everything specific to one kind of policy is in its
+TrainingTask: vla/task.py or rocket2/task.py.
 """
 
 import argparse
@@ -21,183 +22,192 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from rocket_hf.errors import USER_ERRORS, UserError, format_error
-from rocket_hf.training.distributed.placement import gradients_averaged, make_accelerator
+from rocket_hf.training.arguments import add_training_arguments
+from rocket_hf.training.distributed import placement
+from rocket_hf.training.dry_run import describe_run
 from rocket_hf.training.export import export, save_batches, summary
-from rocket_hf.training.optimization import alignment_weight, rate_factor, set_rates, update
-from rocket_hf.training.recipe import Recipe, RunConfig
+from rocket_hf.training.optimization import learning_rate_factor, set_learning_rates
+from rocket_hf.training.recipe import BaseRecipe, BaseRunConfig, VLARecipe
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import Losses, Run, TrainState
+from rocket_hf.training.run import Run, TrainState
 from rocket_hf.training.setup import create_run
+from rocket_hf.training.task import Losses
 from rocket_hf.training.validation import validate
-from rocket_hf.training.vla.dry_run import describe
 
 
 def train(run: Run) -> None:
+    """Train until the last step of the recipe. A SIGTERM saves a checkpoint and raises KeyboardInterrupt."""
     recipe, progress, steps = run.recipe, run.progress, run.recipe.run.steps
-    stopping = StopSignal(run.accelerator)
-    hidden = not run.accelerator.is_main_process or None  # None: hidden where nobody looks at a terminal
-    bar = tqdm(total=steps, initial=progress.step, desc=recipe.name, disable=hidden)
-    since = time.perf_counter()
+    stop_signal = StopSignal(run.accelerator)
+    # disable=None hides the bar if the output is not a terminal.
+    bar = tqdm(
+        total=steps, initial=progress.step, desc=recipe.name, disable=not run.accelerator.is_main_process or None
+    )
+    last_flush = time.perf_counter()
     while progress.step < steps:
-        rates = set_rates(run.optimizer, rate_factor(recipe.schedule, progress.step, steps))
-        with run.times("data"):
+        rates = set_learning_rates(
+            run.optimizer.param_groups, learning_rate_factor(recipe.schedule, progress.step, steps)
+        )
+        with run.timer("data"):
             batches = next(run.batches)
-        measured = run.system.measured(run, batches)
+        metrics = run.task.extra_metrics(batches, progress.step, run.timer)
 
-        losses, norm, skipped = training_step(run, batches, progress.step)
+        losses, gradient_norm, skipped = training_step(run, batches, progress.step)
 
         progress.step += 1
         bar.update()
-        run.recent.append(batches)
-        run.journal.add(
-            progress.step, **losses, gradient_norm=norm, skipped=skipped, **measured, **rates, **run.times.take()
-        )
-        due = due_after(progress.step, recipe.run)
-        if not due and not stopping.here_alone():
+        run.unflushed_batches.append(batches)
+        metrics |= losses | rates | run.timer.pop_intervals()
+        run.journal.add(progress.step, gradient_norm=gradient_norm, skipped=skipped, **metrics)
+        due = due_actions(progress.step, recipe.run)
+        if not due and not stop_signal.received_alone():
             continue
-        since = look(run, since, bar)
-        stop = stopping.anywhere()
+        last_flush = flush_metrics(run, last_flush, bar)
+        stop = stop_signal.received_by_any_rank()
         if "validate" in due:
             validate(run)
         if "save" in due or stop:
             run.checkpoints.save(run.accelerator, run.policy, run.optimizer, run.average, progress)
         if stop:
-            raise KeyboardInterrupt(f"stopped by a signal after step {progress.step}: --resume goes on from there")
+            raise KeyboardInterrupt(f"stopped by a signal after step {progress.step}: continue with --resume")
     bar.close()
 
 
-def due_after(step: int, config: RunConfig) -> set[str]:
-    """What is to be done after a step; any of it is a moment to look at the losses."""
-    every = {"look": config.log_every, "validate": config.validate_every, "save": config.save_every}
-    return {what for what, count in every.items() if step % count == 0 or step == config.steps}
+# ----------------------------------------------------------------------------------------------------------------------
+# single training step
 
 
 def training_step(run: TrainState, batches: list[Any], step: int) -> tuple[Losses, Tensor, Tensor]:
-    """One step of the optimizer: forward and backward for each batch, then the update, unless it is not finite."""
-    losses: list[Losses] = []
-    carried = None
-    for number, raw in enumerate(batches, start=1):
-        with gradients_averaged(run.model, last=number == len(batches)):
-            named, carried = forward_backward(run, raw, step, len(batches), carried)
-        losses.append(named)
-    with run.times("optimizer"):
-        if run.projection is not None:
-            run.projection.settle()
-        norm, skipped = update(run.optimizer, run.recipe.optimizer.clip_norm)
+    """Run forward and backward passes over the batches of a step, then update the weights.
+
+    Return the mean losses by name, the gradient norm, and 1.0 if the update was skipped because it was not finite.
+    """
+    logged: list[Losses] = []
+    output = None
+    for number, batch in enumerate(batches, start=1):
+        inputs = run.task.model_inputs(batch, step, output, run.timer)
+        with placement.gradients_averaged(run.model, is_last=number == len(batches)), run.timer("student"):
+            with run.accelerator.autocast():
+                output = run.model(**inputs)
+            weights = run.task.loss_weights(output.losses, step)
+            weighted = {name: weights[name] * loss for name, loss in output.losses.items()}
+            loss = torch.stack(list(weighted.values())).sum()
+            if run.gradient_projection is None:
+                run.accelerator.backward(loss / len(batches))
+            else:
+                run.gradient_projection.backward(weighted, len(batches))
+        losses = run.task.losses_to_log(output.losses, step) | {"loss": loss}
+        logged.append({name: value.detach() for name, value in losses.items()})
+    with run.timer("optimizer"):
+        if run.gradient_projection is not None:
+            run.gradient_projection.write_gradients()
+        gradient_norm, skipped = placement.step(run.optimizer, run.recipe.optimizer.clip_norm)  # clip, update, zero
         if run.average is not None:
             run.average.update(run.policy)
-    means = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
-    return means, norm, skipped
+    mean_losses = {name: torch.stack([losses[name] for losses in logged]).mean() for name in logged[0]}
+    return mean_losses, gradient_norm, skipped
 
 
-def forward_backward(run: TrainState, raw: Any, step: int, passes: int, carried: Any) -> tuple[Losses, Any]:
-    """The named losses of one pass, whose weighted sum goes backward; and what the next pass goes on from."""
-    losses, total, carried = run.system.losses(run, raw, step, carried)
-    with run.times("student"):
-        if run.projection is None:
-            run.accelerator.backward(total / passes)
-        else:
-            run.projection.add(losses, alignment_weight(run.recipe.alignment, step), passes)
-    return {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}, carried
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-def look(run: Run, since: float, bar: tqdm) -> float:
-    """Writes the steps since the last look, and stops the run if too many of them in a row were not finite."""
+def due_actions(step: int, config: BaseRunConfig) -> set[str]:
+    """Return what is due after `step`: "log", "validate", "save". All of them are due after the last step."""
+    intervals = {"log": config.log_every, "validate": config.validate_every, "save": config.save_every}
+    return {action for action, interval in intervals.items() if step % interval == 0 or step == config.steps}
+
+
+def flush_metrics(run: Run, last_flush: float, bar: tqdm) -> float:
+    """Write the metrics since the last call to the journal; return the time. Raise a UserError if too many consecutive
+    steps had a non-finite loss."""
     records = run.journal.flush()
     now = time.perf_counter()
-    speed = len(records) * run.recipe.run.batch_size / (now - since) if records else 0.0
-    count_skipped(run, records)
-    run.recent.clear()
+    speed = len(records) * run.recipe.run.batch_size / (now - last_flush) if records else 0.0
+    check_skipped_steps(run, records)
+    run.unflushed_batches.clear()
     if records:
         memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
-        run.journal.tell(records[-1]["step"], samples_per_second=round(speed, 3), **memory)
+        run.journal.write_metrics(records[-1]["step"], samples_per_second=round(speed, 3), **memory)
         bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
     return now
 
 
-def count_skipped(run: Run, records: list[dict[str, Any]]) -> None:
-    """Names the samples of each step that was not finite, of all ranks; too many such steps in a row end the run."""
-    progress, most = run.progress, run.recipe.run.most_skipped
-    for record, raw in zip(records, run.recent, strict=True):
+def check_skipped_steps(run: Run, records: list[dict[str, Any]]) -> None:
+    """Record the samples of skipped steps, of all ranks; raise a UserError after too many consecutive ones."""
+    progress, limit = run.progress, run.recipe.run.max_skipped_steps
+    for record, batches in zip(records, run.unflushed_batches, strict=True):
         if not record["skipped"]:
             progress.skipped_in_row = 0
             continue
         progress.skipped += 1
         progress.skipped_in_row += 1
-        run.journal.write([{"step": record["step"], "skipped_samples": gather_object(sample_names(raw))}])
-        if progress.skipped_in_row >= most:
-            path = save_batches(run, raw)
+        run.journal.write([{"step": record["step"], "skipped_samples": gather_object(sample_ids(batches))}])
+        if progress.skipped_in_row >= limit:
+            path = save_batches(run, batches)
             raise UserError(
-                f"{most} steps in a row had no finite loss, the last is step {record['step']}: "
-                f"its batch is in {path}; lower optimizer.lr, or set optimizer.clip_norm"
+                f"{limit} consecutive steps had a non-finite loss, the last of them step {record['step']}, whose batch "
+                f"was saved to {path}: lower optimizer.lr, or set optimizer.clip_norm"
             )
 
 
-def sample_names(batches: list[Any]) -> list[dict[str, int]]:
-    names = ("dataset", "episode_index", "frame_index")
-    rows = [torch.stack([batch[name] for name in names], dim=1).tolist() for batch in batches]
-    return [dict(zip(names, row, strict=True)) for part in rows for row in part]
+def sample_ids(batches: list[Any]) -> list[dict[str, int]]:
+    """Return dataset, episode and frame of every sample."""
+    keys = ("dataset", "episode_index", "frame_index")
+    rows = [torch.stack([batch[key] for key in keys], dim=1).tolist() for batch in batches]
+    return [dict(zip(keys, row, strict=True)) for batch_rows in rows for row in batch_rows]
 
 
 class StopSignal:
-    """Notes SIGTERM, which clusters send before they take a machine away. All ranks stop after the same step."""
+    """Handler of SIGTERM, which clusters send before they stop a job. All ranks stop after the same step."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.noted = accelerator, False
-        signal.signal(signal.SIGTERM, self.note)
+        self.accelerator, self.is_received = accelerator, False
+        signal.signal(signal.SIGTERM, self.handle)
 
-    def note(self, number: int, frame: Any) -> None:
-        self.noted = True
+    def handle(self, number: int, frame: Any) -> None:
+        self.is_received = True
 
-    def here_alone(self) -> bool:
-        return self.noted and self.accelerator.num_processes == 1
+    def received_alone(self) -> bool:
+        """Return whether a single process received it, which does not have to wait for other ranks."""
+        return self.is_received and self.accelerator.num_processes == 1
 
-    def anywhere(self) -> bool:
-        flag = torch.tensor(float(self.noted), device=self.accelerator.device)
+    def received_by_any_rank(self) -> bool:
+        flag = torch.tensor(float(self.is_received), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum"))
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="rocket", help="a recipe's name, or a YAML file (default: %(default)s)")
-    parser.add_argument("--policy", help="folder or Hub id (owner/name@revision) of the policy to start from")
-    parser.add_argument(
-        "--dataset", action="append", default=[], help="folder or Hub id of a LeRobot dataset; repeatable"
-    )
-    parser.add_argument("--teacher", help="folder or Hub id of the 3D vision model")
-    parser.add_argument("--cache", action="append", default=[], help="folder of its cached features, one per dataset")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="print what would happen, and stop")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    add_training_arguments(parser)
     return parser.parse_args(argv)
 
 
-def recipe_of(given: argparse.Namespace) -> Recipe:
-    changes = [f"policy={given.policy}"] if given.policy else []
-    changes += [f"data.datasets.{number}.id={name}" for number, name in enumerate(given.dataset)]
-    changes += [f"teacher.name={given.teacher}"] if given.teacher else []
-    changes += [f"teacher.caches.{number}={name}" for number, name in enumerate(given.cache)]
-    recipe = read_recipe(given.recipe, [*changes, *given.set])
+def recipe_from_arguments(arguments: argparse.Namespace) -> BaseRecipe:
+    changes = [f"policy={arguments.policy}"] if arguments.policy else []
+    changes += [f"data.datasets.{number}.id={name}" for number, name in enumerate(arguments.dataset)]
+    changes += [f"teacher.name={arguments.teacher}"] if arguments.teacher else []
+    changes += [f"teacher.caches.{number}={name}" for number, name in enumerate(arguments.cache)]
+    recipe = read_recipe(arguments.recipe, [*changes, *arguments.set])
     check_recipe(recipe)
     return recipe
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = arguments(argv)
+    arguments = parse_arguments(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        recipe = recipe_of(given)
-        out = given.out or Path("runs") / recipe.name
-        accelerator = make_accelerator(recipe, out)
-        if given.dry_run:
-            accelerator.print(describe(recipe, accelerator))
+        recipe = recipe_from_arguments(arguments)
+        out = arguments.out or Path("runs") / recipe.name
+        quantize = isinstance(recipe, VLARecipe) and recipe.run.quantize
+        accelerator = placement.create_accelerator(recipe.run.trackers, out, quantize)
+        if arguments.dry_run:
+            accelerator.print(describe_run(recipe, accelerator))
             return 0
-        run = create_run(recipe, out, given.resume, accelerator)
+        run = create_run(recipe, out, arguments.resume, accelerator)
         train(run)
         folder = export(run)
         if accelerator.is_main_process:

@@ -1,27 +1,27 @@
-"""What held-out data say of the policy, now and then, and which checkpoint is the best by that."""
+"""Validation on held-out data during a run, and the choice of the best checkpoint."""
 
 import torch
 
 from .distributed.placement import predicting
-from .optimization import averaged
+from .optimization import averaged_weights
 from .run import Run
 
 
 @torch.no_grad()
 def validate(run: Run) -> None:
-    """Of the average of the weights where one is kept."""
-    if not run.system.validates:
+    """Validate the policy with its averaged weights, if there are any; record the metrics and the best step."""
+    if not run.task.has_validation_data:
         return
-    with averaged(run.average, run.policy):
+    with averaged_weights(run.average, run.policy):
         run.policy.eval()
         with predicting(run.model):
-            found = run.system.validate(run)
+            metrics = run.task.validate(run.progress.step)
         run.policy.train()
-    remember(run, found)
+    record_validation(run, metrics)
 
 
-def remember(run: Run, found: dict[str, float]) -> None:
-    progress, error = run.progress, found.get("error")
+def record_validation(run: Run, metrics: dict[str, float]) -> None:
+    progress, error = run.progress, metrics.get("error")
     if error is not None and (progress.best_error is None or error < progress.best_error):
         progress.best_step, progress.best_error = progress.step, error
-    run.journal.tell(progress.step, **{f"validation/{name}": value for name, value in found.items()})
+    run.journal.write_metrics(progress.step, **{f"validation/{name}": value for name, value in metrics.items()})

@@ -24,8 +24,11 @@ COMMANDS = (
     "pretrain-teacher",
     "publish",
     "simulate",
+    "train",
     "verify",
 )
+# Commands that pass the flags that they do not know to `accelerate launch`.
+LAUNCHING_COMMANDS = ("adapt", "train")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         lines = argparse.RawDescriptionHelpFormatter
         own = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=lines)
         command.add_arguments(own)
-    arguments = parser.parse_args(argv)
+    arguments, unknown_words = parser.parse_known_args(argv)
+    if arguments.command in LAUNCHING_COMMANDS:
+        arguments.unknown_words = unknown_words
+    elif unknown_words:
+        parser.error(f"unrecognized arguments: {' '.join(unknown_words)}")
     try:
         return commands[arguments.command].run(arguments)
     except USER_ERRORS as error:

@@ -1,7 +1,12 @@
-"""A model on its devices: alone, copied to each rank (DDP), or in shards over all ranks (FSDP2, ZeRO; also on CPUs)."""
+"""Placement of a model and its optimizer: in one process, replicated (DDP), or sharded (FSDP2, DeepSpeed's ZeRO).
+
+The training loop, checkpoints and measurements use the functions of this file and of `tensor_storage.py`; which library
+shards the model is decided here alone, by the accelerate configuration. FSDP2 works on CPUs too, where accelerate
+itself would not shard.
+"""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,93 +22,125 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
-from ..optimization import make_optimizer
-from ..recipe import OptimizerConfig, Recipe
+from ..optimization import clip_and_step, create_adam_state, create_optimizer, trainable_parameters
+from ..recipe import BaseOptimizerConfig
 from .deepspeed_zero import (
-    EngineOptimizer,
-    Place,
-    check_zero,
-    end_recording,
+    ZeroOptimizer,
+    check_zero_settings,
+    create_engine,
+    end_module_trace,
     hidden_from_accelerate,
-    place_of,
-    start_engine,
     zero_stage,
 )
+from .tensor_storage import StoredTensor
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+Optimizer = torch.optim.Optimizer | ZeroOptimizer
 
 
-def make_accelerator(recipe: Recipe, out: Path) -> Accelerator:
-    """On the CPU where there is nothing else, also when `accelerate launch` was not told so."""
+# What the accelerate configuration selects
+
+
+def create_accelerator(trackers: list[str], out: Path, quantize: bool) -> Accelerator:
+    """Create the Accelerator, on the CPU if there is no other device, whatever the accelerate configuration."""
     if zero_stage() is not None:
-        check_zero(recipe.run.quantize)
+        check_zero_settings(quantize)
     cpu = not torch.accelerator.is_available()
     with hidden_from_accelerate():
-        return Accelerator(cpu=cpu, log_with=recipe.run.trackers or None, project_dir=out)
+        return Accelerator(cpu=cpu, log_with=trackers or None, project_dir=out)
 
 
-def launched_with(variable: str, default: str) -> bool:
-    """What a configuration of accelerate's said, which `accelerate launch` hands on as variables."""
+def is_set(variable: str, default: str) -> bool:
+    """Return a boolean setting of the accelerate configuration, which `accelerate launch` passes as a variable."""
     return os.environ.get(variable, default).lower() == "true"
 
 
-def sharded() -> bool:
-    """(accelerate itself shards on accelerators alone.)"""
-    return launched_with("ACCELERATE_USE_FSDP", "false")
+def uses_fsdp() -> bool:
+    return is_set("ACCELERATE_USE_FSDP", "false")
+
+
+def gradients_are_sharded() -> bool:
+    """Return whether each rank holds only parts of the gradients and moments (FSDP2, ZeRO-2, ZeRO-3)."""
+    return uses_fsdp() or zero_stage() is not None
+
+
+def weights_are_sharded() -> bool:
+    """Return whether each rank holds only parts of the weights (FSDP2, ZeRO-3)."""
+    return uses_fsdp() or zero_stage() == 3
+
+
+# Model and optimizer
 
 
 def place(
-    accelerator: Accelerator, model: Any, config: OptimizerConfig, part_of: Callable[[str], str]
-) -> tuple[nn.Module, torch.optim.Optimizer | EngineOptimizer]:
-    """The model as the loop calls it, and its optimizer: made after FSDP2's shards, which are other tensors, and before
-    DeepSpeed's, which it is told of."""
+    accelerator: Accelerator, model: Any, config: BaseOptimizerConfig, part_of: Callable[[str], str]
+) -> tuple[nn.Module, Optimizer]:
+    """Move a model to its devices; return it as the training loop calls it (maybe wrapped), and its optimizer.
+
+    The optimizer is created after FSDP2 has sharded the model, which replaces its tensors, and before DeepSpeed's
+    engine, which takes the optimizer as an argument.
+    """
     model.to(accelerator.device)
     if zero_stage() is not None:
-        engine = start_engine(accelerator, model, make_optimizer(model, config, part_of), config.clip_norm)
-        return engine, EngineOptimizer(engine)
-    placed = shard(accelerator, model) if sharded() else accelerator.prepare_model(model)
-    return placed, make_optimizer(model, config, part_of)
+        engine = create_engine(accelerator, model, create_optimizer(model, config, part_of), config.clip_norm)
+        return engine, ZeroOptimizer(engine)
+    placed = shard_with_fsdp(accelerator, model) if uses_fsdp() else accelerator.prepare_model(model)
+    return placed, create_optimizer(model, config, part_of)
 
 
-def shard(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:
-    """Each of the units that the policy names in a shard group of its own, and the rest in one."""
-    low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    precision = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    offload = CPUOffloadPolicy() if launched_with("FSDP_OFFLOAD_PARAMS", "false") else OffloadPolicy()
-    gather_again = launched_with("FSDP_RESHARD_AFTER_FORWARD", "true")
+def shard_with_fsdp(accelerator: Accelerator, model: RocketForActionPrediction) -> nn.Module:
+    """Shard each block that the policy names as a unit of its own, and the remaining weights as one unit."""
+    low_precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    precision = MixedPrecisionPolicy(param_dtype=low_precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy() if is_set("FSDP_OFFLOAD_PARAMS", "false") else OffloadPolicy()
+    reshard = is_set("FSDP_RESHARD_AFTER_FORWARD", "true")
     units = model.policy._no_split_modules
     for module in list(model.modules()):
         if type(module).__name__ in units:
-            fully_shard(module, mp_policy=precision, offload_policy=offload, reshard_after_forward=gather_again)
+            fully_shard(module, mp_policy=precision, offload_policy=offload, reshard_after_forward=reshard)
     fully_shard(model, mp_policy=precision, offload_policy=offload)
     register_fsdp_forward_method(model, "predict_action_chunk")
     return model
 
 
 @contextmanager
-def gradients_averaged(model: Any, last: bool) -> Iterator[None]:
-    """Only the last of several passes averages its gradients, with those of the passes before it, over the ranks. (ZeRO
-    adds each pass to its shards, and has to know which one is the last.)"""
+def gradients_averaged(model: Any, is_last: bool) -> Iterator[None]:
+    """Run one backward pass of a step. Only the last pass averages the accumulated gradients over the ranks.
+
+    ZeRO adds every pass to its shards and only has to know which pass is the last.
+    """
     if zero_stage() is not None:
-        model.set_gradient_accumulation_boundary(last)
+        model.set_gradient_accumulation_boundary(is_last)
         yield
     elif isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+        model.set_requires_gradient_sync(is_last)
         yield
-    elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
+    elif isinstance(model, nn.parallel.DistributedDataParallel) and not is_last:
         with model.no_sync():
             yield
     else:
         yield
 
 
+def step(optimizer: Optimizer, clip_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Clip the gradients, update the weights and zero the gradients, unless the gradients are not finite.
+
+    Return the norm of the gradients before clipping, and 1.0 if the update was skipped, both on the device.
+    """
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.step()  # The engine was created with `clip_norm`.
+    return clip_and_step(optimizer, clip_norm)
+
+
 @contextmanager
 def predicting(model: Any) -> Iterator[None]:
-    """Forward passes without a backward one, which leave whole weights where shards were: those are put back."""
+    """Run forward passes without a backward pass. They leave gathered weights, which are resharded at the end."""
     if zero_stage() == 3:
-        end_recording(model)
+        end_module_trace(model)
     yield
     if zero_stage() == 3:
         model.empty_partition_cache()
@@ -112,10 +149,24 @@ def predicting(model: Any) -> Iterator[None]:
             module.reshard()
 
 
-def whole(place: Place) -> Tensor:
-    """A tensor that may be spread over ranks, in one piece, on the CPU. All ranks call it."""
-    if isinstance(place, Tensor):
-        place = place_of(place)
-    if isinstance(place, DTensor):
-        return place.full_tensor().cpu()
-    return (place if isinstance(place, Tensor) else place.whole()).cpu()
+# State of the optimizer
+
+
+def optimizer_state(model: nn.Module, optimizer: Optimizer) -> Mapping[str, StoredTensor]:
+    """Return Adam's moments and step counts, named after the weights."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.state_tensors(trainable_parameters(model))
+    return {
+        f"{name}.{key}": optimizer.state[parameter][key]
+        for name, parameter in trainable_parameters(model)
+        if parameter in optimizer.state
+        for key in ADAM_STATE
+    }
+
+
+def prepare_optimizer_for_loading(optimizer: Optimizer) -> None:
+    """Create the state that a checkpoint is loaded into. The weights of the model must have been loaded before."""
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.adopt_model_weights()
+    else:
+        create_adam_state(optimizer)

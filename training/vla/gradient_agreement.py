@@ -1,13 +1,15 @@
-"""Whether the losses of a run agree about its shared weights, measured now and then while it trains.
+"""Agreement of the losses' gradients on their shared weights, measured at intervals during training.
 
-One more forward pass of one batch, and one backward pass per loss that goes no further than the chosen weights. The run
-itself is not touched: no gradient is kept, and the random state is put back.
+A measurement takes one additional forward pass of one batch, and one backward pass per loss, down to the chosen
+weights. It does not change the run: no gradient is stored, and the random state is restored.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -15,59 +17,64 @@ from rocket_hf.modeling.policy_interface import Batch
 
 from ..data.batches import LoaderBatch
 from ..recipe import VLARecipe
-from ..run import Run, TrainState
-from .loss_gradients import cosine_table, figures_of, loss_gradients, named_losses
+from .loss_gradients import agreement_metrics, cosine_table, loss_gradients, loss_terms
 from .model_inputs import ModelInputs
-from .shared_weights import Weights, shared_weights
+from .shared_weights import NamedWeights, shared_weights
 from .targets import Targets
 
 
-def agreement_if_due(
-    run: Run, model_inputs: ModelInputs, raw: LoaderBatch, alignment_weight: float
-) -> dict[str, Tensor]:
-    """Not while alignment counts nothing: the teacher rests then."""
-    every = run.recipe.analysis.gradient_agreement_every
-    due = every > 0 and (run.progress.step + 1) % every == 0 and alignment_weight > 0
-    return gradient_agreement(run, model_inputs, raw) if due else {}
+@dataclass
+class GradientAgreement:
+    """Measurement of the agreement of gradients for one run."""
 
+    policy: RocketForActionPrediction
+    recipe: VLARecipe
+    accelerator: Accelerator
+    model_inputs: ModelInputs
 
-def gradient_agreement(run: TrainState, model_inputs: ModelInputs, raw: LoaderBatch) -> dict[str, Tensor]:
-    """For the journal, by "agreement/NAME"; see `figures_of`. Of the gradients averaged over all ranks, so that two
-    ranks say what one with the batches of both would."""
-    weights = shared_weights(run.policy, run.recipe.analysis.parameters)
-    with run.times("agreement"), random_state_kept(run.accelerator.device), run_eagerly(run.recipe):
-        batch, pictures, warp = model_inputs.inputs(raw)
-        targets = model_inputs.targets(raw, pictures, warp)
-        assert targets is not None  # the recipe's checks ask for alignment
-        with run.accelerator.autocast():
-            _, table = loss_cosines(run.policy, batch, targets, weights, mean_over_ranks(run))
-    return {f"agreement/{name}": value for name, value in figures_of(table).items()}
+    def is_due(self, step: int, alignment_weight: float) -> bool:
+        """Return whether to measure in `step` (0-based); never while the alignment weight is 0, without targets."""
+        every = self.recipe.analysis.gradient_agreement_every
+        return every > 0 and (step + 1) % every == 0 and alignment_weight > 0
+
+    def measure(self, raw: LoaderBatch) -> dict[str, Tensor]:
+        """Return metrics named "agreement/NAME", see `agreement_metrics`.
+
+        The gradients are averaged over the ranks, so two ranks measure what one rank with both batches would.
+        """
+        weights = shared_weights(self.policy, self.recipe.analysis.parameters)
+        with restored_random_state(self.accelerator.device), uncompiled(self.recipe.run.compile):
+            batch, images, warp = self.model_inputs.inputs(raw)
+            targets = self.model_inputs.targets(raw, images, warp)
+            assert targets is not None  # check_recipe requires an alignment
+            with self.accelerator.autocast():
+                _, table = loss_cosines(self.policy, batch, targets, weights, self.mean_over_ranks)
+        return {f"agreement/{name}": value for name, value in agreement_metrics(table).items()}
+
+    def mean_over_ranks(self, gradients: Tensor) -> Tensor:
+        return self.accelerator.reduce(gradients, "mean")
 
 
 def loss_cosines(
     policy: RocketForActionPrediction,
     batch: Batch,
     targets: Targets,
-    weights: Weights,
+    weights: NamedWeights,
     average: Callable[[Tensor], Tensor] = lambda gradients: gradients,
 ) -> tuple[list[str], Tensor]:
-    """The names of the losses, and the cosines between their gradients (L, L)."""
-    losses = named_losses(policy(**batch, targets=targets).losses)
+    """Return the names of the losses, and the cosines between their gradients, (L, L)."""
+    losses = loss_terms(policy(**batch, targets=targets).losses)
     gradients = loss_gradients(list(losses.values()), list(weights.values()))
     return list(losses), cosine_table(average(gradients))
 
 
-def mean_over_ranks(run: TrainState) -> Callable[[Tensor], Tensor]:
-    return lambda gradients: run.accelerator.reduce(gradients, "mean")
-
-
 @contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
+def restored_random_state(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices, device_type="cuda"):
         yield
 
 
-def run_eagerly(recipe: VLARecipe) -> AbstractContextManager:
-    """Compiled layers give up what their backward pass reads, and here several read it."""
-    return torch.compiler.set_stance("force_eager") if recipe.run.compile else nullcontext()
+def uncompiled(is_compiled: bool) -> AbstractContextManager:
+    """Run compiled layers eagerly: they free their saved tensors in the first of several backward passes."""
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()

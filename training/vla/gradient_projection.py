@@ -1,8 +1,9 @@
-"""PCGrad (Yu et al. 2020, arXiv 2001.06782): each loss's gradient without what goes against another's; to compare with.
+"""PCGrad (Yu et al. 2020, arXiv 2001.06782), for comparison: each loss's gradient without its conflicts with the
+others.
 
-The losses are the action's and each layer pair's, as they are weighted in the sum. Needs memory for one gradient of all
-trained weights per loss, and one backward pass per loss. The others are taken from shallow to deep instead of in an
-order drawn anew each time, so that all ranks and resumed runs do the same.
+The losses are the action loss and the loss of each layer pair, weighted as in the sum. This needs memory for one
+gradient of all trainable weights per loss, and one backward pass per loss. The other losses are visited from shallow to
+deep rather than in a random order, so that all ranks and resumed runs compute the same.
 """
 
 from collections.abc import Mapping
@@ -13,27 +14,28 @@ from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
 
-from ..distributed.deepspeed_zero import zero_stage
-from ..distributed.placement import sharded
-from ..optimization import trained
+from ..distributed.placement import gradients_are_sharded
+from ..optimization import trainable_parameters
 from ..recipe import VLARecipe
-from .loss_gradients import loss_gradients, named_losses
+from .loss_gradients import loss_gradients, loss_terms
 
 
-class Projection:
-    """Gathers the losses' gradients over the passes of a step, and then leaves their projected sum in the weights."""
+class GradientProjection:
+    """Accumulator of the losses' gradients over the passes of a step, whose projected sum becomes the gradient."""
 
     def __init__(self, model: nn.Module, accelerator: Accelerator):
-        self.weights = [weight for _, weight in trained(model)]
+        self.weights = [weight for _, weight in trainable_parameters(model)]
         self.accelerator = accelerator
-        self.gradients: Tensor | None = None  # (losses, numbers of all weights), of the passes so far
+        self.gradients: Tensor | None = None  # (losses, elements of all weights), summed over the passes so far
 
-    def add(self, losses: Mapping[str, Tensor], alignment_weight: float, passes: int) -> None:
-        gradients = loss_gradients([term / passes for term in weighted_terms(losses, alignment_weight)], self.weights)
+    def backward(self, weighted_losses: Mapping[str, Tensor], passes: int) -> None:
+        """Accumulate the gradients of one of the step's `passes`."""
+        terms = [term / passes for term in loss_terms(weighted_losses).values()]
+        gradients = loss_gradients(terms, self.weights)
         self.gradients = gradients if self.gradients is None else self.gradients + gradients
 
-    def settle(self) -> None:
-        """Averages them over the ranks first."""
+    def write_gradients(self) -> None:
+        """Average the gradients over the ranks, project them, and store their sum as the weights' gradients."""
         assert self.gradients is not None
         combined = remove_conflicts(self.accelerator.reduce(self.gradients, "mean")).sum(dim=0)
         parts = combined.split([weight.numel() for weight in self.weights])
@@ -42,32 +44,27 @@ class Projection:
         self.gradients = None
 
 
-def weighted_terms(losses: Mapping[str, Tensor], alignment_weight: float) -> list[Tensor]:
-    """What the sum of ROCKET's eq. 4 consists of: a term for each layer pair, and the action's."""
-    *pairs, action = named_losses(losses).values()
-    return [alignment_weight / len(pairs) * loss for loss in pairs] + [action]
-
-
 def remove_conflicts(gradients: Tensor) -> Tensor:
-    """Each row of (L, P) less its parts along the other rows that it has a negative product with, one by one."""
+    """Subtract from each row of (L, P), one by one, its component along every row with which its dot product is
+    negative."""
     squares = gradients.square().sum(dim=1).clamp_min(torch.finfo(gradients.dtype).tiny)
     projected = gradients.clone()
     for number, row in enumerate(projected):
         for other in range(len(gradients)):
             if other != number:
-                against = (row @ gradients[other]).clamp_max(0) / squares[other]
-                row -= against * gradients[other]
+                conflict = (row @ gradients[other]).clamp_max(0) / squares[other]
+                row -= conflict * gradients[other]
     return projected
 
 
-def check_conflicts(recipe: VLARecipe) -> None:
+def check_gradient_projection(recipe: VLARecipe) -> None:
     if recipe.optimizer.conflicts == "keep":
         return
     if recipe.alignment is None:
-        raise UserError("optimizer.conflicts=project is about several losses, and this recipe has one: set it to keep")
+        raise UserError("optimizer.conflicts=project needs several losses, but this recipe has one: set it to keep")
     if recipe.run.compile:
-        raise UserError("optimizer.conflicts=project runs several backward passes of one forward pass, which compiled "
-                         "layers do not: set run.compile=false")  # fmt: skip
-    if sharded() or zero_stage() is not None:
-        raise UserError("optimizer.conflicts=project needs whole gradients, which FSDP2 and DeepSpeed spread over "
-                         "ranks: set it to keep, or launch with DDP")  # fmt: skip
+        raise UserError("optimizer.conflicts=project runs several backward passes per forward pass, which compiled "
+                         "layers do not support: set run.compile=false")  # fmt: skip
+    if gradients_are_sharded():
+        raise UserError("optimizer.conflicts=project needs unsharded gradients, but FSDP2 and DeepSpeed shard them: "
+                         "set it to keep, or launch with DDP")  # fmt: skip

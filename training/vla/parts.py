@@ -1,7 +1,8 @@
-"""The parts of a policy, and which of its weights a run reaches at all.
+"""The parts of a policy, and the weights that its losses reach.
 
-What a loss reaches is found by a backward pass of a copy without data (torch's meta device), so it holds for every
-backbone and every choice of layers. Weights that no loss reaches stay frozen, and so no rank waits for their gradients.
+The weights that a loss reaches are found by a backward pass of a copy without data (torch's meta device), so the result
+holds for every backbone and every choice of layers. All other weights stay frozen, so no rank waits for their
+gradients.
 """
 
 from typing import Literal
@@ -9,12 +10,12 @@ from typing import Literal
 import torch
 
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.modeling_rocket import HEAD, RocketForActionPrediction
+from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 
 Part = Literal["vision", "language", "expert", "heads", "projector"]
 
-# By the first name below `policy.`; of layers, the half named "expert" is the expert's.
-HOMES: dict[str, Part] = {
+# Part of each submodule of `policy`. In `layers`, the half named "expert" belongs to the expert instead.
+PART_OF_MODULE: dict[str, Part] = {
     "vision_tower": "vision",
     "image_projection": "vision",
     "projector": "vision",
@@ -34,15 +35,15 @@ HOMES: dict[str, Part] = {
 
 
 def part_of(name: str) -> Part:
-    """The part to which a weight or a module belongs; "projector" is the alignment head."""
-    if name.startswith(HEAD):
+    """Return the part that a weight or module belongs to, by its name; "projector" is the alignment head."""
+    if name.startswith(ALIGNMENT_HEAD_PREFIX):
         return "projector"
-    _, home, *rest = name.split(".")
-    return "expert" if home == "layers" and "expert" in rest[:2] else HOMES[home]
+    _, module, *rest = name.split(".")
+    return "expert" if module == "layers" and "expert" in rest[:2] else PART_OF_MODULE[module]
 
 
 def weights_with_gradients(config: RocketConfig) -> set[str]:
-    """The names of the weights that get a gradient from any loss of a policy with this configuration."""
+    """Return the names of the weights that get a gradient from any loss of a policy with this configuration."""
     with torch.device("meta"):
         model = RocketForActionPrediction(config).train()
     batch = {key: value.to("meta") for key, value in config.fake_batch(batch_size=1).items()}  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""QLoRA (arXiv 2305.14314): the frozen linear layers under LoRA in 4 bits (NF4), where bitsandbytes is installed."""
+"""QLoRA (arXiv 2305.14314): frozen linear layers under LoRA in 4 bits (NF4). Needs bitsandbytes."""
 
 import importlib.util
 from types import ModuleType
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from rocket_hf.errors import UserError
 
 
-def bitsandbytes() -> ModuleType:
+def import_bitsandbytes() -> ModuleType:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("run.quantize needs bitsandbytes: `pip install bitsandbytes`, or set run.quantize=false")
     return importlib.import_module("bitsandbytes")
 
 
-def quantize_frozen(model: nn.Module, compute: torch.dtype) -> None:
-    """In place. They become 4 bits wide when the model goes to its device."""
-    library = bitsandbytes()
+def quantize_frozen(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Replace the frozen linear layers under LoRA in place. bitsandbytes quantizes them when the model is moved to its
+    device."""
+    library = import_bitsandbytes()
     for module in list(model.modules()):
         if isinstance(module, LoraLayer) and isinstance(module.base_layer, nn.Linear):
             old = module.base_layer
             new = library.nn.Linear4bit(
-                old.in_features, old.out_features, old.bias is not None, compute, quant_type="nf4", device="meta"
+                old.in_features, old.out_features, old.bias is not None, compute_dtype, quant_type="nf4", device="meta"
             )
             new.weight = library.nn.Params4bit(old.weight.data, requires_grad=False, quant_type="nf4")
             new.bias = old.bias
@@ -32,8 +33,8 @@ def quantize_frozen(model: nn.Module, compute: torch.dtype) -> None:
 
 
 def dequantized_weight(layer: nn.Module) -> Tensor:
-    """The weight of a layer under LoRA, as numbers."""
+    """Return the weight of a layer under LoRA, dequantized if it is quantized."""
     weight: Any = layer.get_parameter("weight")
     if weight.is_floating_point():
         return weight
-    return bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+    return import_bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)

@@ -1,50 +1,53 @@
-"""The weights that all losses of a run reach, about which their gradients may agree or not."""
+"""The weights that all losses of a run reach, on which the agreement of their gradients is measured."""
 
 from torch import nn
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 
-from ..distributed.deepspeed_zero import zero_stage
-from ..distributed.placement import sharded
-from ..optimization import trained
+from ..distributed.placement import gradients_are_sharded
+from ..optimization import trainable_parameters
 from ..recipe import VLARecipe
 from .parts import part_of
 
-Weights = dict[str, nn.Parameter]
+NamedWeights = dict[str, nn.Parameter]
 
 
-def shared_weights(policy: RocketForActionPrediction, beginning: str | None) -> Weights:
-    """Those that train and whose names so begin. By default of the first tapped block of the language model: each pair
-    and the action reach it, and nothing that they have in common lies behind it."""
+def shared_weights(policy: RocketForActionPrediction, prefix: str | None) -> NamedWeights:
+    """Return the trainable weights whose names begin with `prefix`.
+
+    Without a prefix, return those of the language model's first tapped block: every layer pair and the action loss
+    reach it, and no later weight is common to all of them.
+    """
     assert policy.alignment_head is not None
     first = policy.alignment_head.taps[0]
-    if beginning is None and first == 0:
+    if prefix is None and first == 0:
         raise UserError(
-            "the first aligned layer are the embeddings, which no block makes: say on which weights the losses are to "
-            "be compared, for instance policy.vision_tower"
+            "the first aligned layer is the embeddings, which belong to no block: set the weights to compare the "
+            "gradients of, for instance policy.vision_tower (analysis.parameters, or --parameters)"
         )
-    beginning, part = (beginning, None) if beginning is not None else (f"policy.layers.{first - 1}.", "language")
-    chosen = {
+    prefix, part = (prefix, None) if prefix is not None else (f"policy.layers.{first - 1}.", "language")
+    trainable = trainable_parameters(policy)
+    weights = {
         name: weight
-        for name, weight in trained(policy)
-        if name.startswith(beginning) and (part is None or part_of(name) == part)
+        for name, weight in trainable
+        if name.startswith(prefix) and (part is None or part_of(name) == part)
     }
-    if not chosen:
+    if not weights:
         raise UserError(
-            f"no trained weight has a name that begins with {beginning}: say on which weights the losses are to be "
-            f"compared, for instance {trained(policy)[0][0]}"
+            f"no trainable weight has a name that begins with {prefix}: set the weights to compare the gradients of, "
+            f"for instance {trainable[0][0]} (analysis.parameters, or --parameters)"
         )
-    return chosen
+    return weights
 
 
-def check_agreement(recipe: VLARecipe, policy: RocketForActionPrediction) -> None:
-    """What cannot be measured is said before the run begins."""
+def check_gradient_agreement(recipe: VLARecipe, policy: RocketForActionPrediction) -> None:
+    """Raise a UserError if the recipe asks for a measurement that is impossible."""
     if not recipe.analysis.gradient_agreement_every:
         return
-    if sharded() or zero_stage() is not None:
+    if gradients_are_sharded():
         raise UserError(
-            "analysis.gradient_agreement_every compares gradients of whole weights, which FSDP2 and DeepSpeed spread "
-            "over ranks: set it to 0, or launch with DDP"
+            "analysis.gradient_agreement_every needs unsharded gradients, but FSDP2 and DeepSpeed shard them: set it "
+            "to 0, or launch with DDP"
         )
     shared_weights(policy, recipe.analysis.parameters)

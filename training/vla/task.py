@@ -1,6 +1,6 @@
-"""The vision-language-action policies, aligned with a 3D vision model or not: their losses, validation and export."""
+"""The training task of vision-language-action policies, with or without alignment to a 3D vision model."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,37 +9,39 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.policy_interface import weighted_loss
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import DTYPES
 
 from ..data.batches import LoaderBatch
 from ..data.loader import BatchLoader, make_loader
+from ..journal import StepTimer
 from ..optimization import alignment_weight
 from ..recipe import AugmentationConfig, VLARecipe
 from ..recipe_checks import split_batch
-from ..run import Losses, Run, TrainingTask, TrainState
-from .gradient_agreement import agreement_if_due
-from .gradient_projection import check_conflicts
+from ..task import TrainingTask
+from .gradient_agreement import GradientAgreement
+from .gradient_projection import check_gradient_projection
+from .loss_gradients import ALIGNMENT_PREFIX
 from .model_inputs import ModelInputs
 from .parts import part_of
 from .quantize import quantize_frozen
 from .resources import TrainingResources, load_policy, load_training_resources
-from .shared_weights import check_agreement
-from .trainable import make_trainable, merge_lora_weights, policy_of
+from .shared_weights import check_gradient_agreement
+from .trainable import make_trainable, merge_lora_weights, policy_from_weights
 
-OBSERVED = ("images", "camera_mask", "input_ids", "attention_mask", "state", "noise")
+PREDICTION_INPUTS = ("images", "camera_mask", "input_ids", "attention_mask", "state", "noise")
 
 
 def create_vla_task(recipe: VLARecipe, accelerator: Accelerator) -> "VLATrainingTask":
-    sources = load_resources_once(recipe, accelerator)
-    split_batch(recipe, accelerator.num_processes)  # or the sentence that it cannot be shared so
-    policy = load_policy(sources.folder, sources.config.alignment, recipe)
-    model_inputs = ModelInputs(policy.config, sources.processor, sources.targets, accelerator.device)
-    return VLATrainingTask(recipe, policy, sources.processor, model_inputs, accelerator, sources)
+    resources = load_resources_once(recipe, accelerator)
+    split_batch(recipe, accelerator.num_processes)  # raises a UserError before the weights are loaded
+    policy = load_policy(resources.folder, resources.config.alignment, recipe)
+    model_inputs = ModelInputs(policy.config, resources.processor, resources.targets, accelerator.device)
+    return VLATrainingTask(recipe, policy, resources.processor, model_inputs, accelerator, resources)
 
 
 class VLATrainingTask(TrainingTask):
@@ -48,16 +50,17 @@ class VLATrainingTask(TrainingTask):
         recipe: VLARecipe,
         policy: RocketForActionPrediction,
         processor: RocketProcessor,
-        model_inputs: ModelInputs,
+        batch_inputs: ModelInputs,
         accelerator: Accelerator,
-        sources: TrainingResources | None,
+        resources: TrainingResources | None,
     ):
-        """Without `sources` it can take steps with batches that somebody else has made."""
-        self.recipe, self.policy, self.processor, self.model_inputs = recipe, policy, processor, model_inputs
-        self.accelerator, self.sources = accelerator, sources
-        self.notes = sources.notes if sources is not None else []
-        self.validation = validation_loader(sources, recipe, accelerator) if sources is not None else None
-        self.validates = self.validation is not None
+        """Without `resources`, the task can only take steps with given batches."""
+        self.recipe, self.policy, self.processor, self.batch_inputs = recipe, policy, processor, batch_inputs
+        self.accelerator, self.resources = accelerator, resources
+        self.agreement = GradientAgreement(policy, recipe, accelerator, batch_inputs)
+        self.notes = resources.notes if resources is not None else []
+        self.validation = validation_loader(resources, recipe, accelerator) if resources is not None else None
+        self.has_validation_data = self.validation is not None
 
     @staticmethod
     def part_of(name: str) -> str:
@@ -68,75 +71,91 @@ class VLATrainingTask(TrainingTask):
         make_trainable(policy, recipe)
         if recipe.run.quantize:
             quantize_frozen(policy, DTYPES[recipe.run.base_dtype])
-        check_agreement(recipe, policy)
-        check_conflicts(recipe)
-        arrange(policy, recipe)
+        check_gradient_agreement(recipe, policy)
+        check_gradient_projection(recipe)
+        enable_checkpointing_and_compile(policy, recipe)
 
     def batches(self, first_step: int) -> Iterator[list[LoaderBatch]]:
-        assert self.sources is not None
-        each, count = split_batch(self.recipe, self.accelerator.num_processes)
-        batches = iter(training_loader(self.sources, self.recipe, self.accelerator, each, first_step))
-        while step := list(islice(batches, count)):
-            yield step
+        assert self.resources is not None
+        per_pass, passes = split_batch(self.recipe, self.accelerator.num_processes)
+        batches = iter(training_loader(self.resources, self.recipe, self.accelerator, per_pass, first_step))
+        while step_batches := list(islice(batches, passes)):
+            yield step_batches
 
-    def measured(self, run: Run, batches: list[LoaderBatch]) -> dict[str, Any]:
-        weight = alignment_weight(self.recipe.alignment, run.progress.step)
-        agreement = agreement_if_due(run, self.model_inputs, batches[0], weight)
-        return {**agreement, "alignment_weight": weight}
+    def model_inputs(
+        self, batch: LoaderBatch, step: int, previous: ModelOutput | None, timer: StepTimer
+    ) -> dict[str, Any]:
+        """Return the model's batch and the alignment targets. The teacher is not run while the alignment weight is 0."""
+        with timer("data"):
+            inputs, images, warp = self.batch_inputs.inputs(batch)
+        with timer("teacher"):
+            if self.alignment_weight(step):
+                targets = self.batch_inputs.targets(batch, images, warp)
+            else:
+                targets = self.batch_inputs.zero_targets(inputs)
+        return {**inputs, "targets": targets}
 
-    def losses(self, run: TrainState, raw: LoaderBatch, step: int, carried: None) -> tuple[Losses, Tensor, None]:
-        weight = alignment_weight(self.recipe.alignment, step)
-        with run.times("data"):
-            batch, pictures, warp = self.model_inputs.inputs(raw)
-        with run.times("teacher"):
-            targets = (
-                self.model_inputs.targets(raw, pictures, warp) if weight else self.model_inputs.zero_targets(batch)
-            )
-        with run.times("student"), run.accelerator.autocast():
-            losses = run.model(**batch, targets=targets).losses
-        return losses, weighted_loss(losses, weight), None
+    def alignment_weight(self, step: int) -> float:
+        return alignment_weight(self.recipe.alignment, step)
 
-    def validate(self, run: Run) -> dict[str, float]:
-        """The mean distance of predicted actions to the demonstrated ones, and that of each dimension."""
+    def loss_weights(self, names: Collection[str], step: int) -> dict[str, float]:
+        """Return 1 for action losses and lambda / pairs for each of the alignment losses (ROCKET, eq. 4)."""
+        aligned = [name for name in names if name.startswith(ALIGNMENT_PREFIX)]
+        weights = dict.fromkeys(names, 1.0)
+        return weights | {name: self.alignment_weight(step) / len(aligned) for name in aligned}
+
+    def extra_metrics(self, batches: list[LoaderBatch], step: int, timer: StepTimer) -> dict[str, Any]:
+        weight = self.alignment_weight(step)
+        metrics: dict[str, Any] = {"alignment_weight": weight}
+        if self.agreement.is_due(step, weight):
+            with timer("agreement"):
+                metrics |= self.agreement.measure(batches[0])
+        return metrics
+
+    def validate(self, steps: int) -> dict[str, float]:
+        """Return the mean distance between predicted and demonstrated actions, and that of each action dimension."""
         assert self.validation is not None
         sums = torch.zeros(2, self.policy.config.action_dim, device=self.accelerator.device)  # distances, counts
-        for raw in self.validation:
-            sums += self.distances(raw)
+        for batch in self.validation:
+            sums += self.action_distances(batch)
         distance, count = self.accelerator.reduce(sums, "sum")
-        error = distance / count
-        names = self.policy.config.action_names or [str(number) for number in range(len(error))]
-        rows = {name: round(value, 8) for name, value in zip(names, error.tolist(), strict=True)}
-        return {"error": error.mean().item(), **rows}
+        errors = distance / count
+        names = self.policy.config.action_names or [str(number) for number in range(len(errors))]
+        by_name = {name: round(value, 8) for name, value in zip(names, errors.tolist(), strict=True)}
+        return {"error": errors.mean().item(), **by_name}
 
-    def distances(self, raw: LoaderBatch) -> Tensor:
-        """For each dimension, the sum of the absolute distances over the steps that exist, and their number: (2, A)."""
-        batch, _, _ = self.model_inputs.inputs(raw)
+    def action_distances(self, batch: LoaderBatch) -> Tensor:
+        """Return, for each action dimension, the sum of the absolute distances over the valid steps, and the number of
+        valid steps: (2, A)."""
+        inputs, _, _ = self.batch_inputs.inputs(batch)
         with self.accelerator.autocast():
-            predicted = self.policy.predict_action_chunk(**{key: batch[key] for key in OBSERVED if key in batch})  # type: ignore
+            predicted = self.policy.predict_action_chunk(
+                **{key: inputs[key] for key in PREDICTION_INPUTS if key in inputs}  # type: ignore
+            )
         unnormalize = self.processor.unnormalize_actions
-        distance = (unnormalize(predicted.float()) - unnormalize(batch["actions"])).abs()  # (B, chunk, A)
-        exists = (~batch["action_is_pad"])[..., None].expand_as(distance)
-        return torch.stack([(distance * exists).sum((0, 1)), exists.float().sum((0, 1))])
+        distance = (unnormalize(predicted.float()) - unnormalize(inputs["actions"])).abs()  # (B, chunk, A)
+        is_valid = (~inputs["action_is_pad"])[..., None].expand_as(distance)
+        return torch.stack([(distance * is_valid).sum((0, 1)), is_valid.float().sum((0, 1))])
 
-    def finished(self) -> RocketForActionPrediction:
-        """Without its alignment head, LoRA merged."""
-        return policy_of(self.policy.config, merge_lora_weights(self.policy))
+    def policy_for_export(self) -> RocketForActionPrediction:
+        """Return the policy without its alignment head and with LoRA merged."""
+        return policy_from_weights(self.policy.config, merge_lora_weights(self.policy))
 
-    def write(self, policy: RocketForActionPrediction, folder: Path) -> None:
+    def save_policy(self, policy: RocketForActionPrediction, folder: Path) -> None:
         export_policy(policy, self.processor, folder)
 
-    def tell_error(self, error: float) -> str:
+    def describe_error(self, error: float) -> str:
         return f"{error:.4g} robot units from the demonstrated actions"
 
 
 def load_resources_once(recipe: VLARecipe, accelerator: Accelerator) -> TrainingResources:
-    """The main process first, so that what has to be fetched or indexed is done once."""
-    device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # without a number
+    """Load the resources in the main process first, so that downloads and indexing happen once."""
+    device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # without an index
     with accelerator.main_process_first():
         return load_training_resources(recipe, device)
 
 
-def arrange(policy: RocketForActionPrediction, recipe: VLARecipe) -> None:
+def enable_checkpointing_and_compile(policy: RocketForActionPrediction, recipe: VLARecipe) -> None:
     if recipe.run.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.run.compile:
@@ -145,42 +164,45 @@ def arrange(policy: RocketForActionPrediction, recipe: VLARecipe) -> None:
 
 
 def training_loader(
-    sources: TrainingResources, recipe: VLARecipe, accelerator: Accelerator, each: int, step: int
+    resources: TrainingResources, recipe: VLARecipe, accelerator: Accelerator, batch_size: int, first_step: int
 ) -> BatchLoader:
-    size = recipe.run.batch_size
+    step_size = recipe.run.batch_size
     return make_loader(
-        sources.datasets,
-        sources.order,
-        sources.processor,
-        sources.config,
+        resources.datasets,
+        resources.order,
+        resources.processor,
+        resources.config,
         recipe.data,
         recipe.run.seed,
-        each,
+        batch_size,
         accelerator.process_index,
         accelerator.num_processes,
-        step * size,
-        recipe.run.steps * size,
-        sources.caches,
+        first_step * step_size,
+        recipe.run.steps * step_size,
+        resources.caches,
     )
 
 
-def validation_loader(sources: TrainingResources, recipe: VLARecipe, accelerator: Accelerator) -> BatchLoader | None:
-    """Held-out frames as they are, as many on each rank; in this process, since it runs now and then."""
+def validation_loader(resources: TrainingResources, recipe: VLARecipe, accelerator: Accelerator) -> BatchLoader | None:
+    """Return a loader of the held-out frames, without augmentation, with equally many frames on each rank.
+
+    It runs in this process, without workers, because it is used rarely. None if there are too few held-out frames.
+    """
     ranks = accelerator.num_processes
-    if sources.held_out is None or len(sources.held_out) < ranks:
+    if resources.held_out is None or len(resources.held_out) < ranks:
         return None
-    each, _ = split_batch(recipe, ranks)
-    each = min(each, len(sources.held_out) // ranks)
-    total = len(sources.held_out) // (each * ranks) * each * ranks
-    plain = replace(recipe.data, augmentation=AugmentationConfig(), workers=0)
+    per_pass, _ = split_batch(recipe, ranks)
+    per_pass = min(per_pass, len(resources.held_out) // ranks)
+    total = len(resources.held_out) // (per_pass * ranks) * per_pass * ranks
+    data_config = replace(recipe.data, augmentation=AugmentationConfig(), workers=0)
     return make_loader(
-        sources.datasets,
-        sources.held_out,
-        sources.processor,
-        sources.config,
-        plain,
+        resources.datasets,
+        resources.held_out,
+        resources.processor,
+        resources.config,
+        data_config,
         recipe.run.seed,
-        each,
+        per_pass,
         accelerator.process_index,
         ranks,
         0,

@@ -1,0 +1,38 @@
+"""The policy that a run starts from: its folder, checked, and its weights."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rocket_hf.checkpoint_files import read_json
+from rocket_hf.errors import UserError
+from rocket_hf.hub import POLICY_FILES, resolve
+from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.strict_config import StrictConfig
+
+
+def find_policy_folder(
+    name: str, kind: type[StrictConfig] = RocketConfig, files: Sequence[str] = ("config.json", "processor_config.json")
+) -> Path:
+    """Return the local folder of a policy, downloaded if `name` is a Hub id; check that it is a policy of this kind."""
+    folder = resolve(name, POLICY_FILES).folder
+    for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{name} is not a policy: it has no {file}; create a policy with `rocket-hf convert`")
+    model_type = dict(read_json(folder / "config.json")).get("model_type")
+    if model_type != kind.model_type:
+        raise UserError(
+            f"{name} cannot be used here: its config.json describes a model of type {model_type!r}, expected "
+            f"{kind.model_type!r}; convert public checkpoints with `rocket-hf convert`"
+        )
+    return folder
+
+
+@contextmanager
+def weight_errors_as_user_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read the weights in {folder}: {error}; copy or download them again") from error
