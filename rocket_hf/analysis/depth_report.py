@@ -1,4 +1,7 @@
-"""What a depth probe found, as numbers, as two pictures and as one sentence."""
+"""Results of depth probes as tables, comparisons between models and a one-sentence summary.
+
+Shapes: E held-out episodes, L layers.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,58 +11,60 @@ from typing import Any
 
 import numpy as np
 
-from rocket_hf.analysis.gradient_report import bootstrapped
 from rocket_hf.files import write_csv, write_text
 
-from .depth_probe import PLACE, DepthErrors
+from .bootstrap import bootstrap_mean
+from .depth_probe import CONSTANT_PER_PATCH, DepthErrors
 
 RUN, UNTRAINED, TEACHER, CONSTANT = "run", "untrained", "teacher", "constant"
-COLUMNS = ("name", "kind", "layer", "relative_error", "low", "high", "close", "choice_error", "chosen")
+COLUMNS = ("name", "kind", "layer", "relative_error", "low", "high", "close", "validation_error", "selected")
 
 
 @dataclass
-class Measured:
+class DepthResult:
+    """Depth errors of one model or baseline."""
+
     name: str
     kind: str  # RUN, UNTRAINED, TEACHER or CONSTANT
     errors: DepthErrors
 
     @property
-    def by_episode(self) -> np.ndarray:
-        """(E,), of the layer that was chosen."""
+    def error_per_episode(self) -> np.ndarray:
+        """Return the relative error of the selected layer in each episode, (E,)."""
         return self.errors.relative[:, self.errors.best]
 
     @property
     def best_error(self) -> float:
-        return float(self.by_episode.mean())
+        return float(self.error_per_episode.mean())
 
     @property
     def best_layer(self) -> int:
         return self.errors.layers[self.errors.best]
 
-    def phrase(self) -> str:
+    def summary(self) -> str:
         if self.kind == CONSTANT:
             return f"{self.name} {self.best_error:.1%}"
         return f"{self.name} {self.best_error:.1%} (layer {self.best_layer})"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One for each layer, with what a bootstrap over episodes says of its error."""
+        """Return one table row per layer, with a bootstrap interval over the episodes."""
         errors = self.errors
-        mean, low, high = bootstrapped(errors.relative)
+        mean, low, high = bootstrap_mean(errors.relative)
         close = errors.close.mean(axis=0)
-        values = zip(errors.layers, mean, low, high, close, errors.choice_errors, strict=True)
+        values = zip(errors.layers, mean, low, high, close, errors.validation_errors, strict=True)
         return [
-            dict(zip(COLUMNS, (self.name, self.kind, *map(plain, row), row[0] == self.best_layer), strict=True))
+            dict(zip(COLUMNS, (self.name, self.kind, *map(json_number, row), row[0] == self.best_layer), strict=True))
             for row in values
         ]
 
 
-def plain(value: Any) -> int | float:
+def json_number(value: Any) -> int | float:
     return value if isinstance(value, int) else round(float(value), 6)
 
 
 @dataclass
-class Difference:
-    """Of the errors of a first and a second at the layer chosen for each, on the same episodes."""
+class DepthErrorDifference:
+    """Mean difference between the errors of two models on the same episodes, each at its selected layer."""
 
     first: str
     second: str
@@ -69,10 +74,10 @@ class Difference:
     episodes: int
 
     @classmethod
-    def of(cls, first: Measured, second: Measured) -> "Difference":
-        assert first.errors.episodes == second.errors.episodes, "episodes are the same for all"
-        differences = first.by_episode - second.by_episode
-        mean, low, high = map(float, bootstrapped(differences))
+    def between(cls, first: DepthResult, second: DepthResult) -> "DepthErrorDifference":
+        assert first.errors.episodes == second.errors.episodes, "both results must cover the same episodes"
+        differences = first.error_per_episode - second.error_per_episode
+        mean, low, high = map(float, bootstrap_mean(differences))
         return cls(first.name, second.name, mean, low, high, len(differences))
 
     def sentence(self) -> str:
@@ -80,40 +85,43 @@ class Difference:
         points = f"{100 * self.mean:+.2f} points (95 % of resampled means in {low:+.2f} to {high:+.2f}, "
         points += f"{self.episodes} episodes)"
         if self.low <= 0 <= self.high:
-            said = "which contains zero, so these episodes do not tell them apart"
+            conclusion = "the interval contains zero, so the difference is not significant"
         else:
-            said = f"so {self.first if self.high < 0 else self.second} tells more of depth"
-        return f"{self.first} against {self.second}: {points}, {said}"
+            conclusion = f"so depth can be predicted better from {self.first if self.high < 0 else self.second}"
+        return f"{self.first} against {self.second}: {points}, {conclusion}"
 
 
-def differences(measured: Sequence[Measured]) -> list[Difference]:
-    """Each later run against the first; then each run against the policies they started from and the constants."""
-    runs = [each for each in measured if each.kind == RUN]
-    others = [each for each in measured if each.kind in (UNTRAINED, CONSTANT)]
-    found = [Difference.of(run, runs[0]) for run in runs[1:]]
-    return found + [Difference.of(run, other) for run in runs for other in others]
+def compare_results(results: Sequence[DepthResult]) -> list[DepthErrorDifference]:
+    """Compare each later run with the first run, then each run with the untrained policies and the constants."""
+    runs = [result for result in results if result.kind == RUN]
+    baselines = [result for result in results if result.kind in (UNTRAINED, CONSTANT)]
+    comparisons = [DepthErrorDifference.between(run, runs[0]) for run in runs[1:]]
+    return comparisons + [DepthErrorDifference.between(run, baseline) for run in runs for baseline in baselines]
 
 
-def answer(measured: Sequence[Measured]) -> str:
-    """To: has the policy learned 3D? More than the first of the runs, or than what it started from; and more than is
-    known of depth by the place in the picture alone."""
-    told = ", ".join(each.phrase() for each in measured)
-    found, runs = differences(measured), [each for each in measured if each.kind == RUN]
-    asked = found[: max(1, len(runs) - 1)]
-    asked += [each for each in found if (each.first, each.second) == (runs[-1].name, PLACE) and each not in asked]
-    decided = "; ".join(each.sentence() for each in asked)
-    return f"depth is read off held-out episodes with a relative error of {told}: {decided}."
+def summarize_results(results: Sequence[DepthResult]) -> str:
+    """Answer in one sentence whether the policies have learned 3D.
+
+    The comparisons are with the first run, or with the untrained policy if there is only one run, and with the constant
+    per patch, which measures what the position in the image alone predicts.
+    """
+    comparisons, runs = compare_results(results), [result for result in results if result.kind == RUN]
+    selected = comparisons[: max(1, len(runs) - 1)]
+    last_run = (runs[-1].name, CONSTANT_PER_PATCH)
+    selected += [each for each in comparisons if (each.first, each.second) == last_run and each not in selected]
+    errors = ", ".join(result.summary() for result in results)
+    return f"relative depth error on held-out episodes: {errors}; {'; '.join(each.sentence() for each in selected)}."
 
 
-def write_errors(folder: Path, measured: Sequence[Measured], about: Mapping[str, Any]) -> None:
-    """depth.csv, a row for each layer, and depth.json with all that is known."""
-    rows = [row for each in measured for row in each.rows()]
+def write_depth_tables(folder: Path, results: Sequence[DepthResult], settings: Mapping[str, Any]) -> None:
+    """Write depth.csv with one row per layer, and depth.json with all results."""
+    rows = [row for result in results for row in result.rows()]
     write_csv(folder / "depth.csv", COLUMNS, (row.values() for row in rows))
-    found = dict(about) | {
-        "answer": answer(measured),
-        "differences": [vars(each) for each in differences(measured)],
+    content = dict(settings) | {
+        "summary": summarize_results(results),
+        "differences": [vars(difference) for difference in compare_results(results)],
         "layers": rows,
-        "episodes": measured[0].errors.episodes,
-        "errors_by_episode": {each.name: each.errors.relative.round(6).tolist() for each in measured},
+        "episodes": results[0].errors.episodes,
+        "errors_by_episode": {result.name: result.errors.relative.round(6).tolist() for result in results},
     }
-    write_text(folder / "depth.json", json.dumps(found, indent=1))
+    write_text(folder / "depth.json", json.dumps(content, indent=1))

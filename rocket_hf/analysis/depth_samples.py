@@ -1,6 +1,6 @@
-"""Frames with known depth to probe layers with, and which of them a probe may learn from.
+"""Frames with known depth for depth probes, split into training, validation and held-out episodes.
 
-Shapes: N frames, V cameras, S side of the policy's square picture, T patches of a camera (rows x columns).
+Shapes: N frames, V cameras, S side of the policy's square image, T patches of a camera (rows x columns).
 """
 
 import itertools
@@ -15,20 +15,20 @@ from tqdm import tqdm
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.processing_rocket import RESIZES, RocketProcessor
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.rgbd_dataset import RgbdFrames
-from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, seen
+from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, is_valid_depth
 from rocket_hf.teachers.teacher import Grid
 
-LEARN, CHOOSE, TEST = "learn", "choose", "test"  # weights, how strongly to hold them small, the error that is told
-CHOOSING = 0.2  # of the episodes that are not held out
+TRAIN, VALIDATION, TEST = "training", "validation", "test"
+VALIDATION_SHARE = 0.2  # of the episodes that are not held out
 LOW, HIGH = float(np.log(NEAREST)), float(np.log(FARTHEST))
-FEWEST = 4  # episodes
+MIN_EPISODES = MIN_SAMPLES = 4
 
 
 @dataclass
 class DepthSamples:
-    """In memory: 0.2 MB a frame of two cameras of 128 pixels."""
+    """Frames with depth, held in memory: 0.2 MB per frame with two cameras of 128 pixels."""
 
     cameras: tuple[str, ...]
     images: Tensor  # (N, V, 3, H, W) uint8
@@ -36,7 +36,7 @@ class DepthSamples:
     states: Tensor  # (N, state)
     tasks: list[str]  # N
     episodes: list[int]  # N
-    parts: list[str]  # N, of `LEARN`, `CHOOSE`, `TEST`
+    parts: list[str]  # N, of `TRAIN`, `VALIDATION`, `TEST`
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -44,91 +44,100 @@ class DepthSamples:
     def rows(self, part: str) -> list[int]:
         return [row for row, own in enumerate(self.parts) if own == part]
 
-    def of(self, camera: str) -> int:
+    def camera_index(self, camera: str) -> int:
         if camera not in self.cameras:
-            raise UserError(f"the policy's camera {camera!r} has no depth here: {nearest(camera, self.cameras)}")
+            raise UserError(
+                f"the policy's camera {camera!r} has no depth in the dataset: {suggest_name(camera, self.cameras)}"
+            )
         return self.cameras.index(camera)
 
 
-def read_samples(frames: RgbdFrames, samples: int, held_out_tasks: Collection[str], share: float) -> DepthSamples:
-    """So many frames, evenly spread over all. `share`: of the episodes that are held out where no task is."""
-    if samples < FEWEST:
-        raise UserError(f"a probe needs at least {FEWEST} samples, and better hundreds: raise --samples")
-    parts = split(task_of_episode(frames), held_out_tasks, share)
-    places = np.linspace(0, len(frames) - 1, min(samples, len(frames))).round().astype(int).tolist()
-    if missing := {LEARN, CHOOSE, TEST} - {parts[int(frames.episodes[place])] for place in places}:
-        raise UserError(f"{samples} samples leave no frame to {missing.pop()} with: raise --samples")
-    found = [frames[place] for place in tqdm(places, desc="frames", disable=None, leave=False)]
+def read_samples(
+    frames: RgbdFrames, samples: int, held_out_tasks: Collection[str], held_out_share: float
+) -> DepthSamples:
+    """Read `samples` frames, evenly spread over the dataset.
+
+    `held_out_share` is the share of episodes for testing; it is used only if `held_out_tasks` is empty.
+    """
+    if samples < MIN_SAMPLES:
+        raise UserError(f"a depth probe needs at least {MIN_SAMPLES} samples (hundreds are better): raise --samples")
+    parts = split_episodes(task_by_episode(frames), held_out_tasks, held_out_share)
+    indices = np.linspace(0, len(frames) - 1, min(samples, len(frames))).round().astype(int).tolist()
+    if missing := {TRAIN, VALIDATION, TEST} - {parts[int(frames.episodes[index])] for index in indices}:
+        raise UserError(f"with {samples} samples there is no {missing.pop()} frame: raise --samples")
+    selected = [frames[index] for index in tqdm(indices, desc="frames", disable=None, leave=False)]
     return DepthSamples(
         frames.cameras,
-        torch.stack([frame.images for frame in found]),
-        torch.stack([frame.depth for frame in found]),
-        frames.states[places],
-        [frame.task for frame in found],
-        [frame.episode for frame in found],
-        [parts[frame.episode] for frame in found],
+        torch.stack([frame.images for frame in selected]),
+        torch.stack([frame.depth for frame in selected]),
+        frames.states[indices],
+        [frame.task for frame in selected],
+        [frame.episode for frame in selected],
+        [parts[frame.episode] for frame in selected],
     )
 
 
-def task_of_episode(frames: RgbdFrames) -> dict[int, str]:
+def task_by_episode(frames: RgbdFrames) -> dict[int, str]:
     return dict(zip(frames.episodes.tolist(), frames.tasks, strict=True))
 
 
-def split(tasks: dict[int, str], held_out_tasks: Collection[str], share: float) -> dict[int, str]:
-    """The part of each episode: those of the held-out tasks, or a share of each task's, are for the test."""
+def split_episodes(tasks: dict[int, str], held_out_tasks: Collection[str], held_out_share: float) -> dict[int, str]:
+    """Return the part of each episode. Test episodes are those of the held-out tasks, or a share of each task's."""
     for task in sorted(set(held_out_tasks) - set(tasks.values())):
-        raise UserError(f"the dataset has no task {task!r} to hold out: {nearest(task, set(tasks.values()))}")
-    if not 0 < share < 1:
-        raise UserError(f"the share of episodes to hold out lies between 0 and 1, got {share}")
+        raise UserError(f"the dataset has no task {task!r} to hold out: {suggest_name(task, set(tasks.values()))}")
+    if not 0 < held_out_share < 1:
+        raise UserError(f"--held-out-share must be between 0 and 1, got {held_out_share}")
     by_task = sorted(tasks, key=lambda episode: (tasks[episode], episode))
-    test = [episode for episode in by_task if tasks[episode] in held_out_tasks] or spread(by_task, share)
+    test = [episode for episode in by_task if tasks[episode] in held_out_tasks] or take_share(by_task, held_out_share)
     rest = [episode for episode in by_task if episode not in test]
-    choose = spread(rest, CHOOSING)
-    if not test or not choose or len(rest) == len(choose):
+    validation = take_share(rest, VALIDATION_SHARE)
+    if not test or not validation or len(rest) == len(validation):
         raise UserError(
-            f"of {len(tasks)} episodes {len(test)} are held out, but a probe needs one at least to be tested on and "
-            f"{FEWEST - 1} others to learn from: record more episodes, or hold out others"
+            f"{len(test)} of {len(tasks)} episodes are held out, but a depth probe needs at least 1 test episode and "
+            f"{MIN_EPISODES - 1} other episodes: record more episodes, or hold out others"
         )
-    return {episode: TEST if episode in test else CHOOSE if episode in choose else LEARN for episode in by_task}
+    return {episode: TEST if episode in test else VALIDATION if episode in validation else TRAIN for episode in by_task}
 
 
-def spread(episodes: Sequence[int], share: float) -> list[int]:
-    """That share of them, evenly."""
+def take_share(episodes: Sequence[int], share: float) -> list[int]:
+    """Return evenly spaced episodes, as many as `share` of them."""
     counts = [int(share * number + 0.5) for number in range(len(episodes) + 1)]
     return [episode for episode, (one, two) in zip(episodes, itertools.pairwise(counts), strict=True) if two > one]
 
 
-# Depth as a policy would see it
+# Depth in the policy's image
 
 
 def resized_log_depth(depth: Tensor, processor: RocketProcessor) -> tuple[Tensor, Tensor]:
-    """Log-depths (N, V, H, W) of meters, in the policy's own picture, and how much of each pixel counts; (N, V, S, S).
+    """Convert depth in meters (N, V, H, W) to log-depth in the policy's image and pixel weights, each (N, V, S, S).
 
-    The processor resizes them as it does colors, so that they lie where the policy sees them, bars and all.
+    Depth is resized exactly as the processor resizes images, including letterbox bars, so that both are aligned.
+    Pixels without a depth have weight 0.
     """
-    counts = seen(depth).float()
-    between = (depth.clamp(NEAREST, FARTHEST).log() - LOW) / (HIGH - LOW)
-    both = torch.stack([between * counts, counts], dim=2).flatten(0, 1)  # (N x V, 2, H, W) in [0, 1]
+    counts = is_valid_depth(depth).float()
+    scaled = (depth.clamp(NEAREST, FARTHEST).log() - LOW) / (HIGH - LOW)
+    both = torch.stack([scaled * counts, counts], dim=2).flatten(0, 1)  # (N x V, 2, H, W) in [0, 1]
     value, weight = RESIZES[processor.resize](both, processor.image_size).unflatten(0, depth.shape[:2]).unbind(2)
     return value / weight.clamp_min(1e-6) * (HIGH - LOW) + LOW, weight
 
 
-def patch_log_depth(depth: Tensor, processor: RocketProcessor, grid: Grid, detail: int = 1) -> Tensor:
-    """The mean over each cell, (N, V, T, detail x detail cells of a patch); NaN where less than half of it counts."""
+def patch_log_depth(depth: Tensor, processor: RocketProcessor, grid: Grid, cells_per_side: int = 1) -> Tensor:
+    """Return the mean log-depth of each cell, (N, V, T, cells of a patch); NaN if over half of a cell is unknown."""
     value, weight = resized_log_depth(depth, processor)
-    cells = grid[0] * detail, grid[1] * detail
+    cells = grid[0] * cells_per_side, grid[1] * cells_per_side
     weights = F.adaptive_avg_pool2d(weight, cells)
     mean = F.adaptive_avg_pool2d(value * weight, cells) / weights.clamp_min(1e-6)
-    return in_patches(torch.where(weights >= 0.5, mean, torch.nan), detail)
+    return maps_to_patches(torch.where(weights >= 0.5, mean, torch.nan), cells_per_side)
 
 
-def in_patches(maps: Tensor, detail: int) -> Tensor:
-    """(..., rows x detail, columns x detail) to (..., T, detail x detail)."""
-    return maps.unfold(-2, detail, detail).unfold(-2, detail, detail).flatten(-2).flatten(-3, -2)
+def maps_to_patches(maps: Tensor, cells_per_side: int) -> Tensor:
+    """Convert (..., rows x cells_per_side, columns x cells_per_side) to (..., T, cells of a patch)."""
+    size = cells_per_side
+    return maps.unfold(-2, size, size).unfold(-2, size, size).flatten(-2).flatten(-3, -2)
 
 
-def as_maps(patches: Tensor, grid: Grid) -> Tensor:
-    """The way back."""
-    detail = round(patches.shape[-1] ** 0.5)
-    cells = patches.unflatten(-1, (detail, detail)).unflatten(-3, grid)  # (..., rows, columns, detail, detail)
+def patches_to_maps(patches: Tensor, grid: Grid) -> Tensor:
+    """Convert the cells of patches back to maps (the inverse of `maps_to_patches`)."""
+    size = round(patches.shape[-1] ** 0.5)
+    cells = patches.unflatten(-1, (size, size)).unflatten(-3, grid)  # (..., rows, columns, size, size)
     return cells.transpose(-3, -2).flatten(-2).flatten(-3, -2)

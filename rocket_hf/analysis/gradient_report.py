@@ -1,4 +1,4 @@
-"""Gradient agreement over several batches: mean cosine tables with bootstrap intervals, and the files that report them.
+"""Gradient agreement over several batches: mean cosine tables with confidence intervals, and their files.
 
 Shapes: L losses, N batches.
 """
@@ -14,51 +14,43 @@ from torch import Tensor
 
 from rocket_hf.files import write_text
 from rocket_hf.heatmap import write_heatmap, write_table
-from rocket_hf.training.vla.loss_gradients import figures_of
+from rocket_hf.training.vla.loss_gradients import agreement_metrics
 
-RESAMPLES, CONFIDENCE = 2000, 0.95
+from .bootstrap import bootstrap_mean
 
 
 @dataclass
-class Interval:
+class ConfidenceInterval:
+    """Mean with the ends of its bootstrap interval."""
+
     mean: float
     low: float
     high: float
 
 
 @dataclass
-class Agreement:
-    """Mean tables over batches, with what a bootstrap over the batches says of each number."""
+class GradientAgreement:
+    """Mean cosine table (L, L) over batches with the ends of its bootstrap intervals, and summary metrics."""
 
-    names: list[str]  # of the layer pairs, "STUDENT-TEACHER", and "action"
+    names: list[str]  # layer pairs as "STUDENT-TEACHER", then "action"
     mean: list[list[float]]
     low: list[list[float]]
     high: list[list[float]]
-    figures: dict[str, Interval]
+    metrics: dict[str, ConfidenceInterval]
 
 
-def bootstrapped(values: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean over the first axis, and the ends of its percentile interval."""
-    random = np.random.default_rng(seed)
-    means = np.stack([
-        values[random.integers(len(values), size=len(values))].mean(axis=0) for _ in range(RESAMPLES)
-    ])  # fmt: skip
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    return values.mean(axis=0), low, high
-
-
-def agreement_of(names: Sequence[str], tables: Tensor) -> Agreement:
-    """Of the tables (N, L, L) of several batches."""
-    mean, low, high = bootstrapped(tables.double().cpu().numpy())
-    figures = {
-        name: Interval(*(float(value) for value in bootstrapped(numbers.double().cpu().numpy())))
-        for name, numbers in figures_of(tables).items()
+def summarize_agreement(names: Sequence[str], tables: Tensor) -> GradientAgreement:
+    """Summarize the cosine tables (N, L, L) of several batches."""
+    mean, low, high = bootstrap_mean(tables.double().cpu().numpy())
+    metrics = {
+        name: ConfidenceInterval(*(float(value) for value in bootstrap_mean(values.double().cpu().numpy())))
+        for name, values in agreement_metrics(tables).items()
     }
-    return Agreement(list(names), mean.tolist(), low.tolist(), high.tolist(), figures)
+    return GradientAgreement(list(names), mean.tolist(), low.tolist(), high.tolist(), metrics)
 
 
-def write_agreement(folder: Path, agreement: Agreement, about: Mapping[str, Any]) -> None:
-    """gradients.json with all numbers, gradients.csv and gradients.png with the mean table."""
+def write_gradient_agreement(folder: Path, agreement: GradientAgreement, about: Mapping[str, Any]) -> None:
+    """Write gradients.json with all numbers, and gradients.csv and gradients.png with the mean table."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "gradients.json", json.dumps(dict(about) | asdict(agreement), indent=1))
     table, names = np.array(agreement.mean), agreement.names

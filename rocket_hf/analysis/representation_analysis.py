@@ -1,6 +1,7 @@
-"""What the layers of an aligned run resemble, at its checkpoints, on the same samples of its data."""
+"""Similarity of an aligned run's layers at its checkpoints on fixed samples (`rocket-hf analyze representations`)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
-from rocket_hf.evaluation.trained_policy import find_origin
-from rocket_hf.layer_selection.layer_features import layers_of
+from rocket_hf.evaluation.trained_policy import find_trained_policy
+from rocket_hf.layer_selection.layer_features import extract_layers
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import Batch
 from rocket_hf.training.checkpoint import Checkpoints, put, read
@@ -17,77 +18,90 @@ from rocket_hf.training.optimization import trained
 from rocket_hf.training.run import CHECKPOINTS
 from rocket_hf.training.vla.targets import Targets
 
-from .representations import Representations, Resemblances
-from .restored_run import RestoredRun, restore_run, starting_policy
+from .representations import RepresentationSums, RepresentationTables
+from .restored_run import RestoredRun, build_initial_policy, restore_run
 
 ALL, LAST = "all", "last"
 
 
+@dataclass
+class RepresentationAnalysis:
+    """Similarity tables of a run at one or more steps, with the names of their rows and columns."""
+
+    steps: list[RepresentationTables]
+    pairs: list[str]  # "STUDENT-TEACHER"
+    teacher_layers: list[int]
+    about: dict[str, Any]  # recipe, number of batches and so on
+
+
 def analyze_representations(
-    path: Path, device: torch.device, which: str, samples: int, batch_size: int
-) -> tuple[list[Representations], list[str], list[int], dict[str, Any]]:
-    """Of the steps, with the names of the layer pairs and of the teacher's layers, and what it was measured on."""
+    path: Path, device: torch.device, checkpoints: str, samples: int, batch_size: int
+) -> RepresentationAnalysis:
+    """Measure the last checkpoint of a run, or the initial policy and all checkpoints (`checkpoints` = "all")."""
     if batch_size < 1 or samples < batch_size:
-        raise UserError(f"{samples} samples make no batch of {batch_size}: ask for more, or a smaller --batch-size")
-    reopened = restore_run(path, device)
+        raise UserError(
+            f"{samples} samples do not fill a batch of {batch_size}: pass more --samples, or a smaller --batch-size"
+        )
+    run = restore_run(path, device)
     count = samples // batch_size
-    read_ahead = reopened.batches(count * batch_size, batch_size)
-    batches = list(tqdm(read_ahead, total=count, desc="samples", unit="batch", disable=None, leave=False))
-    found = [measure(reopened, policy, batches, step) for step, policy in steps_of(reopened, path, which)]
-    head = reopened.policy.alignment_head
+    loader = run.batches(count * batch_size, batch_size)
+    batches = list(tqdm(loader, total=count, desc="samples", unit="batch", disable=None, leave=False))
+    tables = [measure_step(run, policy, batches, step) for step, policy in policies_by_step(run, path, checkpoints)]
+    head = run.policy.alignment_head
     assert head is not None
     pairs = [f"{student}-{teacher}" for student, teacher in head.pairs]
-    about = {"recipe": reopened.recipe.name, "batches": count, "batch_size": batch_size, "widths": head.widths}
-    return found, pairs, teacher_layers(reopened.policy), about
+    about = {"recipe": run.recipe.name, "batches": count, "batch_size": batch_size, "widths": head.widths}
+    return RepresentationAnalysis(tables, pairs, aligned_teacher_layers(run.policy), about)
 
 
-def steps_of(reopened: RestoredRun, path: Path, which: str) -> Iterator[tuple[int, RocketForActionPrediction]]:
-    """The policy at the step it was reopened at; or at its start and at all steps that the run has kept."""
-    if which == LAST:
-        yield reopened.step, reopened.policy
+def policies_by_step(run: RestoredRun, path: Path, checkpoints: str) -> Iterator[tuple[int, RocketForActionPrediction]]:
+    """Yield the step and the policy of the restored checkpoint, or of the initial policy and all checkpoints."""
+    if checkpoints == LAST:
+        yield run.step, run.policy
         return
-    origin = find_origin(path)
-    assert origin.run is not None, "it was reopened"
-    policy = starting_policy(reopened.sources, reopened.recipe).to(reopened.device).eval()
+    origin = find_trained_policy(path)
+    assert origin.run is not None, "restore_run accepts only paths inside a run"
+    policy = build_initial_policy(run.resources, run.recipe).to(run.device).eval()
     yield 0, policy
-    checkpoints = Checkpoints(origin.run / CHECKPOINTS, keep=1)
-    for step in checkpoints.steps():
-        place = checkpoints.path(step)
-        put(dict(trained(policy)), read(place, "model"), place)
+    store = Checkpoints(origin.run / CHECKPOINTS, keep=1)
+    for step in store.steps():
+        checkpoint = store.path(step)
+        put(dict(trained(policy)), read(checkpoint, "model"), checkpoint)
         yield step, policy
 
 
 @torch.no_grad()
-def measure(
-    reopened: RestoredRun, policy: RocketForActionPrediction, batches: Sequence[tuple[Batch, Targets]], step: int
-) -> Representations:
+def measure_step(
+    run: RestoredRun, policy: RocketForActionPrediction, batches: Sequence[tuple[Batch, Targets]], step: int
+) -> RepresentationTables:
     head, depth = policy.alignment_head, policy.config.policy_config.depth
     assert head is not None
-    sums = Resemblances(head, depth, teacher_layers(policy), reopened.device)
+    sums = RepresentationSums(head, depth, aligned_teacher_layers(policy), run.device)
     for batch, targets in tqdm(batches, desc=f"step {step}", unit="batch", disable=None, leave=False):
-        with reopened.autocast():
-            layers = layers_of(policy, batch, targets)
+        with run.autocast():
+            layers = extract_layers(policy, batch, targets)
         sums.add(layers)
-    return sums.at(step)
+    return sums.tables(step)
 
 
-def teacher_layers(policy: RocketForActionPrediction) -> list[int]:
-    """Those that it was aligned with, each once, as its configuration writes them."""
+def aligned_teacher_layers(policy: RocketForActionPrediction) -> list[int]:
+    """Return the teacher layers of the policy's layer pairs without duplicates, in configuration order."""
     return list(dict.fromkeys(policy.config.alignment.teacher_layers))
 
 
-def described(found: Sequence[Representations], pairs: Sequence[str]) -> list[str]:
+def format_representations(analysis: RepresentationAnalysis) -> list[str]:
     lines = []
-    for each in found:
-        cosines = ", ".join(f"{pair} {cosine:.3f}" for pair, cosine in zip(pairs, each.projected, strict=True))
-        lines.append(f"step {each.step:<6} projected features and targets: {cosines}")
-        for what, table in (("weights", each.projector_weights), ("outputs", each.projector_outputs)):
+    for tables in analysis.steps:
+        cosines = zip(analysis.pairs, tables.projected, strict=True)
+        text = ", ".join(f"{pair} {cosine:.3f}" for pair, cosine in cosines)
+        lines.append(f"step {tables.step:<6} cosines of projected features and targets: {text}")
+        for name, table in (("weights", tables.projector_weights), ("outputs", tables.projector_outputs)):
             if table is not None:
-                lines.append(f"{'':11} {what} of two projectors: {between(table):+.3f}")
+                cosine = mean_off_diagonal(table)
+                lines.append(f"{'':11} mean cosine between the {name} of two projectors: {cosine:+.3f}")
     return lines
 
 
-def between(table: list[list[float]]) -> float:
-    """The mean off the diagonal."""
+def mean_off_diagonal(table: list[list[float]]) -> float:
     count = len(table)
-    return (sum(map(sum, table)) - sum(table[place][place] for place in range(count))) / (count * (count - 1))
+    return (sum(map(sum, table)) - sum(table[index][index] for index in range(count))) / (count * (count - 1))

@@ -1,9 +1,11 @@
-"""The command line `rocket-hf`: one file a command, each with HELP, add_arguments(parser) and run(arguments).
+"""The command line `rocket-hf`. Each command is a module with HELP, add_arguments(parser) and run(arguments).
 
-What a user can mend ends with one sentence on the error stream and exit code 2.
+Errors that a user can fix (USER_ERRORS) are printed in one sentence, with exit code 2. All other exceptions are bugs and
+keep their traceback. Modules of commands import torch only in functions, so that `--help` stays fast.
 """
 
 import argparse
+import difflib
 import importlib
 import sys
 
@@ -27,20 +29,30 @@ COMMANDS = (
     "train",
     "verify",
 )
-# Commands that pass the flags that they do not know to `accelerate launch`.
+# Commands that pass flags which they do not define to `accelerate launch`.
 LAUNCHING_COMMANDS = ("adapt", "train")
+RETIRED_COMMANDS = {"pretrain-eyes": "pretrain-encoder"}
+
+DESCRIPTION = "Train, evaluate and publish vision-language-action policies that understand 3D space."
+EPILOG = (
+    "`rocket-hf COMMAND --help` describes a command. `rocket-hf demo` runs the whole workflow in 10 minutes on a CPU."
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("rocket-hf", description="Teach vision-language-action policies 3D space.")
+    parser = argparse.ArgumentParser("rocket-hf", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"rocket-hf {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     commands = {name: importlib.import_module(f".{name.replace('-', '_')}", __name__) for name in COMMANDS}
     for name, command in commands.items():
-        lines = argparse.RawDescriptionHelpFormatter
-        own = subparsers.add_parser(name, help=command.HELP, description=command.__doc__, formatter_class=lines)
-        command.add_arguments(own)
-    arguments, unknown_words = parser.parse_known_args(argv)
+        formatter = argparse.RawDescriptionHelpFormatter
+        subparser = subparsers.add_parser(
+            name, help=command.HELP, description=command.__doc__, formatter_class=formatter
+        )
+        command.add_arguments(subparser)
+    words = sys.argv[1:] if argv is None else argv
+    reject_unknown_command(parser, words)
+    arguments, unknown_words = parser.parse_known_args(words)
     if arguments.command in LAUNCHING_COMMANDS:
         arguments.unknown_words = unknown_words
     elif unknown_words:
@@ -53,3 +65,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nrocket-hf {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def reject_unknown_command(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Exit with a hint if the first word is not the name of a command."""
+    if not words or words[0].startswith("-") or words[0] in COMMANDS:
+        return
+    if words[0] in RETIRED_COMMANDS:
+        parser.error(f"the command {words[0]!r} is now called {RETIRED_COMMANDS[words[0]]!r}")
+    similar = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    hint = f"did you mean {similar[0]!r}?" if similar else f"choose one of {', '.join(COMMANDS)}"
+    parser.error(f"unknown command {words[0]!r}: {hint}")

@@ -1,36 +1,52 @@
-"""What several commands take, as argparse reads it, and what they refuse."""
+"""Argument types and checks shared by several commands."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rocket_hf.errors import UserError
 
 
-def numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+def integer_list(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers separated by commas, got {text!r}") from None
 
 
-def resolution(text: str) -> str | int:
+def image_resolution(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+def positive_integer(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+class RetiredOption(argparse.Action):
+    """Option of an earlier version, which is rejected with the name of the option that replaced it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: str | Sequence[Any] | None,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        parser.error(f"{option_string} is now called {self.metavar}")
+
+
+def add_retired_option(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    parser.add_argument(old, action=RetiredOption, nargs="?", metavar=new, help=argparse.SUPPRESS)
 
 
 def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
-    """Of each that is given."""
+    """Raise UserError if one of these arguments is given and less than 1."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
-def name_of(source: str) -> str:
-    """A folder's own name and its parent's, where those are of a run: `runs/rocket` and `runs/none` tell the runs."""
+def source_name(source: str) -> str:
+    """Return a short name of a policy: the last two parts of a folder (`runs/rocket`), or the id of a Hub repository."""
     return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rocket_hf.errors import UserError
 
 from . import eval_rocket2
-from .arguments import name_of, numbers, require_at_least_one, require_device
+from .arguments import integer_list, require_at_least_one, require_device, source_name
 
 if TYPE_CHECKING:
     from rocket_hf.evaluation.report import EvaluationReport, EvaluationResult
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--refresh",
-        type=numbers,
+        type=integer_list,
         metavar="N,...",
         help="vizdoom: numbers of steps after which the goal is shown again, each evaluated separately "
         "(default: 1,30,90)",
@@ -128,11 +128,11 @@ def evaluate_policies(arguments: argparse.Namespace) -> "EvaluationReport":
     from rocket_hf.evaluation.identity import package_versions
     from rocket_hf.evaluation.report import EvaluationReport
     from rocket_hf.evaluation.rollout_strips import FOLDER, RolloutStrips
-    from rocket_hf.sims.suites import chosen_tasks
+    from rocket_hf.sims.suites import select_tasks
 
     if arguments.tasks is None:
         raise UserError(f"--env {arguments.env} needs --tasks: names of tasks or groups, or all")
-    tasks = chosen_tasks(arguments.env, arguments.tasks)
+    tasks = select_tasks(arguments.env, arguments.tasks)
     settings = rollout_settings(arguments)
     strips = RolloutStrips(tasks)
     first = evaluate(arguments.policy, arguments, tasks, settings, "first", strips)
@@ -179,7 +179,7 @@ def evaluate(
     from rocket_hf.evaluation.rollouts import rollout
 
     policy, processor, revision = load_policy(source)
-    identity = PolicyIdentity(name_of(source), revision, fingerprint(policy, processor))
+    identity = PolicyIdentity(source_name(source), revision, fingerprint(policy, processor))
     videos = arguments.videos
     if videos is not None and arguments.against:
         videos = videos / role

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
 
-from .arguments import name_of
+from .arguments import source_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,7 @@ def evaluate(
     from rocket_hf.evaluation.rocket2.simulator import episode_starts
     from rocket_hf.evaluation.rollout_strips import FOLDER
 
-    identity = PolicyIdentity(name_of(source), revision, rocket2_fingerprint(policy))
+    identity = PolicyIdentity(source_name(source), revision, rocket2_fingerprint(policy))
     policy, rollouts = policy.to(arguments.device), {}
     starts, slots = episode_starts(arguments.episodes, arguments.seed), min(arguments.parallel, arguments.episodes)
     for refresh in arguments.refresh:

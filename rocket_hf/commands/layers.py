@@ -1,11 +1,12 @@
-"""Chooses which layers of a policy to align with which layers of a teacher, without training.
+"""Choose which layers of a policy to align with which layers of a teacher, without training.
 
     rocket-hf layers --student-depth 32 --teacher-depth 24 --strategy uniform --pairs 8
     rocket-hf layers you/base you/robot-data --teacher facebook/VGGT-1B --strategy cka --pairs 8 --out layers
-    accelerate launch -m rocket_hf.commands layers you/base ...      # on several devices; each takes its share
+    accelerate launch -m rocket_hf.commands layers you/base ...      # several devices share the samples
 
-By depth alone: early-to-middle+last (ROCKET's), uniform, shallow, middle, deep, explicit. By what layers do on data:
-similarity (where the policy's stream changes most or least), cka and mutual-knn (which layers are alike, one to one).
+Strategies that depend only on the depth of the models: early-to-middle+last (that of ROCKET), uniform, shallow, middle,
+deep, and explicit (a list). Strategies that measure layers on data: similarity (where the policy's residual stream changes
+most or least), cka and mutual-knn (a one-to-one matching of the most similar layers).
 """
 
 import argparse
@@ -15,47 +16,72 @@ from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
 
-from .arguments import numbers, require_at_least_one, resolution
+from .arguments import image_resolution, integer_list, require_at_least_one
 
 if TYPE_CHECKING:
-    from rocket_hf.layer_selection.choice import Pair
+    from rocket_hf.layer_selection.choice import LayerPair
 
-HELP = "choose which layers to align, without training"
+HELP = "choose the layers to align, without training"
 EXPLICIT = "explicit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("policy", metavar="POLICY", nargs="?", help="a folder, or a Hub id[@revision]")
-    parser.add_argument("dataset", metavar="DATASET", nargs="?", help="a LeRobot dataset: a folder or a Hub id")
-    parser.add_argument("--teacher", help="a folder, or a Hub id[@revision]")
-    parser.add_argument("--student-depth", type=int, metavar="BLOCKS", help="in place of POLICY")
-    parser.add_argument("--teacher-depth", type=int, metavar="BLOCKS", help="in place of --teacher")
-    parser.add_argument("--strategy", default="early-to-middle+last", help="(default: %(default)s)")
-    parser.add_argument("--pairs", type=int, help="how many")
-    parser.add_argument("--student-layers", type=numbers, metavar="2,4,-1", help="of --strategy explicit")
-    parser.add_argument("--teacher-layers", type=numbers, metavar="3,5,-1", help="of --strategy explicit")
-    add_measure_arguments(parser.add_argument_group("strategies that look at data"))
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write recipe.yaml, similarity.csv, similarity.png")
-    parser.add_argument("--json", action="store_true", help="print the layers alone, as JSON")
+    parser.add_argument("policy", metavar="POLICY", nargs="?", help="policy: a folder or a Hub id[@revision]")
+    parser.add_argument(
+        "dataset", metavar="DATASET", nargs="?", help="LeRobot dataset: a folder or a Hub id[@revision]"
+    )
+    parser.add_argument("--teacher", help="teacher: a folder or a Hub id[@revision]")
+    parser.add_argument(
+        "--student-depth", type=int, metavar="BLOCKS", help="number of blocks of the policy, instead of POLICY"
+    )
+    parser.add_argument(
+        "--teacher-depth", type=int, metavar="BLOCKS", help="number of blocks of the teacher, instead of --teacher"
+    )
+    parser.add_argument("--strategy", default="early-to-middle+last", help="selection strategy (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, help="number of layer pairs")
+    parser.add_argument(
+        "--student-layers", type=integer_list, metavar="2,4,-1", help="layers of the policy for --strategy explicit"
+    )
+    parser.add_argument(
+        "--teacher-layers", type=integer_list, metavar="3,5,-1", help="layers of the teacher for --strategy explicit"
+    )
+    add_measure_arguments(parser.add_argument_group("strategies that measure layers on data"))
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for recipe.yaml, similarity.csv and similarity.png"
+    )
+    parser.add_argument("--json", action="store_true", help="print only the layers, as JSON")
 
 
 def add_measure_arguments(group: Any) -> None:
-    group.add_argument("--samples", type=int, default=256, help="frames to look at (default: %(default)s)")
-    group.add_argument("--batch-size", type=int, default=8, help="frames at a time (default: %(default)s)")
+    group.add_argument("--samples", type=int, default=256, help="number of frames (default: %(default)s)")
+    group.add_argument("--batch-size", type=int, default=8, help="frames per batch (default: %(default)s)")
     group.add_argument(
-        "--any-order", action="store_true", help="cka, mutual-knn: deeper layers may have shallower partners"
+        "--any-order",
+        action="store_true",
+        help="cka, mutual-knn: allow deeper student layers to be paired with shallower teacher layers",
     )
-    group.add_argument("--windows", type=numbers, default=[1], metavar="1,2,4",
-                       help="similarity: blocks of a window; the first decides (default: 1)")  # fmt: skip
-    group.add_argument("--change", default="largest", help="similarity: take the largest (default) or smallest changes")
+    group.add_argument(
+        "--windows",
+        type=integer_list,
+        default=[1],
+        metavar="1,2,4",
+        help="similarity: window sizes in blocks; the first one selects the layers (default: 1)",
+    )
+    group.add_argument(
+        "--change", default="largest", help="similarity: select the largest or smallest changes (default: %(default)s)"
+    )
     group.add_argument(
         "--resolution",
-        type=resolution,
+        type=image_resolution,
         default="camera",
-        help='of the teacher: "camera" (default), "teacher" or a side in pixels',
+        help='image resolution of the teacher: "camera" (default), "teacher" or a side length in pixels',
     )
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="(default: float32 on a CPU, else bfloat16)")
-    group.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: %(default)s)")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="data type of the models (default: float32 on a CPU, else bfloat16)",
+    )
+    group.add_argument("--workers", type=int, default=2, help="data loading processes (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -63,83 +89,83 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.layer_selection.choice import check_count, check_strategy, explicit_pairs
 
     check_strategy(arguments.strategy)
-    measured = arguments.strategy not in (*BY_DEPTH, EXPLICIT)
-    if measured:
-        check_measured(arguments)
+    needs_data = arguments.strategy not in (*BY_DEPTH, EXPLICIT)
+    if needs_data:
+        check_measure_arguments(arguments)
     depths = student_depth(arguments), teacher_depth(arguments)
     if arguments.strategy == EXPLICIT:
-        layers = required(arguments, "student_layers"), required(arguments, "teacher_layers")
+        layers = require_argument(arguments, "student_layers"), require_argument(arguments, "teacher_layers")
         report(arguments, explicit_pairs(*layers, *depths))
         return 0
-    count = required(arguments, "pairs")
+    count = require_argument(arguments, "pairs")
     check_count(count, *depths)
-    if measured:
-        by_measure(arguments, depths, count)
+    if needs_data:
+        select_by_measure(arguments, depths, count)
     else:
         report(arguments, pairs_by_depth(arguments.strategy, *depths, count))
     return 0
 
 
-def required(arguments: argparse.Namespace, name: str) -> Any:
+def require_argument(arguments: argparse.Namespace, name: str) -> Any:
     value = getattr(arguments, name)
     if value is None:
-        raise UserError(f"--strategy {arguments.strategy} needs --{name.replace('_', '-')}")
+        raise UserError(f"--strategy {arguments.strategy} requires --{name.replace('_', '-')}")
     return value
 
 
-def check_measured(arguments: argparse.Namespace) -> None:
+def check_measure_arguments(arguments: argparse.Namespace) -> None:
     if arguments.policy is None or arguments.dataset is None:
-        raise UserError(f"--strategy {arguments.strategy} looks at layers on data: name POLICY and DATASET")
+        raise UserError(f"--strategy {arguments.strategy} measures layers on data: pass POLICY and DATASET")
     if arguments.student_depth is not None:
-        raise UserError(f"--strategy {arguments.strategy} takes the depth from POLICY: leave --student-depth out")
+        raise UserError(f"--strategy {arguments.strategy} reads the depth from POLICY: remove --student-depth")
     if arguments.strategy != "similarity":
-        required(arguments, "teacher")
+        require_argument(arguments, "teacher")
     require_at_least_one(arguments, "samples", "batch_size")
+    if arguments.workers < 0:
+        raise UserError(f"--workers must be at least 0, got {arguments.workers}")
 
 
 def student_depth(arguments: argparse.Namespace) -> int:
-    given = arguments.student_depth
-    if (given is None) == (arguments.policy is None):
-        raise UserError("the depth of the student is that of POLICY, or --student-depth: give one of the two")
-    if given is not None:
-        return given
+    if (arguments.student_depth is None) == (arguments.policy is None):
+        raise UserError("the depth of the policy is required: pass either POLICY or --student-depth")
+    if arguments.student_depth is not None:
+        return arguments.student_depth
     from rocket_hf.layer_selection.layer_features import policy_depth
 
     return policy_depth(arguments.policy)
 
 
 def teacher_depth(arguments: argparse.Namespace) -> int:
-    given = arguments.teacher_depth
-    if (given is None) == (arguments.teacher is None):
-        raise UserError("the depth of the teacher is that of --teacher, or --teacher-depth: give one of the two")
-    if given is not None:
-        return given
-    from rocket_hf.layer_selection.layer_features import teacher_depth as depth_of
+    if (arguments.teacher_depth is None) == (arguments.teacher is None):
+        raise UserError("the depth of the teacher is required: pass either --teacher or --teacher-depth")
+    if arguments.teacher_depth is not None:
+        return arguments.teacher_depth
+    from rocket_hf.layer_selection.layer_features import teacher_depth as load_depth
 
-    return depth_of(arguments.teacher)
+    return load_depth(arguments.teacher)
 
 
-def by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: int) -> None:
+def select_by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: int) -> None:
     import torch
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from rocket_hf.layer_selection.by_measure import make_measure
+    from rocket_hf.layer_selection.by_measure import build_measure
     from rocket_hf.layer_selection.layer_features import MeasurementConfig, measure_layers
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     on_cpu = accelerator.device.type == "cpu"
-    asked = MeasurementConfig(
+    config = MeasurementConfig(
         arguments.policy, arguments.dataset, arguments.teacher if arguments.strategy != "similarity" else None,
         arguments.resolution, arguments.dtype or ("float32" if on_cpu else "bfloat16"),
         arguments.samples, arguments.batch_size, arguments.workers,
     )  # fmt: skip
-    measure = make_measure(
+    measure = build_measure(
         arguments.strategy, depths, accelerator.device, not arguments.any_order, arguments.windows, arguments.change
     )
-    samples = measure_layers(measure, asked, accelerator)
+    samples = measure_layers(measure, config, accelerator)
     if accelerator.is_main_process:
         pairs = measure.pairs(count)
         report(arguments, pairs, f", on {samples} frames of {arguments.dataset}")
@@ -147,17 +173,22 @@ def by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: in
             measure.write(arguments.out, pairs)
 
 
-def report(arguments: argparse.Namespace, pairs: list["Pair"], measured_on: str = "") -> None:
-    from rocket_hf.layer_selection.recipe_output import as_changes, layers_of, reasons, write_recipe
+def report(arguments: argparse.Namespace, pairs: list["LayerPair"], source: str = "") -> None:
+    from rocket_hf.layer_selection.recipe_output import (
+        format_overrides,
+        format_reasons,
+        pair_layers,
+        write_layer_recipe,
+    )
 
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        about = f"ROCKET with {len(pairs)} layer pairs chosen by {arguments.strategy}{measured_on}."
-        write_recipe(arguments.out / "recipe.yaml", pairs, about, arguments.teacher)
+        about = f"ROCKET with {len(pairs)} layer pairs selected by {arguments.strategy}{source}."
+        write_layer_recipe(arguments.out / "recipe.yaml", pairs, about, arguments.teacher)
     if arguments.json:
-        print(json.dumps(layers_of(pairs)))
+        print(json.dumps(pair_layers(pairs)))
         return
-    print("\n".join(reasons(pairs)))
-    print(f"\n{as_changes(pairs)}")
+    print("\n".join(format_reasons(pairs)))
+    print(f"\n{format_overrides(pairs)}")
     if arguments.out is not None:
         print(f"--recipe {arguments.out / 'recipe.yaml'}")

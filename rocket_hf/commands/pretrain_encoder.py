@@ -11,7 +11,7 @@ on millions of images takes its place; this command needs about a minute. It is 
 import argparse
 from pathlib import Path
 
-from .arguments import positive
+from .arguments import positive_integer
 
 HELP = "create a ROCKET-2 policy with an image encoder that is pretrained on recorded rooms"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps",
-        type=positive,
+        type=positive_integer,
         default=2500,
         help="number of optimizer steps with 32 images each (default: %(default)s)",
     )

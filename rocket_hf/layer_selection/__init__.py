@@ -1,1 +1,1 @@
-"""Which layers of a policy to align with which layers of a teacher, without training anything."""
+"""Selection of the layer pairs to align, without training (`rocket-hf layers`)."""

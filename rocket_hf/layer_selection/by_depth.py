@@ -1,30 +1,30 @@
-"""Strategies that know nothing of a model but how deep it is."""
+"""Layer selection strategies that depend only on the depth of the models."""
 
 from collections.abc import Callable
 
-from .choice import Pair, check_count
+from .choice import LayerPair, check_count
 
-Layers = tuple[list[int], list[str]]  # from shallow to deep, and what each is
+LayersWithReasons = tuple[list[int], list[str]]  # layers from shallow to deep, and the reason for each
 
 
-def uniform(depth: int, count: int) -> Layers:
-    """Balanced over all blocks, the last among them.
+def uniform(depth: int, count: int) -> LayersWithReasons:
+    """Return layers spread evenly over all blocks, including the last.
 
-    Where leaving out every n-th layer gives the number, that is done; else places of equal distance are rounded.
+    If omitting every n-th layer yields `count` layers, that is done; otherwise equidistant positions are rounded.
     """
-    left_out = depth - count
-    if depth % count and depth % left_out == 0:
-        stride = depth // left_out
+    omitted = depth - count
+    if depth % count and depth % omitted == 0:
+        stride = depth // omitted
         layers = [layer for layer in range(1, depth + 1) if layer % stride != 1]
         return layers, [f"all but every {ordinal(stride)} layer"] * count
-    layers = [int(place * depth / count + 0.5) for place in range(1, count + 1)]
-    return layers, [f"place {place} of {count} in equal distances" for place in range(1, count + 1)]
+    layers = [int(number * depth / count + 0.5) for number in range(1, count + 1)]
+    return layers, [f"number {number} of {count} equidistant layers" for number in range(1, count + 1)]
 
 
-def early_to_middle_and_last(depth: int, count: int, begin: int, end: int) -> Layers:
-    """All but one of the layers from the early ones to the middle in equal steps, and one of the end.
+def early_to_middle_plus_last(depth: int, count: int, begin: int, end: int) -> LayersWithReasons:
+    """Return `count` - 1 layers from `begin` to the middle at equal steps, and the layer `end`.
 
-    The step leaves room for one more at either side. With it ROCKET's hand-written lists come out.
+    The step would allow one more layer on either side, which reproduces the layer lists of the ROCKET paper.
     """
     step = max(1, depth // (count + 1))
     first = min(begin, depth - count + 1)
@@ -34,47 +34,50 @@ def early_to_middle_and_last(depth: int, count: int, begin: int, end: int) -> La
 
 
 def student_end(depth: int, count: int) -> int:
-    """The last block; the last but one where layers are skipped, as ROCKET has it for OpenVLA's 32 blocks."""
+    """Return the last block, or the second to last if layers are skipped, as in ROCKET for OpenVLA's 32 blocks."""
     return depth if depth < 2 * (count + 1) else depth - 1
 
 
-def early_to_middle_pairs(student_depth: int, teacher_depth: int, count: int) -> tuple[Layers, Layers]:
-    """ROCKET begins at the student's second layer and at the teacher's third."""
-    student = early_to_middle_and_last(student_depth, count, 2, student_end(student_depth, count))
-    return student, early_to_middle_and_last(teacher_depth, count, 3, teacher_depth)
+def early_to_middle_pairs(
+    student_depth: int, teacher_depth: int, count: int
+) -> tuple[LayersWithReasons, LayersWithReasons]:
+    """Return the student and teacher layers of ROCKET, which begins at student layer 2 and teacher layer 3."""
+    student = early_to_middle_plus_last(student_depth, count, 2, student_end(student_depth, count))
+    return student, early_to_middle_plus_last(teacher_depth, count, 3, teacher_depth)
 
 
-def shallow(depth: int, count: int) -> Layers:
+def shallow(depth: int, count: int) -> LayersWithReasons:
     return list(range(1, count + 1)), [f"one of the first {count}"] * count
 
 
-def middle(depth: int, count: int) -> Layers:
+def middle(depth: int, count: int) -> LayersWithReasons:
     first = (depth - count) // 2 + 1
     return list(range(first, first + count)), [f"one of the middle {count}"] * count
 
 
-def deep(depth: int, count: int) -> Layers:
+def deep(depth: int, count: int) -> LayersWithReasons:
     return list(range(depth - count + 1, depth + 1)), [f"one of the last {count}"] * count
 
 
-ALIKE: dict[str, Callable[[int, int], Layers]] = {
+# Strategies that select the student layers and the teacher layers in the same way.
+SYMMETRIC: dict[str, Callable[[int, int], LayersWithReasons]] = {
     "uniform": uniform, "shallow": shallow, "middle": middle, "deep": deep,
 }  # fmt: skip
 EARLY_TO_MIDDLE = "early-to-middle+last"
-BY_DEPTH = (EARLY_TO_MIDDLE, *ALIKE)
+BY_DEPTH = (EARLY_TO_MIDDLE, *SYMMETRIC)
 
 
-def pairs_by_depth(strategy: str, student_depth: int, teacher_depth: int, count: int) -> list[Pair]:
-    """The student's and the teacher's layers by the same strategy, the first with the first and so on."""
+def pairs_by_depth(strategy: str, student_depth: int, teacher_depth: int, count: int) -> list[LayerPair]:
+    """Select student and teacher layers by the same strategy and pair them from shallow to deep."""
     check_count(count, student_depth, teacher_depth)
     if strategy == EARLY_TO_MIDDLE:
         student, teacher = early_to_middle_pairs(student_depth, teacher_depth, count)
     else:
-        student, teacher = ALIKE[strategy](student_depth, count), ALIKE[strategy](teacher_depth, count)
+        student, teacher = SYMMETRIC[strategy](student_depth, count), SYMMETRIC[strategy](teacher_depth, count)
     rows = zip(*student, *teacher, strict=True)
     return [
-        Pair(number, other, why if why == whys else f"{why}; of the teacher {whys}")
-        for number, why, other, whys in rows
+        LayerPair(student_layer, teacher_layer, reason if reason == other else f"{reason}; teacher: {other}")
+        for student_layer, reason, teacher_layer, other in rows
     ]
 
 

@@ -1,4 +1,4 @@
-"""What every strategy comes to: pairs of layers, from shallow to deep, each with the reason for it."""
+"""Layer pairs, the result of every selection strategy, and checks of the user's choices."""
 
 import difflib
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ STRATEGIES = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    student: int  # layer i: the stream after block i
+class LayerPair:
+    """Student layer and teacher layer to align, with the reason for their selection."""
+
+    student: int  # layer i: the residual stream after block i
     teacher: int
     reason: str
 
@@ -20,35 +22,36 @@ class Pair:
 def check_strategy(strategy: str) -> None:
     if strategy not in STRATEGIES:
         close = difflib.get_close_matches(strategy, STRATEGIES, n=1)
-        end = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(STRATEGIES)}"
-        raise UserError(f"there is no strategy {strategy!r}: {end}")
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(STRATEGIES)}"
+        raise UserError(f"unknown strategy {strategy!r}: {hint}")
 
 
 def check_count(pairs: int, student_depth: int, teacher_depth: int) -> None:
-    """That there are enough layers for so many pairs of different ones."""
+    """Raise UserError unless there are enough layers for `pairs` pairs of distinct layers."""
     if not 1 <= pairs <= min(student_depth, teacher_depth):
         raise UserError(
-            f"{pairs} pairs cannot be made of {student_depth} student and {teacher_depth} teacher layers: "
-            f"ask for 1 to {min(student_depth, teacher_depth)} pairs"
+            f"{pairs} pairs are not possible with {student_depth} student and {teacher_depth} teacher layers: "
+            f"set --pairs to 1..{min(student_depth, teacher_depth)}"
         )
 
 
-def explicit_pairs(students: list[int], teachers: list[int], student_depth: int, teacher_depth: int) -> list[Pair]:
-    """Those that the user names; the layer -1 is the last one."""
+def explicit_pairs(students: list[int], teachers: list[int], student_depth: int, teacher_depth: int) -> list[LayerPair]:
+    """Return the pairs that the user listed. Negative layers count from the end; -1 is the last layer."""
     if len(students) != len(teachers):
-        raise UserError(f"layers are named in pairs: got {len(students)} of the student and {len(teachers)} of the "
-                         "teacher")  # fmt: skip
-    named = [
-        (resolved(student, student_depth, "student"), resolved(teacher, teacher_depth, "teacher"))
+        raise UserError(
+            f"--student-layers has {len(students)} layers and --teacher-layers has {len(teachers)}: list pairs"
+        )
+    pairs = [
+        (resolve_layer(student, student_depth, "student"), resolve_layer(teacher, teacher_depth, "teacher"))
         for student, teacher in zip(students, teachers, strict=True)
     ]
-    if sorted(set(named)) != sorted(named) or [pair[0] for pair in named] != sorted(pair[0] for pair in named):
-        raise UserError(f"student layers go from shallow to deep and no pair may repeat, got {named}")
-    return [Pair(student, teacher, "named by hand") for student, teacher in named]
+    if sorted(set(pairs)) != sorted(pairs) or [pair[0] for pair in pairs] != sorted(pair[0] for pair in pairs):
+        raise UserError(f"list student layers from shallow to deep without repeated pairs, got {pairs}")
+    return [LayerPair(student, teacher, "listed explicitly") for student, teacher in pairs]
 
 
-def resolved(layer: int, depth: int, whose: str) -> int:
+def resolve_layer(layer: int, depth: int, model: str) -> int:
     number = layer + depth + 1 if layer < 0 else layer
     if not 1 <= number <= depth:
-        raise UserError(f"the {whose} has no layer {layer}: its layers are 1..{depth}, or -{depth}..-1")
+        raise UserError(f"the {model} has no layer {layer}: its layers are 1..{depth}, or -{depth}..-1")
     return number

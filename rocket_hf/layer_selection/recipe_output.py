@@ -1,4 +1,4 @@
-"""A choice of layers as text, as a recipe and as files."""
+"""Output of selected layer pairs: text, a recipe, and tables and heat maps of the measured similarities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,29 +8,29 @@ import yaml
 
 from rocket_hf.files import write_text
 
-from .choice import Pair
+from .choice import LayerPair
 
 
-def layers_of(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+def pair_layers(pairs: Sequence[LayerPair]) -> dict[str, list[int]]:
     return {"student": [pair.student for pair in pairs], "teacher": [pair.teacher for pair in pairs]}
 
 
-def reasons(pairs: Sequence[Pair]) -> list[str]:
+def format_reasons(pairs: Sequence[LayerPair]) -> list[str]:
     width = max(len(str(pair.student)) for pair in pairs)
     return [f"student {pair.student:{width}} with teacher {pair.teacher:2}: {pair.reason}" for pair in pairs]
 
 
-def as_changes(pairs: Sequence[Pair]) -> str:
-    """What turns any recipe with alignment into one with these layers."""
-    layers = layers_of(pairs)
+def format_overrides(pairs: Sequence[LayerPair]) -> str:
+    """Return the --set options that give these layers to any recipe with alignment."""
+    layers = pair_layers(pairs)
     return " ".join(
-        f"--set alignment.{whose}_layers={str(numbers).replace(' ', '')}" for whose, numbers in layers.items()
+        f"--set alignment.{model}_layers={str(numbers).replace(' ', '')}" for model, numbers in layers.items()
     )
 
 
-def as_recipe(pairs: Sequence[Pair], about: str, teacher: str | None) -> str:
-    """YAML for `training/train.py --recipe FILE`: ROCKET with these layers; the reasons as comments."""
-    layers = layers_of(pairs)
+def format_recipe(pairs: Sequence[LayerPair], about: str, teacher: str | None) -> str:
+    """Return a YAML recipe for ROCKET training with these layers, with the reasons as comments."""
+    layers = pair_layers(pairs)
     recipe = {
         "about": about,
         "alignment": {
@@ -41,32 +41,36 @@ def as_recipe(pairs: Sequence[Pair], about: str, teacher: str | None) -> str:
             "weight": 0.5,
         },
     } | ({"teacher": {"name": teacher}} if teacher else {})
-    comments = "".join(f"# {line}\n" for line in reasons(pairs))
+    comments = "".join(f"# {line}\n" for line in format_reasons(pairs))
     return comments + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=120)
 
 
-def write_recipe(path: Path, pairs: Sequence[Pair], about: str, teacher: str | None) -> None:
-    write_text(path, as_recipe(pairs, about, teacher))
+def write_layer_recipe(path: Path, pairs: Sequence[LayerPair], about: str, teacher: str | None) -> None:
+    write_text(path, format_recipe(pairs, about, teacher))
 
 
-def write_similarities(folder: Path, table: np.ndarray, pairs: Sequence[Pair], name: str) -> None:
-    """similarity.csv and similarity.png, of each student layer with each teacher layer."""
+def write_similarity_table(folder: Path, table: np.ndarray, pairs: Sequence[LayerPair], name: str) -> None:
+    """Write similarity.csv and similarity.png with the similarity of each student layer to each teacher layer."""
     from rocket_hf.heatmap import write_heatmap, write_table
 
     rows, columns = ([str(layer + 1) for layer in range(side)] for side in table.shape)
     write_table(folder / "similarity.csv", table, rows, columns, "student layer")
     marked = [(pair.student - 1, pair.teacher - 1) for pair in pairs]
     labels = ("student layer", "teacher layer")
-    write_heatmap(folder / "similarity.png", table, rows, columns, labels, f"{name}; dots: the pairs", marked)
+    write_heatmap(folder / "similarity.png", table, rows, columns, labels, f"{name}; dots: selected pairs", marked)
 
 
-def write_changes(folder: Path, table: np.ndarray, windows: Sequence[int], pairs: Sequence[Pair]) -> None:
-    """The same files, of each window of blocks that ends with each student layer; the pairs are of the first."""
+def write_change_table(folder: Path, table: np.ndarray, windows: Sequence[int], pairs: Sequence[LayerPair]) -> None:
+    """Write similarity.csv and similarity.png with the similarity before and after each window of blocks.
+
+    Columns are the student layers at which a window ends. The pairs were selected by the first window size.
+    """
     from rocket_hf.heatmap import write_heatmap, write_table
 
     columns = [str(layer + 1) for layer in range(table.shape[1])]
     rows = [str(window) for window in windows]
     write_table(folder / "similarity.csv", table, rows, columns, "window")
     marked = [(0, pair.student - 1) for pair in pairs]
-    labels = ("window, in blocks", "student layer at its end")
-    write_heatmap(folder / "similarity.png", table, rows, columns, labels, "similarity before and after", marked)
+    labels = ("window in blocks", "student layer at the end of the window")
+    title = "similarity before and after a window"
+    write_heatmap(folder / "similarity.png", table, rows, columns, labels, title, marked)
