@@ -52,11 +52,11 @@ def built(dataset, vggt, tmp_path_factory) -> Path:
     return out
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_frames_are_those_that_lerobot_reads(dataset):
+def test_frames_equal_those_read_by_lerobot(dataset):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     theirs, ours = LeRobotDataset("local/robot", root=dataset), DatasetFrames(str(dataset))
@@ -65,14 +65,14 @@ def test_frames_are_those_that_lerobot_reads(dataset):
     for index in (0, 3, 4, 8):
         frame = theirs[index]
         assert frame["index"] == index
-        for camera, picture in zip(ours.sizes, ours.read_images([index]), strict=True):
-            torch.testing.assert_close(picture[0] / 255, frame[camera])
+        for camera, image in zip(ours.sizes, ours.read_images([index]), strict=True):
+            torch.testing.assert_close(image[0] / 255, frame[camera])
     assert ours.fingerprint == dataset_fingerprint(theirs.meta)
 
 
-def test_a_dataset_that_was_recorded_again_has_another_fingerprint(dataset, tmp_path):
-    again = write_tiny_dataset(tmp_path / "robot", episodes=2, frames=4, seed=1)
-    assert DatasetFrames(str(again)).fingerprint != DatasetFrames(str(dataset)).fingerprint
+def test_dataset_recorded_again_has_other_fingerprint(dataset, tmp_path):
+    recorded_again = write_tiny_dataset(tmp_path / "robot", episodes=2, frames=4, seed=1)
+    assert DatasetFrames(str(recorded_again)).fingerprint != DatasetFrames(str(dataset)).fingerprint
     copy = shutil.copytree(dataset, tmp_path / "copy")
     assert DatasetFrames(str(copy), [WRIST]).fingerprint == DatasetFrames(str(dataset)).fingerprint
 
@@ -81,13 +81,13 @@ def test_a_dataset_that_was_recorded_again_has_another_fingerprint(dataset, tmp_
     ("shape", "names"),
     [([4, 6, 3], ["height", "width", "channels"]), ([3, 4, 6], ["channel", "height", "width"]), ([4, 6, 3], None)],
 )
-def test_pictures_have_one_size_however_it_is_written(shape, names):
+def test_image_size_is_read_from_shapes_with_channels_first_or_last(shape, names):
     assert image_size_of(shape, names) == (4, 6)
 
 
-def test_every_frame_is_cached_as_the_teacher_sees_it(built, dataset, vggt):
+def test_cached_features_equal_live_features_of_every_frame(built, dataset, vggt):
     cache, frames = FeatureCache(built), DatasetFrames(str(dataset))
-    cache.check("robot", "local", frames.fingerprint)
+    cache.check_dataset("robot", "local", frames.fingerprint)
     teacher = load_teacher(str(vggt))
     live = teacher.features(scene_images(frames.read_images(range(9)), teacher), [2, -1])
     found = cache.decode(torch.utils.data.default_collate([cache.read(index) for index in range(9)]))
@@ -96,23 +96,23 @@ def test_every_frame_is_cached_as_the_teacher_sees_it(built, dataset, vggt):
         assert torch.cosine_similarity(found.maps[layer], live.maps[layer], dim=-1).mean() >= 0.999
 
 
-def test_info_says_what_is_there_and_what_is_not(built, capsys, tmp_path):
+def test_info_reports_finished_and_missing_shards(built, capsys, tmp_path):
     assert main(["cache", "info", str(built)]) == 0
     printed = capsys.readouterr().out
-    for said in (
+    for line in (
         f"cameras     {FRONT}, {WRIST}",
         "license     cc-by-nc-4.0",
         "layers      2, -1 of 4",
         "9 of 9, in 1 of 1",
     ):
-        assert said in printed
+        assert line in printed
     half = shutil.copytree(built, tmp_path / "half")
     shard_path(half, 0).unlink()
     assert main(["cache", "info", str(half)]) == 0
     assert "0 of 9, in 0 of 1 shards" in capsys.readouterr().out
 
 
-def test_verify_names_the_shard_that_is_corrupt(built, capsys, tmp_path):
+def test_verify_names_corrupt_shard(built, capsys, tmp_path):
     assert main(["cache", "verify", str(built)]) == 0
     copy = shutil.copytree(built, tmp_path / "copy")
     content = bytearray(shard_path(copy, 0).read_bytes())
@@ -124,12 +124,12 @@ def test_verify_names_the_shard_that_is_corrupt(built, capsys, tmp_path):
     assert "Traceback" not in printed.err
 
 
-def test_build_says_the_license_the_disk_the_variance_and_how_to_go_on(dataset, vggt, tmp_path, capsys):
+def test_build_prints_license_disk_variance_and_next_command(dataset, vggt, tmp_path, capsys):
     out = tmp_path / "projected"
     more = ["--storage", "projected", "--width", "8", "--cameras", WRIST, "--grid", "1x2", "--resolution", "84"]
     assert main(arguments(dataset, vggt, out, *more)) == 0
     printed = capsys.readouterr().out
-    assert "The teacher vggt is under cc-by-nc-4.0, which forbids commercial use" in printed
+    assert "The teacher vggt is licensed under cc-by-nc-4.0, which forbids commercial use" in printed
     assert "disk       " in printed and "free" in printed
     kept = FeatureCache(out).manifest.kept
     assert [f"8 of 32 dimensions keep {share:.2%} of the variance" in printed for share in kept] == [True, True]
@@ -139,28 +139,28 @@ def test_build_says_the_license_the_disk_the_variance_and_how_to_go_on(dataset, 
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        (["--layers", "9"], "layer 9 does not exist"),
+        (["--layers", "9"], "vggt has no layer 9"),
         (["--cameras", "observation.images.frond"], f"did you mean '{FRONT}'"),
-        (["--storage", "projected", "--width", "64"], "width must lie in 1..32"),
+        (["--storage", "projected", "--width", "64"], "width of projected features must be in 1..32"),
         (["--resolution", "best"], "resolution must be"),
         (["--teacher", "nowhere"], "'nowhere'"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_leaves_nothing(dataset, vggt, tmp_path, capsys, change, sentence):
+def test_invalid_input_prints_one_message_and_writes_nothing(dataset, vggt, tmp_path, capsys, change, message):
     assert main(arguments(dataset, vggt, tmp_path / "out", *change)) == 2
     error = capsys.readouterr().err
-    assert sentence in error.splitlines()[-1]
+    assert message in error.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_no_dataset_is_refused(vggt, tmp_path, capsys):
+def test_folder_without_dataset_fails(vggt, tmp_path, capsys):
     assert main(arguments(tmp_path, vggt, tmp_path / "out")) == 2
     assert "is not a LeRobot dataset" in capsys.readouterr().err
 
 
-def test_another_teacher_than_vggt_needs_its_layers_named(tmp_path, dataset, capsys):
+def test_teacher_other_than_vggt_needs_layers(tmp_path, dataset, capsys):
     from transformers import Dinov2Config, Dinov2Model
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -169,11 +169,11 @@ def test_another_teacher_than_vggt_needs_its_layers_named(tmp_path, dataset, cap
     (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(pixels))
     command = ["cache", "build", str(dataset), "--teacher", str(tmp_path / "dino"), "--out", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu", "--workers", "0"]) == 2
-    assert "name the layers of dino to store, of 1..2: --layers" in capsys.readouterr().err
+    assert "choose the layers of dino to store with --layers" in capsys.readouterr().err
     assert main([*command, "--device", "cpu", "--workers", "0", "--layers", "1,2"]) == 0
 
 
-def test_the_embedded_teacher_is_cached_with_all_its_layers(tmp_path, dataset):
+def test_embedded_teacher_is_cached_with_all_layers(tmp_path, dataset):
     command = ["cache", "build", str(dataset), "--teacher", "embedded", "--out", str(tmp_path / "out")]
     assert main([*command, "--device", "cpu", "--workers", "0"]) == 0
     manifest = Manifest.load(tmp_path / "out")
@@ -184,7 +184,7 @@ def test_the_embedded_teacher_is_cached_with_all_its_layers(tmp_path, dataset):
 
 
 def run_as_rank(rank: int, port: int, command: Sequence[str]) -> None:
-    """What `accelerate launch --cpu` sets for its processes."""
+    """Run the command as one of two ranks, with the environment variables that `accelerate launch --cpu` sets."""
     PartialState._reset_state()
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -193,14 +193,14 @@ def run_as_rank(rank: int, port: int, command: Sequence[str]) -> None:
     sys.exit(main(list(command)))
 
 
-def test_two_ranks_write_the_files_that_one_process_writes(built, dataset, vggt, tmp_path):
+def test_two_ranks_write_same_files_as_one_process(built, dataset, vggt, tmp_path):
     command = arguments(dataset, vggt, tmp_path / "out", "--storage", "int8")
     assert run_clean(2, run_as_rank, free_port(), command, seconds=60) == [0, 0]
-    assert files_of(tmp_path / "out") == files_of(built)
+    assert read_files(tmp_path / "out") == read_files(built)
 
 
 @pytest.mark.slow
-def test_accelerate_launches_it(built, dataset, vggt, tmp_path):
+def test_accelerate_launch_writes_same_files(built, dataset, vggt, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -216,5 +216,5 @@ def test_accelerate_launches_it(built, dataset, vggt, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished ") == 1
-    assert files_of(tmp_path / "out") == files_of(built)
+    assert read_files(tmp_path / "out") == read_files(built)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 9

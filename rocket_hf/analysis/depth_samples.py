@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.processing_rocket import RESIZES, RocketProcessor
+from rocket_hf.modeling.processing_rocket import RESIZE_METHODS, RocketProcessor
 from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.rgbd_dataset import RgbdFrames
 from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, is_valid_depth
@@ -117,7 +117,7 @@ def resized_log_depth(depth: Tensor, processor: RocketProcessor) -> tuple[Tensor
     counts = is_valid_depth(depth).float()
     scaled = (depth.clamp(NEAREST, FARTHEST).log() - LOW) / (HIGH - LOW)
     both = torch.stack([scaled * counts, counts], dim=2).flatten(0, 1)  # (N x V, 2, H, W) in [0, 1]
-    value, weight = RESIZES[processor.resize](both, processor.image_size).unflatten(0, depth.shape[:2]).unbind(2)
+    value, weight = RESIZE_METHODS[processor.resize](both, processor.image_size).unflatten(0, depth.shape[:2]).unbind(2)
     return value / weight.clamp_min(1e-6) * (HIGH - LOW) + LOW, weight
 
 

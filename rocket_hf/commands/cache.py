@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_build_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "dataset", metavar="DATASET", help="LeRobot dataset: a folder, or a Hub id OWNER/NAME[@REVISION]"
-    )
+    parser.add_argument("dataset", metavar="DATASET", help="LeRobot dataset: folder or Hub id OWNER/NAME[@REVISION]")
     parser.add_argument(
         "--teacher",
         required=True,
@@ -53,8 +51,8 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers",
         type=integer_list,
-        help="teacher layers to store, such as 3,5,-1 (default for VGGT: the layers of ROCKET's recipe, or all layers of "
-        "a small VGGT; required for other teachers)",
+        help="teacher layers to store, such as 3,5,-1 (default for VGGT: the layers of ROCKET's recipe, or all layers "
+        "of a small VGGT; required for other teachers)",
     )
     parser.add_argument(
         "--cameras",
@@ -65,7 +63,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         type=image_resolution,
         default="camera",
-        help='size of the images that the teacher receives: "camera" (default), "teacher", or the longer side in pixels',
+        help='size of the teacher\'s input images: "camera" (default), "teacher", or the longer side in pixels',
     )
     storages = "; ".join(f"{name}: {description}" for name, description in STORAGES.items())
     parser.add_argument(

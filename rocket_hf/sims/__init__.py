@@ -1,1 +1,1 @@
-"""Simulated worlds: environments, scripted experts, and demonstrations as LeRobot datasets."""
+"""Simulators: environments, scripted experts, and recording of demonstrations as LeRobot datasets."""

@@ -1,7 +1,7 @@
-"""Demonstrations as a LeRobotDataset (v3), through lerobot's own writer.
+"""Demonstrations as a LeRobotDataset (v3), written with lerobot's own writer.
 
-Pictures are h264 video; depth is lerobot's own depth video, lossless after its quantization to twelve bits on a
-logarithmic scale, which keeps it within 0.08 % of the truth between DEPTH_MIN and DEPTH_MAX.
+Images are stored as h264 video. Depth is stored as lerobot's depth video: quantized to twelve bits on a logarithmic
+scale, which is accurate to 0.08 % between DEPTH_MIN and DEPTH_MAX, and then encoded without loss.
 """
 
 from pathlib import Path
@@ -12,46 +12,46 @@ from rocket_hf.tiny_dataset import quiet_encoders
 from .environment import Environment
 from .expert import Demonstration
 
-DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # meters; what is farther, as the sky is, is recorded as DEPTH_MAX
-# Without it the same pictures give another video now and then: with small pictures, x264's fast code for it reads what
-# happens to be in memory.
-X264 = "mbtree=0"
-# Every frame by itself: of frames that build on others, x265 stores some wrongly at twelve bits, for all that it says
-# of itself that it is lossless.
-X265 = "lossless=1:pools=none:frame-threads=1:log-level=none"
-QUEUE = 100_000  # frames that wait for their encoder: lerobot drops those for which there is no room
+DEPTH_MIN, DEPTH_MAX = 0.02, 10.0  # meters; greater depth, such as the sky, is recorded as DEPTH_MAX
+# With macroblock trees the same small images sometimes give different videos: x264's optimized code for them reads
+# uninitialized memory.
+X264_PARAMS = "mbtree=0"
+# Only intra frames (g=1): x265 encodes some predicted frames wrongly at twelve bits, even in its lossless mode.
+X265_PARAMS = "lossless=1:pools=none:frame-threads=1:log-level=none"
+QUEUE_SIZE = 100_000  # lerobot drops frames if the encoder's queue is full
 
 
-def features(environment: Environment, image_size: int, depth: bool) -> dict[str, Any]:
-    """As lerobot describes columns."""
+def dataset_features(environment: Environment, image_size: int, depth: bool) -> dict[str, Any]:
+    """Return the columns of the dataset in lerobot's format."""
     columns: dict[str, Any] = {}
     for camera in environment.cameras:
-        columns[f"observation.images.{camera}"] = video(image_size, 3)
+        columns[f"observation.images.{camera}"] = video_feature(image_size, 3)
         if depth:
-            columns[f"observation.images.{camera}_depth"] = video(image_size, 1) | {"info": {"is_depth_map": True}}
-            columns[f"camera.{camera}.intrinsics"] = numbers([f"{row}{column}" for row in "xyz" for column in "xyz"])
-            columns[f"camera.{camera}.pose"] = numbers([f"{row}{column}" for row in "xyzw" for column in "xyzw"])
-    columns["observation.state"] = numbers(environment.state_names)
-    columns["action"] = numbers(environment.action_names)
+            depth_feature = video_feature(image_size, 1) | {"info": {"is_depth_map": True}}
+            columns[f"observation.images.{camera}_depth"] = depth_feature
+            columns[f"camera.{camera}.intrinsics"] = vector_feature([f"{row}{col}" for row in "xyz" for col in "xyz"])
+            columns[f"camera.{camera}.pose"] = vector_feature([f"{row}{col}" for row in "xyzw" for col in "xyzw"])
+    columns["observation.state"] = vector_feature(environment.state_names)
+    columns["action"] = vector_feature(environment.action_names)
     columns["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
     columns["seed"] = {"dtype": "int64", "shape": (1,), "names": None}
     return columns
 
 
-def video(image_size: int, channels: int) -> dict[str, Any]:
+def video_feature(image_size: int, channels: int) -> dict[str, Any]:
     names = ["height", "width", "channels"]
     return {"dtype": "video", "shape": (image_size, image_size, channels), "names": names}
 
 
-def numbers(names: Any) -> dict[str, Any]:
+def vector_feature(names: Any) -> dict[str, Any]:
     return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
 
 
-def picture_encoder() -> Any:
-    """In full colors: at such sizes halved ones blur a whole object."""
+def image_encoder() -> Any:
+    """Return the encoder of images, with full color resolution: in small images, subsampled colors blur objects."""
     from lerobot.configs import RGBEncoderConfig
 
-    options = {"x264-params": X264}
+    options = {"x264-params": X264_PARAMS}
     return RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=18, preset="veryfast", extra_options=options)
 
 
@@ -59,30 +59,30 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
     from lerobot.configs import DepthEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    how = {
+    options = {
         "repo_id": f"local/{folder.name}",
         "root": folder,
         "streaming_encoding": True,
-        "encoder_queue_maxsize": QUEUE,
+        "encoder_queue_maxsize": QUEUE_SIZE,
         "encoder_threads": 1,
-        "rgb_encoder": picture_encoder(),
+        "rgb_encoder": image_encoder(),
         "depth_encoder": DepthEncoderConfig(
             depth_min=DEPTH_MIN,
             depth_max=DEPTH_MAX,
             shift=0.0,
             g=1,
             preset="superfast",
-            extra_options={"x265-params": X265},
+            extra_options={"x265-params": X265_PARAMS},
         ),
-        "video_backend": "pyav",  # of a reader; nothing is read here
+        "video_backend": "pyav",  # used only for reading; the default would require torchcodec
     }
     if resume:
-        return LeRobotDataset.resume(**how)
+        return LeRobotDataset.resume(**options)
     return LeRobotDataset.create(
         fps=environment.fps,
-        features=features(environment, image_size, depth),
+        features=dataset_features(environment, image_size, depth),
         robot_type=environment.suite,
-        **how,
+        **options,
     )
 
 

@@ -1,7 +1,7 @@
-"""What an environment is: one task of a simulator, as a policy sees it and as it acts on it.
+"""Interface of environments: one task of a simulator, with a policy's observations and actions.
 
-Pictures cost far more than physics, so they are rendered when they are asked for: a policy that executes eight actions
-of a chunk looks once.
+Rendering costs far more than physics, so images are rendered only on request: a policy that executes eight actions of a
+chunk needs one observation.
 """
 
 from abc import ABC, abstractmethod
@@ -12,48 +12,50 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Observation:
-    images: dict[str, np.ndarray]  # by camera: (height, width, 3) uint8, upright
+    """Camera images and robot state at one step."""
+
+    images: dict[str, np.ndarray]  # (height, width, 3) uint8 for each camera, upright
     state: np.ndarray  # (state_dim,) float32
 
 
 @dataclass(frozen=True)
 class DepthView:
-    """One camera's depth and pose. The camera looks along its +z, x to the right and y down (as OpenCV has it)."""
+    """Depth and pose of one camera. Camera axes as in OpenCV: z forward, x to the right, y down."""
 
     depth: np.ndarray  # (height, width) float32, meters along the optical axis
     intrinsics: np.ndarray  # (3, 3) float32, in pixels
-    pose: np.ndarray  # (4, 4) float32: points of the camera to points of the world
+    pose: np.ndarray  # (4, 4) float32, maps points from camera to world coordinates
 
 
 class Environment(ABC):
-    """The same seed gives the same start, on any machine and in any process."""
+    """One task of a simulator. The same seed gives the same initial state on any machine and in any process."""
 
-    suite: str  # "metaworld"
-    task: str  # its name there: "drawer-open-v3"
-    instruction: str  # the task as a sentence, which the policy reads
+    suite: str  # such as "metaworld"
+    task: str  # name in the suite, such as "drawer-open-v3"
+    instruction: str  # the task as a sentence, the text input of a policy
     cameras: tuple[str, ...]
     state_names: tuple[str, ...]
-    action_names: tuple[str, ...]  # each in -1..1
+    action_names: tuple[str, ...]  # each action is in -1..1
     fps: int
-    max_steps: int  # after which an episode has failed
+    max_steps: int  # an episode that is longer has failed
 
     @abstractmethod
     def reset(self, seed: int) -> None: ...
 
     @abstractmethod
     def step(self, action: np.ndarray) -> bool:
-        """One control step; whether the task is solved now. Actions are clipped to -1..1."""
+        """Run one control step and return whether the task is solved. Actions are clipped to -1..1."""
 
     @abstractmethod
     def observe(self) -> Observation: ...
 
     @abstractmethod
     def depth_views(self) -> dict[str, DepthView]:
-        """By camera, of the same moment and in the same pixels as `observe`."""
+        """Return the depth and pose of each camera, at the same time and with the same pixels as `observe`."""
 
     @abstractmethod
     def expert_action(self) -> np.ndarray:
-        """What the scripted expert does now, clipped; it may read the simulator's own state."""
+        """Return the scripted expert's next action, clipped to -1..1. The expert may read the simulator's state."""
 
     @abstractmethod
     def close(self) -> None: ...

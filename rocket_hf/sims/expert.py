@@ -1,7 +1,7 @@
-"""One demonstration: an episode that the scripted expert solves, with all that is recorded of it.
+"""Demonstrations: episodes that the scripted expert solves, with everything that is recorded of them.
 
-The expert is tried without pictures first, which is a hundred times faster; a start that it solves is played again and
-drawn. The same seed gives the same start, so what is drawn is what was solved.
+The expert first runs without rendering, which is a hundred times faster. An episode that it solves is replayed and
+rendered. The same seed gives the same initial state, so the replay is identical.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from .environment import Environment
 from .suites import make_environment
 
 ATTEMPTS = 50
-NEXT_SEED = 1_000_000  # from a start that the expert fails to the next that is tried
+ATTEMPT_SEED_STEP = 1_000_000  # added to the seed after each failed attempt
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker needs to know: one episode to record."""
+class DemonstrationRequest:
+    """Request to a simulator process for one episode."""
 
     suite: str
     task: str
@@ -31,27 +31,29 @@ class Job:
 
 @dataclass(frozen=True)
 class Demonstration:
+    """One recorded episode. Its frames map the columns of the dataset to their values."""
+
     instruction: str
-    seed: int  # of the start that was solved
-    dropped: int  # starts before it that the expert failed
+    seed: int  # seed of the attempt that succeeded
+    failed_attempts: int
     frames: list[dict[str, Any]]
 
 
 def demonstrate(environment: Environment, first_seed: int, depth: bool) -> Demonstration:
-    """From `first_seed`, or, where the expert fails, from the next of its own series of seeds."""
+    """Record the first attempt that the expert solves, with the seeds first_seed + k * ATTEMPT_SEED_STEP."""
     for attempt in range(ATTEMPTS):
-        seed = first_seed + attempt * NEXT_SEED
+        seed = first_seed + attempt * ATTEMPT_SEED_STEP
         actions = solve(environment, seed)
         if actions:
             return Demonstration(environment.instruction, seed, attempt, replay(environment, seed, actions, depth))
     raise UserError(
-        f"the expert of {environment.task} failed {ATTEMPTS} starts within {environment.max_steps} steps each: "
-        "leave the task out"
+        f"the expert of {environment.task} failed in {ATTEMPTS} attempts of {environment.max_steps} steps: "
+        "remove the task from --tasks"
     )
 
 
 def solve(environment: Environment, seed: int) -> list[np.ndarray]:
-    """The expert's actions until the task is solved; none where it is not."""
+    """Return the expert's actions until the task is solved; an empty list if it is not."""
     environment.reset(seed)
     actions = []
     for _ in range(environment.max_steps):
@@ -62,21 +64,21 @@ def solve(environment: Environment, seed: int) -> list[np.ndarray]:
 
 
 def replay(environment: Environment, seed: int, actions: list[np.ndarray], depth: bool) -> list[dict[str, Any]]:
-    """What is seen before each action, and whether the action solves the task."""
+    """Return the frame before each action, with the action and whether it solved the task."""
     environment.reset(seed)
     frames = []
     for action in actions:
-        frame = seen(environment, depth)
-        solved = environment.step(action)
-        frames.append(frame | {"action": action, "next.success": np.array([solved]), "seed": np.array([seed])})
-    assert solved, f"{environment.task} from seed {seed} did not go as before"
+        frame = observe_frame(environment, depth)
+        is_solved = environment.step(action)
+        frames.append(frame | {"action": action, "next.success": np.array([is_solved]), "seed": np.array([seed])})
+    assert is_solved, f"the replay of {environment.task} with seed {seed} differs from the first run"
     return frames
 
 
-def seen(environment: Environment, depth: bool) -> dict[str, Any]:
-    """By the columns of a dataset."""
+def observe_frame(environment: Environment, depth: bool) -> dict[str, Any]:
+    """Return the observation as columns of the dataset."""
     observation = environment.observe()
-    frame = {f"observation.images.{camera}": picture for camera, picture in observation.images.items()}
+    frame = {f"observation.images.{camera}": image for camera, image in observation.images.items()}
     frame["observation.state"] = observation.state
     for camera, view in environment.depth_views().items() if depth else ():
         frame[f"observation.images.{camera}_depth"] = view.depth[..., None]
@@ -85,17 +87,18 @@ def seen(environment: Environment, depth: bool) -> dict[str, Any]:
     return frame
 
 
-class ExpertWorker:
-    """Keeps the environment of the last task, because making one takes longer than an episode."""
+class ExpertSimulator:
+    """Simulator that records demonstrations. It keeps the last environment, because creating one takes longer than an
+    episode."""
 
     def __init__(self) -> None:
         self.environment: Environment | None = None
 
-    def handle(self, job: Job) -> Demonstration:
-        if self.environment is None or self.environment.task != job.task:
+    def handle(self, request: DemonstrationRequest) -> Demonstration:
+        if self.environment is None or self.environment.task != request.task:
             self.close()
-            self.environment = make_environment(job.suite, job.task, job.image_size)
-        return demonstrate(self.environment, job.seed, job.depth)
+            self.environment = make_environment(request.suite, request.task, request.image_size)
+        return demonstrate(self.environment, request.seed, request.depth)
 
     def close(self) -> None:
         if self.environment is not None:

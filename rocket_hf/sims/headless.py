@@ -1,24 +1,39 @@
-"""Which OpenGL draws the simulator's pictures: no window is ever opened, so a server without a display will do.
+"""Offscreen rendering with OpenGL: the simulators open no window, so that they run on servers without a display.
 
-MuJoCo reads MUJOCO_GL once, when it is imported, and without it asks for a window. What the user has set stays.
+MuJoCo reads the environment variable MUJOCO_GL once, when it is imported, and by default requires a window. A value
+that the user has set is kept.
 """
 
 import ctypes
 import os
 import sys
+from typing import Any
 
 from rocket_hf.errors import UserError
 
-NO_OPENGL = (
-    "the simulator has no OpenGL to draw without a window: run `apt-get install libegl1 libgl1-mesa-dri libgl1` "
-    "(Debian and Ubuntu), or `apt-get install libosmesa6`"
+INSTALL_OPENGL = (
+    "run `apt-get install libegl1 libgl1-mesa-dri libgl1` (Debian and Ubuntu), or `apt-get install libosmesa6`"
 )
-EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT, as Khronos numbers it
-MOST_DEVICES = 16
+EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT in the Khronos registry
+MAX_DEVICES = 16
+
+
+def import_mujoco() -> Any:
+    """Import mujoco with an offscreen renderer."""
+    backend = use_offscreen_rendering()
+    try:
+        import mujoco
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: run `pip install 'rocket-hf[sim]'`") from error
+    except (ImportError, RuntimeError, AttributeError) as error:  # raised by mujoco for each kind of missing OpenGL
+        raise UserError(
+            f"MuJoCo cannot render with MUJOCO_GL={backend!r} ({error}): unset it, or {INSTALL_OPENGL}"
+        ) from error
+    return mujoco
 
 
 def use_offscreen_rendering() -> str:
-    """Sets MUJOCO_GL unless the user has, and returns it. Call it before mujoco is imported."""
+    """Set MUJOCO_GL unless the user has set it, and return it. Call this before mujoco is imported."""
     if not os.environ.get("MUJOCO_GL"):
         chosen = offscreen_backend()
         if chosen and "mujoco" in sys.modules:
@@ -31,40 +46,43 @@ def use_offscreen_rendering() -> str:
 
 
 def offscreen_backend() -> str:
-    """EGL where it finds a device (Mesa's software counts), else OSMesa; empty where MuJoCo's own choice is right."""
+    """Return "egl" if EGL finds a device (also Mesa's software renderer), otherwise "osmesa".
+
+    Return an empty string where MuJoCo's own default works: on other systems than Linux, or with a display only.
+    """
     if sys.platform != "linux":
         return ""
-    if egl_works():
+    if is_egl_available():
         return "egl"
-    if loads("libOSMesa.so.8") or loads("libOSMesa.so"):
+    if load_library("libOSMesa.so.8") or load_library("libOSMesa.so"):
         return "osmesa"
     if os.environ.get("DISPLAY"):
         return ""
-    raise UserError(NO_OPENGL)
+    raise UserError(f"the simulator found no OpenGL for rendering without a window: {INSTALL_OPENGL}")
 
 
-def egl_works() -> bool:
-    """Whether a display opens on any device, which is what MuJoCo will try: the library alone may lack its driver."""
-    egl = loads("libEGL.so.1")
-    if egl is None or not (loads("libGL.so.1") or loads("libOpenGL.so.0")):
+def is_egl_available() -> bool:
+    """Return whether EGL can open a display on any device, as MuJoCo will: the library may lack its driver."""
+    egl = load_library("libEGL.so.1")
+    if egl is None or not (load_library("libGL.so.1") or load_library("libOpenGL.so.0")):
         return False
     egl.eglGetProcAddress.restype = ctypes.c_void_p
     addresses = [egl.eglGetProcAddress(name) for name in (b"eglQueryDevicesEXT", b"eglGetPlatformDisplayEXT")]
     if not all(addresses):
         return False
-    query = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[0])
-    display_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(addresses[1])
-    devices, count = (ctypes.c_void_p * MOST_DEVICES)(), ctypes.c_int()
-    query(MOST_DEVICES, devices, ctypes.byref(count))
+    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[0])
+    get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(addresses[1])
+    devices, count = (ctypes.c_void_p * MAX_DEVICES)(), ctypes.c_int()
+    query_devices(MAX_DEVICES, devices, ctypes.byref(count))
     egl.eglInitialize.argtypes = [ctypes.c_void_p] * 3
     return any(
-        egl.eglInitialize(display_of(EGL_PLATFORM_DEVICE, device, None), None, None)
+        egl.eglInitialize(get_display(EGL_PLATFORM_DEVICE, device, None), None, None)
         for device in devices[: count.value]
     )
 
 
-def loads(library: str) -> ctypes.CDLL | None:
+def load_library(name: str) -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(library)
+        return ctypes.CDLL(name)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""Ctrl-C and the end of a batch job, which may come while a file is half written."""
+"""Delay of Ctrl-C and SIGTERM (the end of a batch job) until a file is completely written."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Both signals raise KeyboardInterrupt; those that come within `shield()` raise it at its end."""
+    """Handler of both signals. It raises KeyboardInterrupt at once, or at the end of a `shield()` block."""
 
     def __init__(self) -> None:
         self.shielded = self.pending = False
@@ -18,13 +18,13 @@ class Interruption:
     @contextmanager
     def listen(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python gives signals to the main thread alone
+            yield  # Python delivers signals only to the main thread
             return
-        former = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        previous = {number: signal.signal(number, self.receive) for number in SIGNALS}
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def receive(self, number: int, frame: FrameType | None) -> None:

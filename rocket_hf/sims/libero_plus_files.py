@@ -1,6 +1,7 @@
-"""Where LIBERO-Plus lies on this machine.
+"""Files of LIBERO-Plus on this machine.
 
-It names its configuration as LIBERO does, with other things in it. So it gets one of its own while it is imported.
+LIBERO-Plus reads a configuration of the same name as LIBERO, but with other content. So it gets its own configuration
+while it is imported.
 """
 
 import ast
@@ -17,19 +18,19 @@ import numpy as np
 
 from rocket_hf.errors import UserError
 
-from .headless import use_offscreen_rendering
+from .headless import import_mujoco
 from .libero_files import (
     ASSETS,
     CONFIG_PATH,
+    disabled_warnings,
     find_assets,
     find_package,
-    quietly,
     temporary_folder,
     write_config_file,
 )
 from .libero_plus_tasks import NEED_ARCHIVE
 
-ARCHIVE = "new_objects"  # a folder that only LIBERO-Plus's archive has
+ARCHIVE = "new_objects"  # folder that exists only in LIBERO-Plus's archive
 TASK_MAP = Path("benchmark") / "libero_suite_task_map.py"
 
 
@@ -44,23 +45,26 @@ def plus_folder() -> Path:
 
 
 def find_models(package: Path) -> Path:
-    """LIBERO-Plus looks beside its own files alone, whatever its configuration says."""
+    """Return the folder of models. LIBERO-Plus ignores its configuration and reads only the folder in its package."""
     models = package / "assets"
     if all((models / part).is_dir() for part in ASSETS):
         return models
-    raise UserError(f"LIBERO-Plus looks for models in {models} alone: run `ln -s {find_assets(package)} {models}`")
+    raise UserError(f"LIBERO-Plus reads its models only from {models}: run `ln -s {find_assets(package)} {models}`")
 
 
 def require_archive(axis: str, models: Path) -> None:
     if axis in NEED_ARCHIVE and not (models / ARCHIVE).is_dir():
         raise UserError(
-            f"LIBERO-Plus's axis {axis} needs models and textures of its own: unpack assets.zip of the dataset "
-            f"Sylvest/LIBERO-plus as {models}"
+            f"the axis {axis} of LIBERO-Plus needs additional models and textures: unpack assets.zip of the dataset "
+            f"Sylvest/LIBERO-plus to {models}"
         )
 
 
 def benchmark_names(package: Path) -> dict[str, list[str]]:
-    """The tasks of each suite. Importing the benchmark would read thousands of files; this one holds a literal."""
+    """Return the task names of each suite, from a file that contains only a literal.
+
+    Importing the benchmark would read thousands of files.
+    """
     (assignment,) = ast.parse((package / TASK_MAP).read_text(encoding="utf-8")).body
     assert isinstance(assignment, ast.Assign)
     names: dict[str, list[str]] = ast.literal_eval(assignment.value)
@@ -68,14 +72,15 @@ def benchmark_names(package: Path) -> dict[str, list[str]]:
 
 
 def import_libero_plus(package: Path) -> Any:
-    """Its module of worlds and noise, which was written for numpy 1."""
-    use_offscreen_rendering()
-    with own_configuration(package), quietly(), contextlib.redirect_stderr(io.StringIO()):  # gym says it is old
+    """Import the module of LIBERO-Plus with its environments and noise, and adapt it from numpy 1 to numpy 2."""
+    import_mujoco()
+    # gym prints a warning about its age to stderr.
+    with plus_configuration(package), disabled_warnings(), contextlib.redirect_stderr(io.StringIO()):
         try:
             wrapper: Any = importlib.import_module("liberoplus.liberoplus.envs.env_wrapper")
         except ModuleNotFoundError as error:
             raise UserError(f"LIBERO-Plus needs {error.name}: run `pip install 'rocket-hf[libero-plus]'`") from error
-        except ImportError as error:  # of Wand, which looks for the library
+        except ImportError as error:  # raised by Wand if the library is missing
             raise UserError(
                 "LIBERO-Plus needs ImageMagick's library MagickWand: run `apt-get install libmagickwand-6.q16-6` "
                 "(7.q16-10 on newer systems)"
@@ -85,14 +90,14 @@ def import_libero_plus(package: Path) -> Any:
 
 
 @contextlib.contextmanager
-def own_configuration(package: Path) -> Iterator[None]:
+def plus_configuration(package: Path) -> Iterator[None]:
     folder = temporary_folder(f"plus {package}")
     write_config_file(folder, package, package / "assets")
-    before = os.environ.get(CONFIG_PATH)
+    previous = os.environ.get(CONFIG_PATH)
     os.environ[CONFIG_PATH] = str(folder)
     try:
         yield
     finally:
         os.environ.pop(CONFIG_PATH)
-        if before is not None:
-            os.environ[CONFIG_PATH] = before
+        if previous is not None:
+            os.environ[CONFIG_PATH] = previous

@@ -1,7 +1,7 @@
-"""LIBERO-Plus: 10,030 variations of LIBERO's tasks, each along one of seven axes, and what their names tell.
+"""Tasks of LIBERO-Plus: 10,030 variations of LIBERO's tasks, each along one of seven axes.
 
-A task is named by suite, axis and number, `libero_spatial/camera/0`, in the benchmark's own order. Layout is two axes
-here: objects that stand elsewhere need LIBERO's models alone, objects that are added need LIBERO-Plus's own.
+A task is named by suite, axis and number in the benchmark's order, such as `libero_spatial/camera/0`. The layout axis
+is split in two: moved objects need only LIBERO's models, added objects need LIBERO-Plus's own models.
 """
 
 import re
@@ -22,11 +22,11 @@ GROUPS = {
 }
 GROUPS |= {f"{suite}/layout": GROUPS[f"{suite}/layout-moved"] + GROUPS[f"{suite}/layout-added"] for suite in TASKS}
 
-SEEN_FROM = re.compile(
+VIEW_NAME = re.compile(
     r"(?P<base>.+?)(?P<language>_language_\d+)?_view_(?P<view>\d+_\d+_\d+_\d+_\d+)_initstate_(?P<robot>\d+)"
     r"(_noise_(?P<noise>\d+))?"
 )
-CHANGED = re.compile(r"(?P<base>.+?)_(?P<kind>light|table|tb|add|level|moved_level)_?\d+(_sample\d+)?")
+CHANGE_NAME = re.compile(r"(?P<base>.+?)_(?P<kind>light|table|tb|add|level|moved_level)_?\d+(_sample\d+)?")
 AXIS_OF_KIND = {
     "light": "light",
     "table": "background",
@@ -35,35 +35,35 @@ AXIS_OF_KIND = {
     "level": "layout-moved",
     "moved_level": "layout-moved",
 }
-USUAL_VIEW = "0_0_100_0_0"
+DEFAULT_VIEW = "0_0_100_0_0"
 
 
 @dataclass(frozen=True)
 class Variation:
-    """What the benchmark's own name of a task tells."""
+    """Variation of a task, parsed from the benchmark's own task name."""
 
-    base: str  # the task of LIBERO's that is varied
+    base: str  # name of the varied task of LIBERO
     axis: str
-    noise: int = 0  # 1 to 50: five kinds of ten severities
+    noise: int = 0  # 1 to 50: five kinds with ten severities; 0 for none
 
     @property
-    def sentence(self) -> str:
-        """LIBERO's instruction; the axis `language` has others, in its descriptions."""
+    def instruction(self) -> str:
+        """LIBERO's instruction. Tasks of the axis `language` have other instructions in their descriptions."""
         return re.sub(r"^[A-Z_]+SCENE\d+_", "", self.base).replace("_", " ")
 
 
-def variation(name: str) -> Variation:
-    seen = SEEN_FROM.fullmatch(name)
-    if seen is None:
-        changed = CHANGED.fullmatch(name)
-        assert changed is not None, name
-        return Variation(changed["base"], AXIS_OF_KIND[changed["kind"]])
-    noise = int(seen["noise"] or 0)
-    varied = {
-        "robot": seen["robot"] != "0",
+def parse_variation(name: str) -> Variation:
+    view = VIEW_NAME.fullmatch(name)
+    if view is None:
+        change = CHANGE_NAME.fullmatch(name)
+        assert change is not None, name
+        return Variation(change["base"], AXIS_OF_KIND[change["kind"]])
+    noise = int(view["noise"] or 0)
+    is_varied = {
+        "robot": view["robot"] != "0",
         "noise": noise != 0,
-        "camera": seen["view"] != USUAL_VIEW,
-        "language": seen["language"] is not None,
+        "camera": view["view"] != DEFAULT_VIEW,
+        "language": view["language"] is not None,
     }
-    (axis,) = (axis for axis, here in varied.items() if here)
-    return Variation(seen["base"], axis, noise)
+    (axis,) = (axis for axis, varied in is_varied.items() if varied)
+    return Variation(view["base"], axis, noise)

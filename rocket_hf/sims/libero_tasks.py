@@ -1,7 +1,7 @@
-"""LIBERO's suites: their tasks by number, as lerobot numbers them, and how its benchmark is run.
+"""Suites of LIBERO: their tasks, numbered as in lerobot, and the protocol of the benchmark.
 
-The limits are longer than the longest demonstration of each suite. Public evaluations run fifty starts of each of ten
-tasks.
+The step limits exceed the longest demonstration of each suite. Public evaluations run ten tasks with fifty episodes
+each.
 """
 
 TASKS = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
@@ -12,6 +12,6 @@ STEP_LIMITS = {
     "libero_10": 520,
     "libero_90": 400,
 }
-WAITING_STEPS = 10  # in which objects fall onto the table, before anybody looks; they count against no limit
-WAITING_ACTION = (0, 0, 0, 0, 0, 0, -1)  # the arm still, the gripper open
+SETTLING_STEPS = 10  # steps in which objects fall onto the table, before the first observation; not part of the limit
+SETTLING_ACTION = (0, 0, 0, 0, 0, 0, -1)  # no motion, gripper open
 GROUPS = {suite: [f"{suite}/{number}" for number in range(count)] for suite, count in TASKS.items()}

@@ -1,4 +1,4 @@
-"""MetaWorld's fifty tasks: how hard they are held to be, and the sentence that a policy reads."""
+"""The fifty tasks of MetaWorld: the benchmark's difficulty groups, and the instruction of each task."""
 
 EASY = {
     "button-press-v3": "press the button in",
@@ -59,4 +59,4 @@ VERY_HARD = {
     "pick-place-wall-v3": "carry the puck over the wall to the target",
 }
 GROUPS = {"easy": EASY, "medium": MEDIUM, "hard": HARD, "very_hard": VERY_HARD}
-INSTRUCTIONS = {task: sentence for tasks in GROUPS.values() for task, sentence in tasks.items()}
+INSTRUCTIONS = {task: instruction for tasks in GROUPS.values() for task, instruction in tasks.items()}

@@ -1,21 +1,27 @@
-"""MuJoCo's cameras: what draws them, and where they are in OpenCV's terms."""
+"""Cameras of MuJoCo: their renderer, intrinsics and poses in OpenCV's convention."""
 
 import atexit
 from typing import Any
 
 import numpy as np
 
-OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z with y up
-AS_IT_IS = np.eye(3)
+from rocket_hf.errors import UserError
+
+from .headless import INSTALL_OPENGL, import_mujoco
+
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras have their axes z backward, y up
+IDENTITY = np.eye(3)
 
 
 def open_renderer(model: Any, image_size: int) -> Any:
-    import mujoco
-
+    mujoco = import_mujoco()
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_size)
     model.vis.global_.offheight = max(model.vis.global_.offheight, image_size)
-    renderer = mujoco.Renderer(model, image_size, image_size)
-    atexit.register(renderer.close)  # for an environment that nobody closed: EGL complains when it goes first
+    try:
+        renderer = mujoco.Renderer(model, image_size, image_size)
+    except (ImportError, RuntimeError, mujoco.FatalError) as error:
+        raise UserError(f"MuJoCo cannot open its renderer ({error}): unset MUJOCO_GL, or {INSTALL_OPENGL}") from error
+    atexit.register(renderer.close)  # EGL reports errors if it shuts down before an unclosed renderer
     return renderer
 
 
@@ -25,16 +31,22 @@ def close_renderer(renderer: Any) -> None:
 
 
 def intrinsics(model: Any, camera: str, image_size: int) -> np.ndarray:
-    """(3, 3). Square pixels, their centers at whole numbers."""
-    opening = np.deg2rad(model.camera(camera).fovy[0])
-    focal, center = image_size / 2 / np.tan(opening / 2), (image_size - 1) / 2
+    """Return the intrinsics (3, 3): square pixels, with pixel centers at integers."""
+    angle_of_view = np.deg2rad(model.camera(camera).fovy[0])
+    focal, center = image_size / 2 / np.tan(angle_of_view / 2), (image_size - 1) / 2
     return np.array([[focal, 0, center], [0, focal, center], [0, 0, 1]], np.float32)
 
 
-def pose(data: Any, camera: str, picture: np.ndarray = AS_IT_IS, world: np.ndarray = AS_IT_IS) -> np.ndarray:
-    """(4, 4) float32, from the camera to the world; (3, 3) how its picture is turned, and the world is mirrored."""
-    placed = data.camera(camera)
+def pose(
+    data: Any, camera: str, image_transform: np.ndarray = IDENTITY, world_transform: np.ndarray = IDENTITY
+) -> np.ndarray:
+    """Return the camera-to-world matrix (4, 4) float32.
+
+    `image_transform` (3, 3) is the rotation or reflection that was applied to the image, `world_transform` (3, 3) the
+    one that was applied to the world.
+    """
+    view = data.camera(camera)
     matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3] = world @ placed.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV @ picture
-    matrix[:3, 3] = world @ placed.xpos
+    matrix[:3, :3] = world_transform @ view.xmat.reshape(3, 3) @ OPENGL_TO_OPENCV @ image_transform
+    matrix[:3, 3] = world_transform @ view.xpos
     return matrix

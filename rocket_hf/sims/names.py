@@ -1,4 +1,4 @@
-"""Names that a user may mistype."""
+"""Check of names that a user may mistype."""
 
 from collections.abc import Collection
 
@@ -7,6 +7,6 @@ from rocket_hf.errors import UserError
 
 def require_known(place: str, kind: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        from rocket_hf.modeling.strict_config import nearest  # brings transformers, which no simulator needs
+        from rocket_hf.modeling.strict_config import suggest_name  # imports transformers, which simulators do not need
 
-        raise UserError(f"{place} has no {kind} {name!r}: {nearest(name, known)}")
+        raise UserError(f"{place} has no {kind} {name!r}: {suggest_name(name, known)}")

@@ -1,41 +1,44 @@
-"""What a folder of demonstrations is asked to become, and how far it has come: meta/simulation.json.
+"""Plan and progress of a recording, stored in the dataset's meta/simulation.json.
 
-A recording that was interrupted goes on where it stopped. One that differs, or was cut off in the middle of a write, is
-refused.
+An interrupted recording is resumed. A recording with another plan is refused, and so is one that was killed during a
+write. The field names of the plan and the progress are the keys of the file.
 """
 
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_json
 
-FILE = Path("meta") / "simulation.json"
+RECORDING_FILE = Path("meta") / "simulation.json"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that decides what is recorded. The episodes of a task start from first_seed, first_seed + 1, ..."""
+class RecordingPlan:
+    """All settings that determine the recorded data. The episodes of a task have the seeds first_seed, +1, +2, ..."""
 
     suite: str
     tasks: tuple[str, ...]
-    episodes: int  # of each task
+    episodes: int  # per task
     image_size: int
     depth: bool
     first_seed: int
 
-    def starts(self) -> list[tuple[str, int]]:
-        """Task and seed of each episode, in the order of the dataset."""
+    def episode_seeds(self) -> list[tuple[str, int]]:
+        """Return the task and seed of each episode, in the order of the dataset."""
         return [(task, self.first_seed + number) for task in self.tasks for number in range(self.episodes)]
 
 
 @dataclass
-class Progress:
+class RecordingProgress:
+    """Numbers of recorded episodes and frames, and of failed attempts of the expert, in total and for each task."""
+
     episodes: int = 0
     frames: int = 0
-    dropped: int = 0
+    dropped: int = 0  # attempts that were not recorded because the expert failed
     episodes_by_task: dict[str, int] = field(default_factory=dict)
     frames_by_task: dict[str, int] = field(default_factory=dict)
     dropped_by_task: dict[str, int] = field(default_factory=dict)
@@ -49,31 +52,49 @@ class Progress:
         self.dropped_by_task[task] = self.dropped_by_task.get(task, 0) + dropped
 
 
-def save(folder: Path, plan: Plan, progress: Progress) -> None:
-    write_json(folder / FILE, {"plan": asdict(plan), "progress": asdict(progress)})
+def save_recording(folder: Path, plan: Any, progress: RecordingProgress) -> None:
+    write_json(folder / RECORDING_FILE, {"plan": asdict(plan), "progress": asdict(progress)})
 
 
-def open_recording(folder: Path, plan: Plan) -> Progress:
-    """How far the same recording has come in this folder; one without an episode is made anew."""
+def read_recording(folder: Path) -> dict[str, Any]:
+    """Return the content of meta/simulation.json: the dictionaries "plan" and "progress"."""
+    path = folder / RECORDING_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a recording of `rocket-hf simulate`: it has no {RECORDING_FILE}. Choose another folder."
+        )
+    recording = read_json_file(path)
+    if not isinstance(recording, dict) or not recording.keys() >= {"plan", "progress"}:
+        raise UserError(f"{path} has no plan and progress of a recording: remove {folder} and record again")
+    return recording
+
+
+def open_recording(folder: Path, plan: Any) -> RecordingProgress:
+    """Return the progress of a recording in this folder. Remove a recording without episodes, to start it again."""
     if not folder.exists():
-        return Progress()
-    if not (folder / FILE).is_file():
-        raise UserError(f"{folder} exists and is no recording of demonstrations: name another folder")
-    said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    for key, wanted in json.loads(json.dumps(asdict(plan))).items():
-        if said["plan"].get(key) != wanted:
+        return RecordingProgress()
+    recording = read_recording(folder)
+    for key, requested in json.loads(json.dumps(asdict(plan))).items():
+        recorded = recording["plan"].get(key)
+        if recorded != requested:
             raise UserError(
-                f"{folder} holds demonstrations with {key} {shown(said['plan'].get(key))}, not {shown(wanted)}: "
-                "name another folder"
+                f"{folder} contains a recording with {key} {format_value(recorded)}, not {format_value(requested)}: "
+                "choose another folder"
             )
-    progress = Progress(**said["progress"])
-    written = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))["total_episodes"]
+    progress = RecordingProgress(**recording["progress"])
     if progress.episodes == 0:
         shutil.rmtree(folder)
-    elif written != progress.episodes:
-        raise UserError(f"{folder} was cut off while it was written: remove it and record again")
+    elif read_json_file(folder / "meta" / "info.json").get("total_episodes") != progress.episodes:
+        raise UserError(f"{folder} is damaged, its recording was killed during a write: remove it and record again")
     return progress
 
 
-def shown(value: object) -> str:
+def read_json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove the recording and record it again") from None
+
+
+def format_value(value: object) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""Environments by the names of their suite and task."""
+"""Suites of simulated tasks, and environments by the names of their suite and task."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ SUITES = ("metaworld", "libero", "libero-plus")
 
 
 def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
-    """`max_steps` None: as the benchmark has it, or as MetaWorld's experts need with room to spare."""
+    """Create an environment. By default `max_steps` is the benchmark's limit, and for MetaWorld 200."""
     require_known("rocket_hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero import LiberoEnvironment
@@ -31,7 +31,7 @@ def task_names(suite: str) -> list[str]:
 
 
 def task_groups(suite: str) -> dict[str, list[str]]:
-    """What a suite calls its easy tasks, its hard ones, and so on."""
+    """Return the tasks of each named group of a suite, such as "easy" or "libero_goal"."""
     require_known("rocket_hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero_tasks import GROUPS as LIBERO
@@ -47,17 +47,17 @@ def task_groups(suite: str) -> dict[str, list[str]]:
 
 
 def require_expert(suite: str, task: str) -> None:
-    """All of MetaWorld's tasks have one."""
+    """Raise if the task has no scripted expert. All tasks of MetaWorld have one."""
     if suite == "libero-plus":
-        raise UserError("libero-plus is for evaluations: its tasks have no scripted expert; record those of libero")
+        raise UserError("libero-plus is for evaluation only, its tasks have no scripted expert: record tasks of libero")
     if suite == "libero":
         from . import libero_expert
 
         libero_expert.require_expert(task.partition("/")[0])
 
 
-def chosen_tasks(suite: str, words: Sequence[str]) -> list[str]:
-    """From names of tasks and of groups, with blanks or commas between them; `all` is the whole suite."""
+def select_tasks(suite: str, words: Sequence[str]) -> list[str]:
+    """Return the tasks of a list of task and group names, which may contain commas. `all` is the whole suite."""
     groups = task_groups(suite) | {"all": task_names(suite)}
     tasks: list[str] = []
     for name in filter(None, (part.strip() for word in words for part in word.split(","))):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 
 from .cache_manifest import LOCAL, Manifest
 from .cache_shards import checksum, corrupt_shard_error, open_shard, shard_path, view_as_bytes
@@ -59,7 +59,7 @@ class FeatureCache:
 
     def _camera_index(self, camera: str) -> int:
         if camera not in self.manifest.cameras:
-            raise UserError(f"{self.folder} has no camera {camera!r}: {nearest(camera, self.manifest.cameras)}")
+            raise UserError(f"{self.folder} has no camera {camera!r}: {suggest_name(camera, self.manifest.cameras)}")
         return self.manifest.cameras.index(camera)
 
     def _check_complete(self) -> None:

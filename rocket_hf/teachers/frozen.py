@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.policy_interface import unit_range
+from rocket_hf.modeling.policy_interface import to_unit_range
 
 from .scene import resize_images
 from .teacher import Features, Resolution, Teacher, TeacherCard
@@ -68,7 +68,7 @@ class FrozenTeacher(Teacher):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Resize images to the teacher's input size and normalize them: (B, V, 3, H, W)."""
-        frames = unit_range(images.to(self.device).flatten(0, 1)).float()
+        frames = to_unit_range(images.to(self.device).flatten(0, 1)).float()
         frames = resize_images(frames, self.input_size(*frames.shape[-2:]))
         return ((frames - self.mean) / self.std).to(self.dtype).unflatten(0, images.shape[:2])
 

@@ -1,4 +1,4 @@
-"""Under which license a teacher's weights are, and what that means for those who publish what they trained with it."""
+"""Licenses of teachers, and what they mean for publishing a policy that was trained with one."""
 
 from pathlib import Path
 
@@ -7,37 +7,38 @@ from huggingface_hub import metadata_load
 
 from rocket_hf.errors import UserError
 
-UNKNOWN = "unknown"
-# Of repositories whose name alone identifies them, where a folder has come without its README.
-KNOWN = {"facebook/VGGT-1B": "cc-by-nc-4.0"}
+UNKNOWN_LICENSE = "unknown"
+# Licenses of well-known repositories, for folders that were copied without their README.
+KNOWN_LICENSES = {"facebook/VGGT-1B": "cc-by-nc-4.0"}
 
 
 def read_license(folder: Path, name: str) -> str:
-    """As the front matter of the README states it; a license that the Hub has no word for by its own name."""
+    """Return the license in the README's front matter. For "other", return the license's own name, if it is given."""
     readme = folder / "README.md"
     try:
-        stated = (metadata_load(readme) or {}) if readme.exists() else {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the front matter of {readme} cannot be read, so its license is not known") from error
-    license = stated.get("license")
+        metadata = (metadata_load(readme) or {}) if readme.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the license of {name} is unknown, because the front matter of {readme} cannot be read: correct the file"
+        ) from error
+    license = metadata.get("license")
     if license == "other":
-        license = stated.get("license_name", license)
+        license = metadata.get("license_name", license)
     if isinstance(license, list):
         license = ", ".join(map(str, license))
-    return str(license) if license else KNOWN.get(name, UNKNOWN)
+    return str(license) if license else KNOWN_LICENSES.get(name, UNKNOWN_LICENSE)
 
 
 def license_note(name: str, license: str) -> str:
-    """One sentence for the log of a run and for the card of what it makes; empty where there is nothing to say."""
+    """Return one sentence about the teacher's license for logs and model cards; empty if the license allows any use."""
     if forbids_commercial_use(license):
         return (
-            f"The teacher {name} is under {license}, which forbids commercial use: "
-            "publish what is trained with it for non-commercial use alone, or train with another teacher."
+            f"The teacher {name} is licensed under {license}, which forbids commercial use: "
+            "publish what is trained with it for non-commercial use only, or train with another teacher."
         )
-    if license == UNKNOWN:
+    if license == UNKNOWN_LICENSE:
         return (
-            f"Nothing says under which license the teacher {name} is: "
-            "ask those who made it before you publish what is trained with it."
+            f"The license of the teacher {name} is unknown: ask its authors before you publish what is trained with it."
         )
     return ""
 

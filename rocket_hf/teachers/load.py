@@ -1,4 +1,4 @@
-"""A teacher by name: a folder, an id on the Hub, or the one that is embedded in this package."""
+"""Loader of teachers by name: a local folder, a Hub repository, or the teacher embedded in this package."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.hub import resolve
 
 from .frozen import FrozenTeacher
-from .hf_checkpoint import load_vision_model, vision_card, vision_config
+from .hf_checkpoint import load_vision_config, load_vision_model, vision_card
 from .hf_vision import HFVisionTeacher
 from .license import read_license
 from .teacher import Resolution
@@ -22,9 +22,9 @@ from .vggt_checkpoint import load_aggregator
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAFETENSORS = ("model.safetensors", "model-*.safetensors")
-PICKLE = "model.pt"  # of VGGT alone, and as tensors alone
-READ = ["config.json", "preprocessor_config.json", "processor_config.json", "README.md"]
-VGGT_KEYS = {"img_size", "patch_size", "embed_dim"}
+PICKLED_WEIGHTS = "model.pt"  # read for VGGT only, and without executing any code in it
+METADATA_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "README.md"]
+VGGT_KEYS = {"img_size", "patch_size", "embed_dim"}  # keys of config.json that identify a VGGT
 EMBEDDED = "embedded"  # the teacher inside this package, which needs no download
 
 
@@ -36,103 +36,123 @@ def load_teacher(
     device: str | torch.device = "cpu",
     compile: bool = False,
 ) -> FrozenTeacher:
-    """VGGT, or any vision transformer of transformers. `compile` runs its blocks through torch.compile.
+    """Load VGGT, or any vision transformer of transformers. `compile` runs its blocks through torch.compile.
 
-    On the device "meta" it is there without its weights, which are neither fetched nor read: to look at, and to count.
+    On the device "meta" the teacher has no weights, and none are downloaded or read: enough for sizes and FLOPs.
     """
     if dtype not in DTYPES:
-        raise UserError(f"the dtype of a teacher is {' or '.join(DTYPES)}, not {dtype!r}")
-    folder = teacher_folder(name, revision, weights=torch.device(device).type != "meta")
-    known_as = folder.resolve().name if here(name) else name
-    described = read_config(folder, known_as)
-    place = DTYPES[dtype], torch.device(device)
-    if torch.device(device).type == "meta":
-        return without_weights(folder, known_as, described, resolution, DTYPES[dtype])
-    if "model_type" in described:
-        settings, files = vision_config(folder, known_as), weight_files(folder, known_as)
-        card = vision_card(settings, folder, known_as, digest(files), read_license(folder, known_as))
-        model, dropped = load_vision_model(folder, settings, known_as, *place)
-        teacher: FrozenTeacher = HFVisionTeacher(model, card, resolution, compile)
-    elif described.keys() >= VGGT_KEYS:
-        config = VggtConfig.from_dict(described)
-        (path,) = files = weight_files(folder, known_as, PICKLE)
-        aggregator, dropped = load_aggregator(path, config, *place)
-        card = vggt_card(config, known_as, digest(files), read_license(folder, known_as))
-        teacher = VggtTeacher(aggregator, card, resolution, compile)
-    else:
-        raise no_teacher(known_as)
-    teacher.unused_tensors = dropped
+        raise UserError(f"the dtype of a teacher must be {' or '.join(DTYPES)}, got {dtype!r}")
+    device = torch.device(device)
+    has_weights = device.type != "meta"
+    folder = teacher_folder(name, revision, has_weights)
+    name = folder.resolve().name if local_teacher_folder(name) else name
+    config = read_config(folder, name)
+    if not has_weights:
+        return build_without_weights(folder, name, config, resolution, DTYPES[dtype])
+    if "model_type" in config:
+        return load_vision_teacher(folder, name, resolution, DTYPES[dtype], device, compile)
+    return load_vggt_teacher(folder, name, VggtConfig.from_dict(config), resolution, DTYPES[dtype], device, compile)
+
+
+def load_vision_teacher(
+    folder: Path, name: str, resolution: Resolution, dtype: torch.dtype, device: torch.device, compile: bool
+) -> HFVisionTeacher:
+    config, files = load_vision_config(folder, name), find_weights(folder, name)
+    card = vision_card(config, folder, name, weights_digest(files), read_license(folder, name))
+    model, unused_tensors = load_vision_model(folder, config, name, dtype, device)
+    teacher = HFVisionTeacher(model, card, resolution, compile)
+    teacher.unused_tensors = unused_tensors
     return teacher
 
 
-def without_weights(
-    folder: Path, name: str, described: dict[str, Any], resolution: Resolution, dtype: torch.dtype
+def load_vggt_teacher(
+    folder: Path,
+    name: str,
+    config: VggtConfig,
+    resolution: Resolution,
+    dtype: torch.dtype,
+    device: torch.device,
+    compile: bool,
+) -> VggtTeacher:
+    files = find_weights(folder, name, PICKLED_WEIGHTS)
+    if len(files) > 1:
+        raise UserError(f"{name} has {len(files)} files of weights: a VGGT is read from one file, model.safetensors")
+    aggregator, unused_tensors = load_aggregator(files[0], config, dtype, device)
+    card = vggt_card(config, name, weights_digest(files), read_license(folder, name))
+    teacher = VggtTeacher(aggregator, card, resolution, compile)
+    teacher.unused_tensors = unused_tensors
+    return teacher
+
+
+def build_without_weights(
+    folder: Path, name: str, config: dict[str, Any], resolution: Resolution, dtype: torch.dtype
 ) -> FrozenTeacher:
+    """Build a teacher on the device "meta"."""
     license = read_license(folder, name)
     with torch.device("meta"):
-        if "model_type" in described:
-            settings = vision_config(folder, name)
-            card = vision_card(settings, folder, name, "", license)
-            return HFVisionTeacher(AutoModel.from_config(settings, dtype=dtype), card, resolution)
-        if not described.keys() >= VGGT_KEYS:
-            raise no_teacher(name)
-        config = VggtConfig.from_dict(described)
-        return VggtTeacher(VggtAggregator(config).to(dtype), vggt_card(config, name, "", license), resolution)
+        if "model_type" in config:
+            vision_config = load_vision_config(folder, name)
+            card = vision_card(vision_config, folder, name, "", license)
+            return HFVisionTeacher(AutoModel.from_config(vision_config, dtype=dtype), card, resolution)
+        vggt_config = VggtConfig.from_dict(config)
+        aggregator = VggtAggregator(vggt_config).to(dtype)
+        return VggtTeacher(aggregator, vggt_card(vggt_config, name, "", license), resolution)
 
 
-def no_teacher(name: str) -> ValueError:
-    return ValueError(
-        f"config.json of {name} describes no teacher: it has neither the model_type of a vision encoder of "
-        f"transformers nor the keys of a VGGT, {', '.join(sorted(VGGT_KEYS))}"
-    )
-
-
-def here(name: str) -> Path | None:
-    """The folder of a teacher that need not be fetched."""
+def local_teacher_folder(name: str) -> Path | None:
+    """Return the folder of a teacher that needs no download; None for a teacher on the Hub."""
     folder = Path(__file__).with_name(EMBEDDED) if name == EMBEDDED else Path(name)
     return folder if folder.is_dir() else None
 
 
-def teacher_folder(name: str, revision: str | None, weights: bool = True) -> Path:
+def teacher_folder(name: str, revision: str | None, has_weights: bool = True) -> Path:
     """Return the folder of a teacher's files, which are downloaded first if the teacher is on the Hub."""
-    local = here(name)
-    files = [*READ, *SAFETENSORS, "model.safetensors.index.json"] if weights else READ
+    local = local_teacher_folder(name)
+    files = [*METADATA_FILES, *SAFETENSORS, "model.safetensors.index.json"] if has_weights else METADATA_FILES
     resolved = resolve(local or name, files, revision=revision, kind="teacher")
-    if weights and resolved.commit is not None and not safetensors_in(resolved.folder):
-        resolve(name, [PICKLE], revision=revision, kind="teacher")  # into the same folder, if the repository has it
+    if has_weights and resolved.commit is not None and not find_safetensors(resolved.folder):
+        # The download goes into the same folder, if the repository has the file.
+        resolve(name, [PICKLED_WEIGHTS], revision=revision, kind="teacher")
     return resolved.folder
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        described = read_json(folder / "config.json")
-    except FileNotFoundError as error:
-        raise UserError(f"{name} cannot be a teacher: it has no config.json") from error
-    if not isinstance(described, dict):
-        raise UserError(f"config.json of {name} holds no settings")
-    return described
+    """Read config.json and check that it describes a teacher."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{name} cannot be a teacher: it has no config.json")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{name} cannot be a teacher: its config.json is not a JSON object")
+    if "model_type" not in config and not config.keys() >= VGGT_KEYS:
+        raise UserError(
+            f"{name} cannot be a teacher: its config.json has neither the model_type of a transformers vision encoder "
+            f"nor the keys of a VGGT, {', '.join(sorted(VGGT_KEYS))}"
+        )
+    return config
 
 
-def safetensors_in(folder: Path) -> list[Path]:
+def find_safetensors(folder: Path) -> list[Path]:
     return sorted(path for pattern in SAFETENSORS for path in folder.glob(pattern))
 
 
-def weight_files(folder: Path, name: str, *others: str) -> list[Path]:
-    files = safetensors_in(folder) or [folder / other for other in others if (folder / other).exists()]
+def find_weights(folder: Path, name: str, *alternatives: str) -> list[Path]:
+    """Return the safetensors files of a folder, or those of the alternatives that exist. Raise if there are none."""
+    files = find_safetensors(folder) or [folder / other for other in alternatives if (folder / other).exists()]
     if not files:
-        wanted = " nor ".join(["model.safetensors", *others])
-        raise UserError(f"{name} has no weights that can be read safely: neither shards nor {wanted}")
+        expected = " nor ".join(["model.safetensors", *alternatives])
+        raise UserError(f"{name} has no weights in a safe format: it has neither shards nor {expected}")
     return files
 
 
-def digest(files: list[Path]) -> str:
-    """The SHA-256 of a file, or of the list of those of several."""
-    each = [file_digest(path) for path in files]
-    return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
+def weights_digest(files: list[Path]) -> str:
+    """Return the SHA-256 of one file, or a SHA-256 over the digests of several files."""
+    digests = [file_digest(path) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """The Hub's cache names large files by their SHA-256, so those need not be read for it."""
+    """Return the SHA-256 of a file. The Hub's cache names large files by it, so that those need not be read."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
         return blob.name

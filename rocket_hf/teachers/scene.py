@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocket_hf.modeling.policy_interface import unit_range
+from rocket_hf.modeling.policy_interface import to_unit_range
 
 from .teacher import Teacher
 
@@ -25,7 +25,7 @@ def scene_images(images: Sequence[Tensor], teacher: Teacher) -> Tensor:
     images: one tensor (B, 3, H, W) per camera, uint8 or in [0, 1]. Returns (B, V, 3, h, w) in [0, 1].
     """
     size = scene_size([(image.shape[-2], image.shape[-1]) for image in images], teacher)
-    return torch.stack([resize_images(unit_range(image.to(teacher.device)), size) for image in images], dim=1)
+    return torch.stack([resize_images(to_unit_range(image.to(teacher.device)), size) for image in images], dim=1)
 
 
 def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Environments and recordings that several tests share."""
+"""Fixtures shared by the tests of simulators: MetaWorld environments and a recording."""
 
 import pytest
 
@@ -7,27 +7,27 @@ from rocket_hf.sims.metaworld import MetaWorldEnvironment
 
 
 @pytest.fixture(scope="package")
-def make():
-    """Environments by task, small and each made once."""
-    made = {}
+def make_environment():
+    """Factory of small MetaWorld environments, which creates each one once."""
+    environments = {}
 
-    def find(task, **how):
-        key = (task, *how.items())
-        if key not in made:
-            made[key] = MetaWorldEnvironment(task, **({"image_size": 32} | how))
-        return made[key]
+    def make(task, **options):
+        key = (task, *options.items())
+        if key not in environments:
+            environments[key] = MetaWorldEnvironment(task, **({"image_size": 32} | options))
+        return environments[key]
 
-    yield find
-    for environment in made.values():
+    yield make
+    for environment in environments.values():
         environment.close()
 
 
 @pytest.fixture(scope="package")
 def recorded(tmp_path_factory):
-    """Two tasks, two episodes each, with depth."""
+    """Recording of two tasks, two episodes each, with depth: its folder and progress."""
     folder = tmp_path_factory.mktemp("recorded") / "demonstrations"
-    said = record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1)
-    return folder, said
+    progress = record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1)
+    return folder, progress
 
 
 TASKS = ("handle-press-v3", "reach-v3")

@@ -1,4 +1,4 @@
-"""Recordings, read back by lerobot; what interruptions leave; what is refused.
+"""Recording of demonstrations: content as read by lerobot, interruptions and error messages.
 
 python -m pytest tests/sims/test_demonstrations.py
 """
@@ -20,11 +20,12 @@ import pytest
 import torch
 
 from rocket_hf.commands import main
-from rocket_hf.sims.dataset_writer import picture_encoder
+from rocket_hf.errors import UserError
+from rocket_hf.rgbd_dataset import RgbdFrames
+from rocket_hf.sims.dataset_writer import image_encoder
 from rocket_hf.sims.demonstrations import record
-from rocket_hf.sims.expert import NEXT_SEED, demonstrate, replay, solve
+from rocket_hf.sims.expert import ATTEMPT_SEED_STEP, demonstrate, replay, solve
 from rocket_hf.sims.interruption import SIGNALS, Interruption
-from rocket_hf.sims.rgbd import RgbdFrames
 from rocket_hf.tiny import tiny_config
 from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.recipe import DatasetConfig
@@ -34,34 +35,34 @@ from .conftest import TASKS
 pytestmark = pytest.mark.needs_lerobot
 
 
-def numbers(folder):
-    """All columns that are no pictures, row by row."""
+def read_rows(folder):
+    """Return all columns that are not images, row by row."""
     return [row for path in sorted(folder.glob("data/*/*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def pictures(folder):
+def read_images(folder):
     frames = RgbdFrames(folder)
     return [(frames[index].images, frames[index].depth) for index in range(len(frames))]
 
 
-def same_recording(first, second):
-    assert numbers(first) == numbers(second)
-    for (images, depth), (other_images, other_depth) in zip(pictures(first), pictures(second), strict=True):
+def assert_same_recording(first, second):
+    assert read_rows(first) == read_rows(second)
+    for (images, depth), (other_images, other_depth) in zip(read_images(first), read_images(second), strict=True):
         assert torch.equal(images, other_images) and torch.equal(depth, other_depth)
 
 
-# What is recorded
+# Content
 
 
-def test_lerobot_reads_what_the_expert_did(recorded, make):
+def test_lerobot_reads_the_experts_episodes(recorded, make_environment):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    folder, said = recorded
+    folder, progress = recorded
     dataset = LeRobotDataset("local/demonstrations", root=folder, video_backend="pyav", depth_output_unit="m")
-    assert (said.episodes, said.frames) == (dataset.num_episodes, len(dataset)) and dataset.num_episodes == 4
+    assert (progress.episodes, progress.frames) == (dataset.num_episodes, len(dataset)) and dataset.num_episodes == 4
     index = 0
     for task in TASKS:
-        environment = make(task)
+        environment = make_environment(task)
         for seed in (0, 1):
             for frame in replay(environment, seed, solve(environment, seed), depth=True):
                 item = dataset[index]
@@ -70,28 +71,30 @@ def test_lerobot_reads_what_the_expert_did(recorded, make):
                     np.testing.assert_array_equal(item[key], frame[key])
                 assert bool(item["next.success"]) == bool(frame["next.success"]) and int(item["seed"]) == seed
                 for camera in environment.cameras:
-                    picture = item[f"observation.images.{camera}"].permute(1, 2, 0).numpy() * 255
-                    drawn = frame[f"observation.images.{camera}"].astype(np.float32)
-                    assert np.sqrt(np.mean((picture - drawn) ** 2)) < 12  # the video is lossy
+                    image = item[f"observation.images.{camera}"].permute(1, 2, 0).numpy() * 255
+                    rendered = frame[f"observation.images.{camera}"].astype(np.float32)
+                    assert np.sqrt(np.mean((image - rendered) ** 2)) < 12  # the video is lossy
                     depth = frame[f"observation.images.{camera}_depth"].clip(0.02, 10)
-                    read = item[f"observation.images.{camera}_depth"].permute(1, 2, 0).numpy()
-                    np.testing.assert_allclose(read, depth, rtol=1e-3)
+                    read_depth = item[f"observation.images.{camera}_depth"].permute(1, 2, 0).numpy()
+                    np.testing.assert_allclose(read_depth, depth, rtol=1e-3)
                 index += 1
     assert index == len(dataset)
 
 
-def test_an_episode_ends_with_its_success_and_actions_are_in_range(recorded):
-    rows = numbers(recorded[0])
-    ends = [row["episode_index"] != after["episode_index"] for row, after in itertools.pairwise(rows)] + [True]
-    assert [row["next.success"] for row in rows] == ends
+def test_episode_ends_with_success_and_actions_are_in_range(recorded):
+    rows = read_rows(recorded[0])
+    is_last = [row["episode_index"] != following["episode_index"] for row, following in itertools.pairwise(rows)] + [
+        True
+    ]
+    assert [row["next.success"] for row in rows] == is_last
     assert max(abs(value) for row in rows for value in row["action"]) <= 1
 
 
-def test_a_policy_trains_on_it_and_depth_is_none_of_its_cameras(recorded):
+def test_training_data_has_no_depth_cameras(recorded):
     config = tiny_config(cameras=["corner2", "gripperPOV"], state_dim=4, action_dim=4)
     data = RobotDataset(DatasetConfig(id=str(recorded[0])), config)
     sample = data.sample(3)
-    assert {camera: picture.shape for camera, picture in sample["images"].items()} == {
+    assert {camera: image.shape for camera, image in sample["images"].items()} == {
         "corner2": (3, 32, 32),
         "gripperPOV": (3, 32, 32),
     }
@@ -99,7 +102,7 @@ def test_a_policy_trains_on_it_and_depth_is_none_of_its_cameras(recorded):
     assert torch.equal(sample["images"]["corner2"], RgbdFrames(recorded[0])[3].images[0])
 
 
-def test_frames_with_depth_are_those_of_lerobot_in_any_order(recorded):
+def test_rgbd_frames_equal_lerobots_in_any_order(recorded):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     dataset = LeRobotDataset("local/demonstrations", root=recorded[0], video_backend="pyav", depth_output_unit="m")
@@ -118,103 +121,107 @@ def test_frames_with_depth_are_those_of_lerobot_in_any_order(recorded):
         frames[len(frames)]
 
 
-def test_without_depth_there_is_none(tmp_path):
+def test_recording_without_depth_raises_when_depth_is_read(tmp_path):
     record(tmp_path / "plain", "metaworld", ["handle-press-v3"], 1, image_size=32, workers=1)
-    assert not [name for name in numbers(tmp_path / "plain")[0] if name.startswith("camera.")]
-    with pytest.raises(ValueError, match="holds no depth: record it with `rocket-hf simulate"):
+    assert not [name for name in read_rows(tmp_path / "plain")[0] if name.startswith("camera.")]
+    with pytest.raises(UserError, match="holds no depth: record it with `rocket-hf simulate"):
         RgbdFrames(tmp_path / "plain")
 
 
-def test_the_number_of_workers_changes_nothing(recorded, tmp_path):
-    said = record(tmp_path / "by-two", "metaworld", TASKS, 2, image_size=32, depth=True, workers=2)
-    assert said == recorded[1]
-    same_recording(tmp_path / "by-two", recorded[0])
+def test_recording_does_not_depend_on_number_of_workers(recorded, tmp_path):
+    progress = record(tmp_path / "by-two", "metaworld", TASKS, 2, image_size=32, depth=True, workers=2)
+    assert progress == recorded[1]
+    assert_same_recording(tmp_path / "by-two", recorded[0])
 
 
-ENCODE_OFTEN = """
+ENCODE_REPEATEDLY = """
 import io, json, sys
 from fractions import Fraction
 import av, numpy as np
 from PIL import Image
 
-pictures, encoder, chance, seen = np.load(sys.argv[1]), json.loads(sys.argv[2]), np.random.default_rng(0), set()
+images, encoder, rng, videos = np.load(sys.argv[1]), json.loads(sys.argv[2]), np.random.default_rng(0), set()
 for _ in range(60):
-    sizes = [*chance.integers(8, 2_000, 300), *chance.integers(500, 150_000, 60)]
-    litter = [chance.integers(-40, 40, size, np.int16) for size in sizes]
-    while litter:  # in any order, so that what an encoder gets of it is not clean
-        litter.pop(chance.integers(len(litter)))
+    sizes = [*rng.integers(8, 2_000, 300), *rng.integers(500, 150_000, 60)]
+    blocks = [rng.integers(-40, 40, size, np.int16) for size in sizes]
+    while blocks:  # freed in random order, so that the encoder's memory has arbitrary content
+        blocks.pop(rng.integers(len(blocks)))
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as video:
         stream = video.add_stream(encoder["codec"], 80, options=encoder["options"])
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], encoder["pix_fmt"]
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_image(Image.fromarray(picture))
+        stream.height, stream.width, stream.pix_fmt = *images.shape[1:3], encoder["pix_fmt"]
+        for number, image in enumerate(images):
+            frame = av.VideoFrame.from_image(Image.fromarray(image))
             frame.pts, frame.time_base = number, Fraction(1, 80)
             video.mux(stream.encode(frame))
         video.mux(stream.encode())
-    seen.add(file.getvalue())
-print(len(seen))
+    videos.add(file.getvalue())
+print(len(videos))
 """
 
 
-def test_the_same_pictures_give_the_same_video_whatever_was_in_memory(make, tmp_path):
-    environment = make("handle-press-v3")
+def test_video_does_not_depend_on_uninitialized_memory(make_environment, tmp_path):
+    environment = make_environment("handle-press-v3")
     frames = replay(environment, 0, solve(environment, 0), depth=False)
-    np.save(tmp_path / "pictures.npy", [frame["observation.images.corner2"] for frame in frames])
-    by = picture_encoder()
-    encoder = {"codec": by.vcodec, "pix_fmt": by.pix_fmt, "options": by.get_codec_options(1, as_strings=True)}
-    command = [sys.executable, "-c", ENCODE_OFTEN, tmp_path / "pictures.npy", json.dumps(encoder)]
-    used_again = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(10**9)}  # freed memory is, as it is in a long run
-    assert subprocess.run(command, capture_output=True, text=True, env=used_again).stdout.strip() == "1"
+    np.save(tmp_path / "images.npy", [frame["observation.images.corner2"] for frame in frames])
+    config = image_encoder()
+    encoder = {
+        "codec": config.vcodec,
+        "pix_fmt": config.pix_fmt,
+        "options": config.get_codec_options(1, as_strings=True),
+    }
+    command = [sys.executable, "-c", ENCODE_REPEATEDLY, tmp_path / "images.npy", json.dumps(encoder)]
+    reuse_memory = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(10**9)}  # as in a long run
+    assert subprocess.run(command, capture_output=True, text=True, env=reuse_memory).stdout.strip() == "1"
 
 
-# Starts that the expert fails
+# Failed attempts
 
 
-def test_a_start_that_the_expert_fails_is_dropped_and_counted(make):
-    environment = make("handle-press-v3", max_steps=38)
-    assert not solve(environment, 0) and solve(environment, NEXT_SEED)
+def test_failed_attempt_is_counted_and_next_seed_is_used(make_environment):
+    environment = make_environment("handle-press-v3", max_steps=38)
+    assert not solve(environment, 0) and solve(environment, ATTEMPT_SEED_STEP)
     demonstration = demonstrate(environment, 0, depth=False)
-    assert (demonstration.seed, demonstration.dropped) == (NEXT_SEED, 1)
+    assert (demonstration.seed, demonstration.failed_attempts) == (ATTEMPT_SEED_STEP, 1)
 
 
-def test_a_task_that_the_expert_never_solves_is_told(make):
+def test_task_that_expert_never_solves_raises(make_environment):
     with pytest.raises(
-        ValueError, match=r"expert of reach-v3 failed 50 starts within 2 steps each: leave the task out"
+        UserError, match=r"expert of reach-v3 failed in 50 attempts of 2 steps: remove the task from --tasks"
     ):
-        demonstrate(make("reach-v3", max_steps=2), 0, depth=False)
+        demonstrate(make_environment("reach-v3", max_steps=2), 0, depth=False)
 
 
 # Interruptions
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_wait_until_what_is_written_is_written(number):
+def test_signal_is_delayed_until_write_is_complete(number):
     interruption, written = Interruption(), []
 
-    def write(how):
-        with interruption.listen(), how:
+    def write(context):
+        with interruption.listen(), context:
             signal.raise_signal(number)
-            written.append("to the end")
+            written.append("complete")
 
     with pytest.raises(KeyboardInterrupt):
         write(interruption.shield())
     with pytest.raises(KeyboardInterrupt):
         write(contextlib.nullcontext())
-    assert written == ["to the end"]
+    assert written == ["complete"]
 
 
-def test_an_interrupted_recording_is_readable_and_goes_on(tmp_path, recorded):
+def test_interrupted_recording_is_readable_and_resumes(tmp_path, recorded):
     folder = tmp_path / "demonstrations"
 
-    def interrupt_after_an_episode():
+    def interrupt_after_first_episode():
         while not list(folder.glob("videos/*/*/*.mp4")):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     arguments = (folder, "metaworld", TASKS, 2, 32, True, 1)
     before = [signal.getsignal(each) for each in SIGNALS]
-    threading.Thread(target=interrupt_after_an_episode).start()
+    threading.Thread(target=interrupt_after_first_episode).start()
     with pytest.raises(KeyboardInterrupt):
         record(*arguments)
     assert [signal.getsignal(each) for each in SIGNALS] == before
@@ -222,70 +229,78 @@ def test_an_interrupted_recording_is_readable_and_goes_on(tmp_path, recorded):
     assert 0 < len(set(finished.episodes.tolist())) < 4
     assert finished[len(finished) - 1].images.any()
     assert record(*arguments) == recorded[1]
-    same_recording(folder, recorded[0])
+    assert_same_recording(folder, recorded[0])
 
 
-def test_a_finished_recording_is_left_alone(recorded):
-    folder, said = recorded
+def test_recording_again_after_completion_changes_no_file(recorded):
+    folder, progress = recorded
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1) == said
+    assert record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1) == progress
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_a_recording_that_was_cut_off_while_it_was_written_is_refused(recorded, tmp_path):
+def test_recording_killed_during_write_raises(recorded, tmp_path):
     folder = shutil.copytree(recorded[0], tmp_path / "killed")
-    said = json.loads((folder / "meta" / "simulation.json").read_text())
-    said["progress"]["episodes"] = 1  # as the file was written last
-    (folder / "meta" / "simulation.json").write_text(json.dumps(said))
-    with pytest.raises(ValueError, match="was cut off while it was written: remove it and record again"):
+    recording = json.loads((folder / "meta" / "simulation.json").read_text())
+    recording["progress"]["episodes"] = 1  # the progress before the last write
+    (folder / "meta" / "simulation.json").write_text(json.dumps(recording))
+    with pytest.raises(
+        UserError, match="is damaged, its recording was killed during a write: remove it and record again"
+    ):
         record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1)
 
 
-# What is refused
+# Invalid input
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ({"tasks": ["reach-v2"]}, "metaworld has no task 'reach-v2': did you mean 'reach-v3'"),
         ({"tasks": []}, "tasks must be at least 1, got 0"),
-        ({"tasks": ["reach-v3", "reach-v3"]}, "a task is named twice: reach-v3, reach-v3"),
+        ({"tasks": ["reach-v3", "reach-v3"]}, "a task is named more than once: reach-v3, reach-v3"),
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"image_size": 33}, "the image size must be even and at least 16, for the video's sake, got 33"),
+        (
+            {"image_size": 33},
+            "the image size must be even and at least 16, because the video encoder requires it: got 33",
+        ),
     ],
 )
-def test_what_cannot_be_recorded_is_told_before_anything_is_written(arguments, sentence, tmp_path):
-    usual = {"tasks": ["reach-v3"], "episodes": 1, "image_size": 32, "workers": 1}
-    with pytest.raises(ValueError, match=sentence):
-        record(tmp_path / "new", "metaworld", **(usual | arguments))
+def test_invalid_plan_raises_before_anything_is_written(arguments, message, tmp_path):
+    valid = {"tasks": ["reach-v3"], "episodes": 1, "image_size": 32, "workers": 1}
+    with pytest.raises(UserError, match=message):
+        record(tmp_path / "new", "metaworld", **(valid | arguments))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="exists and is no recording of demonstrations: name another folder"):
+def test_folder_with_other_content_raises(tmp_path):
+    with pytest.raises(
+        UserError,
+        match="is not a recording of `rocket-hf simulate`: it has no meta/simulation.json. Choose another folder",
+    ):
         record(tmp_path, "metaworld", ["reach-v3"], 1)
 
 
-def test_a_recording_of_something_else_is_refused(recorded):
-    with pytest.raises(ValueError, match="holds demonstrations with episodes 2, not 3: name another folder"):
+def test_recording_with_other_plan_raises(recorded):
+    with pytest.raises(UserError, match="contains a recording with episodes 2, not 3: choose another folder"):
         record(recorded[0], "metaworld", TASKS, 3, image_size=32, depth=True)
-    with pytest.raises(ValueError, match="with tasks handle-press-v3,reach-v3, not reach-v3: name another folder"):
+    with pytest.raises(UserError, match="with tasks handle-press-v3,reach-v3, not reach-v3: choose another folder"):
         record(recorded[0], "metaworld", ["reach-v3"], 2, image_size=32, depth=True)
 
 
 # The command
 
 
-def test_the_command_records_and_says_what(tmp_path, capsys):
+def test_command_records_and_prints_table(tmp_path, capsys):
     folder = str(tmp_path / "new")
     arguments = ["simulate", "metaworld", "--tasks", "handle-press-v3", "--episodes", "1", "--out", folder]
     assert main([*arguments, "--workers", "1", "--image-size", "16", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "handle-press-v3         1      26        0" in printed
-    assert f"next: rocket-hf adapt POLICY --dataset {folder}" in printed
+    assert "handle-press-v3         1      26                0" in printed
+    assert f"next       rocket-hf adapt POLICY --dataset {folder}" in printed
 
 
-def test_the_command_tells_a_mistyped_task_in_one_line(tmp_path, capsys):
+def test_command_prints_suggestion_for_mistyped_task(tmp_path, capsys):
     assert main(["simulate", "metaworld", "--tasks", "eazy", "--episodes", "1", "--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr().err.startswith("rocket-hf simulate: metaworld has no task 'eazy': ")

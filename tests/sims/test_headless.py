@@ -1,4 +1,4 @@
-"""Which OpenGL is chosen, and what is said where there is none.
+"""Choice of the OpenGL backend for offscreen rendering, and its error messages.
 
 python -m pytest tests/sims/test_headless.py
 """
@@ -8,12 +8,13 @@ import sys
 import pytest
 
 from rocket_hf.commands import doctor
+from rocket_hf.errors import UserError
 from rocket_hf.sims import headless
 
 
 @pytest.fixture
-def unset(monkeypatch):
-    """As a server is: no choice made, no display, mujoco not imported."""
+def server(monkeypatch):
+    """Simulate a server: MUJOCO_GL is unset, there is no display, and mujoco is not imported."""
     for name in ("MUJOCO_GL", "DISPLAY"):
         monkeypatch.setenv(name, "")
     monkeypatch.delitem(sys.modules, "mujoco", raising=False)
@@ -21,47 +22,47 @@ def unset(monkeypatch):
     return monkeypatch
 
 
-def libraries(*present):
-    """A loader of a machine that has these libraries alone."""
+def only_libraries(*present):
+    """Return a replacement for `load_library` on a machine that has only these libraries."""
     return lambda name: object() if name in present else None
 
 
-def test_what_the_user_has_set_stays(unset):
-    unset.setenv("MUJOCO_GL", "osmesa")
-    unset.setattr(headless, "loads", libraries())
+def test_user_setting_is_kept(server):
+    server.setenv("MUJOCO_GL", "osmesa")
+    server.setattr(headless, "load_library", only_libraries())
     assert headless.use_offscreen_rendering() == "osmesa"
 
 
-def test_this_machine_draws_with_what_the_choice_says(unset):
+def test_offscreen_backend_exists_on_this_machine(server):
     assert headless.use_offscreen_rendering() in ("egl", "osmesa")
 
 
-def test_osmesa_where_egl_is_missing(unset):
-    unset.setattr(headless, "loads", libraries("libOSMesa.so.8"))
+def test_osmesa_is_chosen_without_egl(server):
+    server.setattr(headless, "load_library", only_libraries("libOSMesa.so.8"))
     assert headless.use_offscreen_rendering() == "osmesa"
 
 
-def test_mujocos_own_choice_where_there_is_a_display_alone(unset):
-    unset.setenv("DISPLAY", ":0")
-    unset.setattr(headless, "loads", libraries())
+def test_mujoco_default_is_kept_with_display_only(server):
+    server.setenv("DISPLAY", ":0")
+    server.setattr(headless, "load_library", only_libraries())
     assert headless.use_offscreen_rendering() == ""
 
 
-def test_packages_are_named_where_nothing_can_draw(unset):
-    unset.setattr(headless, "loads", libraries("libEGL.so.1"))  # without libGL, which PyOpenGL needs beside it
+def test_missing_opengl_raises_with_packages_to_install(server):
+    server.setattr(headless, "load_library", only_libraries("libEGL.so.1"))  # without libGL, which PyOpenGL also needs
     with pytest.raises(
-        ValueError, match=r"`apt-get install libegl1 libgl1-mesa-dri libgl1`.*`apt-get install libosmesa6`"
+        UserError, match=r"`apt-get install libegl1 libgl1-mesa-dri libgl1`.*`apt-get install libosmesa6`"
     ):
         headless.use_offscreen_rendering()
     assert "libegl1" in doctor.simulator()
 
 
-def test_a_choice_that_comes_too_late_is_told(unset):
-    unset.setitem(sys.modules, "mujoco", object())
-    with pytest.raises(ValueError, match="set MUJOCO_GL="):
+def test_importing_mujoco_first_raises(server):
+    server.setitem(sys.modules, "mujoco", object())
+    with pytest.raises(UserError, match="set MUJOCO_GL="):
         headless.use_offscreen_rendering()
 
 
-def test_doctor_says_what_the_simulator_draws_with():
+def test_doctor_reports_backend_of_simulator():
     assert doctor.simulator().startswith("MuJoCo 3.")
     assert doctor.simulator().endswith("drawn by egl") or doctor.simulator().endswith("drawn by osmesa")

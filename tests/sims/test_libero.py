@@ -17,7 +17,7 @@ from rocket_hf.sims import libero_files
 from rocket_hf.sims.libero import axis_angle
 from rocket_hf.sims.libero_files import ASSETS, find_assets, package_folder, stored_starts, write_config
 from rocket_hf.sims.libero_tasks import STEP_LIMITS, TASKS, WAITING_ACTION, WAITING_STEPS
-from rocket_hf.sims.suites import chosen_tasks, make_environment
+from rocket_hf.sims.suites import make_environment, select_tasks
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def make_assets(folder):
 
 
 def test_tasks_are_chosen_by_suite_and_number():
-    assert chosen_tasks("libero", ["libero_goal"]) == [f"libero_goal/{number}" for number in range(10)]
-    assert chosen_tasks("libero", ["libero_90/89,libero_10/0"]) == ["libero_90/89", "libero_10/0"]
-    assert len(chosen_tasks("libero", ["all"])) == 130
+    assert select_tasks("libero", ["libero_goal"]) == [f"libero_goal/{number}" for number in range(10)]
+    assert select_tasks("libero", ["libero_90/89,libero_10/0"]) == ["libero_90/89", "libero_10/0"]
+    assert len(select_tasks("libero", ["all"])) == 130
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from rocket_hf.sims.libero_plus_files import (
     require_archive,
 )
 from rocket_hf.sims.libero_plus_tasks import AXES, NEED_ARCHIVE, TASKS, variation
-from rocket_hf.sims.suites import chosen_tasks, make_environment
+from rocket_hf.sims.suites import make_environment, select_tasks
 
 BOWL = "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"  # a table that is no background
 STOVE = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
@@ -41,12 +41,12 @@ def models(tmp_path):
 
 def test_the_suites_are_as_large_as_published():
     assert [sum(counts) for counts in TASKS.values()] == [2402, 2518, 2591, 2519]
-    assert len(chosen_tasks("libero-plus", ["all"])) == 10_030
+    assert len(select_tasks("libero-plus", ["all"])) == 10_030
 
 
 def test_tasks_are_chosen_by_suite_and_axis():
-    assert chosen_tasks("libero-plus", ["libero_spatial/camera"])[-1] == "libero_spatial/camera/375"
-    layout = chosen_tasks("libero-plus", ["libero_goal/layout,libero_10/noise/0"])
+    assert select_tasks("libero-plus", ["libero_spatial/camera"])[-1] == "libero_spatial/camera/375"
+    layout = select_tasks("libero-plus", ["libero_goal/layout,libero_10/noise/0"])
     assert len(layout) == 185 + 240 + 1 and layout[-1] == "libero_10/noise/0"
     assert split_name("libero_goal/layout-moved/184") == ("libero_goal", "layout-moved", 184)
 

@@ -15,7 +15,7 @@ import pytest
 
 from rocket_hf.sims.metaworld import MetaWorldEnvironment
 from rocket_hf.sims.metaworld_tasks import GROUPS, INSTRUCTIONS
-from rocket_hf.sims.suites import chosen_tasks, make_environment, task_names
+from rocket_hf.sims.suites import make_environment, select_tasks, task_names
 
 SEEN_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)  # of geoms: those that MuJoCo draws unless it is told otherwise
 
@@ -48,9 +48,9 @@ def test_every_task_has_a_sentence_of_its_own():
 
 
 def test_tasks_are_chosen_by_name_and_by_group():
-    assert chosen_tasks("metaworld", ["push-v3", "reach-v3,push-v3"]) == ["push-v3", "reach-v3"]
-    assert chosen_tasks("metaworld", ["hard"]) == list(GROUPS["hard"])
-    assert chosen_tasks("metaworld", ["all"]) == task_names("metaworld")
+    assert select_tasks("metaworld", ["push-v3", "reach-v3,push-v3"]) == ["push-v3", "reach-v3"]
+    assert select_tasks("metaworld", ["hard"]) == list(GROUPS["hard"])
+    assert select_tasks("metaworld", ["all"]) == task_names("metaworld")
 
 
 @pytest.mark.parametrize(

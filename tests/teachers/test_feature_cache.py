@@ -224,7 +224,7 @@ def test_edited_manifest_does_not_match_its_shards(copy):
 
 
 def test_cache_of_version_0_1_0_is_read(copy):
-    """Version 0.1.0 spelled the license's key "licence", in the manifest and in the hash that every shard repeats."""
+    """Version 0.1.0 spelled the key of the license in British English, in the manifest and in the hash."""
     path = copy / "manifest.json"
     path.write_text(path.read_text().replace('"license"', '"licence"'))
     cache = FeatureCache(copy)

@@ -1,4 +1,4 @@
-"""transformers' vision encoders as teachers: against their own hidden states, family by family."""
+"""Vision encoders of transformers as teachers, compared with their own hidden states, for each family."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from rocket_hf import load_teacher
+from rocket_hf.errors import UserError
 from rocket_hf.teachers.hf_vision import HFVisionTeacher
 
 DEPTH, WIDTH, PATCH, SIDE = 3, 24, 8, 48
@@ -79,11 +80,11 @@ FAMILIES = {
 
 
 def save(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """With weights that all count, and the file that says how pixels are normalized."""
-    draw = torch.Generator().manual_seed(0)
+    """Save the model with random weights, none of them zero or one, and with the statistics of its pixels."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     model.eval().save_pretrained(folder)
     settings = {"do_normalize": True, "image_mean": MEAN, "image_std": STD, "size": {"height": SIDE, "width": SIDE}}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
@@ -99,15 +100,15 @@ def family(request, tmp_path_factory) -> tuple[str, PreTrainedModel, HFVisionTea
     return request.param, model, teacher
 
 
-def pictures(height: int, width: int) -> Tensor:
-    """On the grid of bytes, two samples of two cameras."""
+def random_images(height: int, width: int) -> Tensor:
+    """Draw two samples of two cameras, uint8."""
     shape = (2, 2, 3, height, width)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
 @torch.no_grad()
-def their_stream(name: str, model: PreTrainedModel, images: Tensor) -> list[Tensor]:
-    """The residual stream after every block of the whole model, with its class tokens and registers: (N, tokens, C)."""
+def reference_streams(name: str, model: PreTrainedModel, images: Tensor) -> list[Tensor]:
+    """Return the residual stream (N, tokens, C) after each block of the whole model, with class and register tokens."""
     encoder = {"siglip": "vision_model", "siglip2": "vision_model", "depth-anything": "backbone"}.get(name, "")
     tower = model.get_submodule(encoder)
     frames = images.flatten(0, 1) / 255
@@ -125,20 +126,20 @@ def their_stream(name: str, model: PreTrainedModel, images: Tensor) -> list[Tens
     streams: list[Tensor] = []
     lists = [part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == DEPTH]
     hooks = [block.register_forward_hook(lambda block, inputs, output: streams.append(output)) for block in lists[0]]
-    whole = tower(**inputs, output_hidden_states=True)
+    output = tower(**inputs, output_hidden_states=True)
     for hook in hooks:
         hook.remove()
-    if whole.hidden_states is not None:  # what is tapped is what transformers itself calls hidden states
-        for tapped, named in zip(streams[:-1], whole.hidden_states[1:-1], strict=True):
-            assert torch.equal(tapped, named)
+    if output.hidden_states is not None:  # the hooks must return what transformers calls hidden states
+        for stream, hidden in zip(streams[:-1], output.hidden_states[1:-1], strict=True):
+            assert torch.equal(stream, hidden)
     return streams
 
 
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (32, 56)])
-def test_layers_are_the_stream_after_each_block(family, size):
+def test_layers_equal_residual_stream_after_each_block(family, size):
     name, model, teacher = family
-    images, prefix = pictures(*size), FAMILIES[name][1]
-    expected = their_stream(name, model, images)
+    images, prefix = random_images(*size), FAMILIES[name][1]
+    expected = reference_streams(name, model, images)
     layers = list(range(1, DEPTH + 1))
     found = teacher.features(images, [*layers, -1])
     assert found.grid == (size[0] // PATCH, size[1] // PATCH)
@@ -148,7 +149,7 @@ def test_layers_are_the_stream_after_each_block(family, size):
     assert torch.equal(found.maps[-1], found.maps[DEPTH])
 
 
-def test_the_card_is_read_off_the_files(family):
+def test_card_is_read_from_files(family):
     name, _, teacher = family
     card = teacher.card
     assert (card.depth, card.width, card.patch_size, card.image_size) == (DEPTH, WIDTH, PATCH, SIDE)
@@ -156,23 +157,23 @@ def test_the_card_is_read_off_the_files(family):
     assert card.name.startswith(name) and card.license == "unknown"
 
 
-def test_it_stops_at_the_deepest_layer_asked_for(family):
+def test_teacher_stops_at_deepest_requested_layer(family):
     _, _, teacher = family
     runs: list[int] = []
     hooks = [
         block.register_forward_hook(lambda block, inputs, output, number=number: runs.append(number))
         for number, block in enumerate(teacher.blocks, start=1)
     ]
-    found = teacher.features(pictures(SIDE, SIDE), [2])
+    found = teacher.features(random_images(SIDE, SIDE), [2])
     for hook in hooks:
         hook.remove()
     assert runs == [1, 2] and list(found.maps) == [2]
-    assert len(teacher.parent.get_submodule(teacher.list_name)) == DEPTH
+    assert len(teacher.encoder.get_submodule(teacher.list_name)) == DEPTH
 
 
-def test_a_missing_camera_has_no_features_and_changes_no_other(family):
+def test_missing_camera_has_zero_features_and_changes_no_other(family):
     _, _, teacher = family
-    images = pictures(SIDE, SIDE)
+    images = random_images(SIDE, SIDE)
     every = teacher.features(images, [3]).maps[3]
     mask = torch.tensor([[True, False], [True, True]])
     some = teacher.features(images, [3], mask).maps[3]
@@ -180,11 +181,11 @@ def test_a_missing_camera_has_no_features_and_changes_no_other(family):
     torch.testing.assert_close(some[mask], every[mask], atol=1e-4, rtol=1e-4)
 
 
-def test_bfloat16(family, tmp_path):
+def test_bfloat16_features_are_close_to_float32(family, tmp_path):
     _, model, exact = family
     save(model, tmp_path)
     rounded = load_teacher(str(tmp_path), dtype="bfloat16")
-    ours, theirs = (each.features(pictures(32, 56), [2]).maps[2] for each in (rounded, exact))
+    ours, theirs = (each.features(random_images(32, 56), [2]).maps[2] for each in (rounded, exact))
     assert ours.dtype == torch.bfloat16 and not ours.requires_grad
     assert torch.cosine_similarity(ours.float(), theirs, dim=-1).mean() > 0.99
 
@@ -195,49 +196,49 @@ def test_compiled_blocks_give_the_same_features(family, tmp_path):
     save(model, tmp_path)
     compiled = load_teacher(str(tmp_path), compile=True)
     for layers in ([1, 3], [2]):
-        ours, theirs = (each.features(pictures(SIDE, SIDE), layers).maps for each in (compiled, plain))
+        ours, theirs = (each.features(random_images(SIDE, SIDE), layers).maps for each in (compiled, plain))
         for layer in layers:
             torch.testing.assert_close(ours[layer], theirs[layer], atol=1e-4, rtol=1e-4)
 
 
-# What cannot be a teacher
+# Unsupported models
 
 
-def test_an_encoder_whose_tokens_are_not_patches_row_by_row_is_refused(tmp_path):
-    """YOLOS has detection tokens behind its patches, which a count alone would take for registers."""
+def test_encoder_whose_tokens_are_not_patches_row_by_row_raises(tmp_path):
+    """YOLOS appends detection tokens to its patches. Counting alone would mistake them for registers."""
     sizes = {**SIZES, "image_size": [SIDE, SIDE], "num_detection_tokens": 5, "use_mid_position_embeddings": False}
     save(YolosModel(YolosConfig(**sizes)), tmp_path)
-    with pytest.raises(ValueError, match=r"\(yolos\) cannot be a teacher: its tokens are not class and register"):
+    with pytest.raises(UserError, match=r"\(yolos\) cannot be a teacher: its tokens are not class and register"):
         load_teacher(str(tmp_path))
 
 
-def test_an_encoder_of_several_scales_is_refused(tmp_path):
+def test_encoder_with_several_scales_raises(tmp_path):
     save(SwinModel(SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], image_size=32, patch_size=4)), tmp_path)
-    with pytest.raises(ValueError, match=r"cannot be a teacher: its configuration \(swin\) has no num_hidden_layers"):
+    with pytest.raises(UserError, match=r"cannot be a teacher: its configuration \(swin\) has no num_hidden_layers"):
         load_teacher(str(tmp_path))
 
 
-def test_other_channels_are_refused(tmp_path):
+def test_encoder_with_four_channels_raises(tmp_path):
     save(Dinov2Model(Dinov2Config(**DINO, num_channels=4)), tmp_path)
-    with pytest.raises(ValueError, match="sees 4 channels, and cameras have 3"):
+    with pytest.raises(UserError, match="it expects 4 channels, and cameras have 3"):
         load_teacher(str(tmp_path))
 
 
-class OneSize(ViTModel):
-    """A model without a way to see pictures of another size."""
+class FixedSizeViT(ViTModel):
+    """Model whose forward does not accept images of other sizes."""
 
     def forward(self, pixel_values: Tensor) -> Any:
         return super().forward(pixel_values)
 
 
-def test_an_encoder_of_one_size_takes_that_size_alone(tmp_path):
+def test_encoder_of_fixed_size_accepts_only_that_size(tmp_path):
     whole = save(ViTModel(ViTConfig(**SIZES)), tmp_path)
     card = load_teacher(str(tmp_path)).card
-    teacher = HFVisionTeacher(OneSize.from_pretrained(tmp_path), card, "teacher")
-    images = pictures(96, 96)
+    teacher = HFVisionTeacher(FixedSizeViT.from_pretrained(tmp_path), card, "teacher")
+    images = random_images(96, 96)
     assert teacher.features(images, [2]).grid == (6, 6)
-    small = pictures(SIDE, SIDE)
-    expected = their_stream("vit", whole, small)[1][:, 1:].unflatten(0, (2, 2))
+    small = random_images(SIDE, SIDE)
+    expected = reference_streams("vit", whole, small)[1][:, 1:].unflatten(0, (2, 2))
     torch.testing.assert_close(teacher.features(small, [2]).maps[2], expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match=r"takes pictures of 48 x 48 pixels alone, not of 48 x 32: choose resolution="):
-        teacher.features(pictures(64, 96), [1])
+    with pytest.raises(UserError, match=r"accepts only images of 48 x 48 pixels, not of 48 x 32: choose resolution="):
+        teacher.features(random_images(64, 96), [1])

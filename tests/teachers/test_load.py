@@ -1,4 +1,4 @@
-"""Teachers by name: folders in the public layout, strictly; the Hub's cache; licenses; a sentence for what is wrong."""
+"""Loading teachers by name: folders in the public layout, the Hub's cache, licenses, and error messages."""
 
 import hashlib
 import json
@@ -12,6 +12,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from rocket_hf import load_teacher
 from rocket_hf.bench.measure import resident
+from rocket_hf.errors import UserError
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.license import license_note, read_license
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher
@@ -25,8 +26,8 @@ def folder(tmp_path) -> Path:
     return write_tiny_vggt(tmp_path / "tiny-vggt")
 
 
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Tensors of the file replaced, added or, as None, taken away."""
+def change_tensors(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Replace or add tensors of the file; None removes a tensor."""
     path = folder / "model.safetensors"
     names = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
     kept = {name: tensor for name, tensor in (load_file(path) | names).items() if tensor is not None}
@@ -34,7 +35,7 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
     save_file(kept, path)
 
 
-def settings(folder: Path, **values) -> None:
+def change_config(folder: Path, **values) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -44,88 +45,91 @@ def features(teacher: FrozenTeacher) -> torch.Tensor:
     return teacher.features(images, [4]).maps[4]
 
 
-def test_vggt_is_loaded_strictly_and_its_heads_are_dropped(folder):
+def test_vggt_is_loaded_strictly_without_its_heads(folder):
     teacher = load_teacher(str(folder))
     assert isinstance(teacher, VggtTeacher) and teacher.unused_tensors == ["camera_head.token"]
     weights = load_file(folder / "model.safetensors")
-    by_hand = VggtAggregator(tiny_vggt_config())
-    by_hand.load_state_dict(
+    expected = VggtAggregator(tiny_vggt_config())
+    expected.load_state_dict(
         {name.removeprefix("aggregator."): value for name, value in weights.items() if "agg" in name}
     )
     for name, parameter in teacher.module.named_parameters():
-        assert torch.equal(parameter, by_hand.get_parameter(name))
+        assert torch.equal(parameter, expected.get_parameter(name))
         assert not parameter.requires_grad
     card = teacher.card
     assert (card.name, card.license, card.depth, card.width, card.image_size) == ("tiny-vggt", "apache-2.0", 4, 32, 84)
     assert card.weights == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_the_public_configuration_of_three_keys_is_full_size(tmp_path):
+def test_public_config_of_three_keys_describes_vggt_1b(tmp_path):
     (tmp_path / "config.json").write_text('{"img_size": 518, "patch_size": 14, "embed_dim": 1024}')
     save_file({"aggregator.camera_token": torch.zeros(1, 2, 1, 1024)}, tmp_path / "model.safetensors")
     assert VggtConfig.from_dict(json.loads((tmp_path / "config.json").read_text())) == VggtConfig()
-    with pytest.raises(ValueError, match=r"model.safetensors lacks aggregator\.\S+ and 1208 more tensors of a VGGT"):
+    with pytest.raises(UserError, match=r"model.safetensors lacks aggregator\.\S+ and 1208 more tensors of a VGGT"):
         load_teacher(str(tmp_path))
 
 
-def test_pickled_tensors_of_vggt_are_read_as_tensors_alone(folder):
+def test_pickled_vggt_weights_are_loaded_without_executing_code(folder):
     expected = features(load_teacher(str(folder)))
     torch.save(load_file(folder / "model.safetensors"), folder / "model.pt")
     (folder / "model.safetensors").unlink()
     assert torch.equal(features(load_teacher(str(folder))), expected)
     torch.save({"aggregator.camera_token": print}, folder / "model.pt")
-    with pytest.raises(ValueError, match=r"model.pt is not a file of tensors alone, and nothing in it was executed"):
+    with pytest.raises(UserError, match=r"model.pt cannot be loaded as tensors only, and no code in it was executed"):
         load_teacher(str(folder))
 
 
-def test_the_dtype_is_that_asked_for(folder):
+def test_teacher_has_requested_dtype(folder):
     teacher = load_teacher(str(folder), dtype="bfloat16")
     assert teacher.dtype == torch.bfloat16 and features(teacher).dtype == torch.bfloat16
     assert {parameter.dtype for parameter in teacher.module.parameters()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match="the dtype of a teacher is float32 or bfloat16, not 'float16'"):
+    with pytest.raises(UserError, match="the dtype of a teacher must be float32 or bfloat16, got 'float16'"):
         load_teacher(str(folder), dtype="float16")
 
 
-def test_loading_needs_the_memory_of_the_weights_once(tmp_path):
+def test_loading_holds_weights_in_memory_once(tmp_path):
     folder = write_tiny_vggt(tmp_path / "big", embed_dim=512)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak memory VmHWM
     before = resident("VmRSS")
     teacher = load_teacher(str(folder), dtype="bfloat16")
     weights = sum(2 * parameter.numel() for parameter in teacher.module.parameters())
-    # The file's own pages, which the system may take back at any time, are float32, so twice that.
+    # The file is float32, twice the size of the weights, and its mapped pages count until the system reclaims them.
     assert resident("VmHWM") - before < 3.3 * weights
 
 
-# What is wrong is said in one sentence
+# Error messages
 
 
 @pytest.mark.parametrize(
-    ("tensors", "sentence"),
+    ("tensors", "message"),
     [
         ({"aggregator__camera_token": None}, "lacks aggregator.camera_token and 0 more tensors of a VGGT"),
         (
             {"aggregator__new": torch.zeros(2)},
-            "holds aggregator.new, which is no part of a VGGT of the sizes",
+            "contains aggregator.new, which is not part of a VGGT of the sizes",
         ),
-        ({"gaussian_head__new": torch.zeros(2)}, "holds gaussian_head.new, which is no part of a VGGT"),
-        ({"aggregator__camera_token": torch.zeros(3)}, r"aggregator.camera_token in model.safetensors is \(3,\), the"),
+        ({"gaussian_head__new": torch.zeros(2)}, "contains gaussian_head.new, which is not part of a VGGT"),
+        (
+            {"aggregator__camera_token": torch.zeros(3)},
+            r"aggregator.camera_token in model.safetensors has shape \(3,\), but the",
+        ),
     ],
 )
-def test_other_tensors_are_refused_by_name(folder, tensors, sentence):
-    change(folder, **tensors)
-    with pytest.raises(ValueError, match=sentence):
+def test_missing_unknown_or_misshaped_tensor_raises_with_its_name(folder, tensors, message):
+    change_tensors(folder, **tensors)
+    with pytest.raises(UserError, match=message):
         load_teacher(str(folder))
 
 
-def test_weights_that_are_cut_off_are_refused(folder, tmp_path):
+def test_truncated_weights_raise(folder, tmp_path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"model.safetensors is damaged or cut off"):
+    with pytest.raises(UserError, match=r"model.safetensors is damaged or incomplete"):
         load_teacher(str(folder))
     dino(tmp_path / "dino")
     path = tmp_path / "dino" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="the weights of dino cannot be read as a dinov2: "):
+    with pytest.raises(UserError, match="the weights of dino cannot be loaded as a dinov2: "):
         load_teacher(str(tmp_path / "dino"))
 
 
@@ -136,18 +140,20 @@ def dino(folder: Path) -> Path:
     return folder
 
 
-def test_an_encoder_that_lacks_a_tensor_is_refused(tmp_path):
-    change(dino(tmp_path / "dino"), encoder__layer__1__norm1__weight=None)
-    with pytest.raises(ValueError, match=r"the weights of dino lack encoder.layer.1.norm1.weight and 0 more tensors"):
+def test_encoder_with_missing_tensor_raises(tmp_path):
+    change_tensors(dino(tmp_path / "dino"), encoder__layer__1__norm1__weight=None)
+    with pytest.raises(UserError, match=r"the weights of dino lack encoder.layer.1.norm1.weight and 0 more tensors"):
         load_teacher(str(tmp_path / "dino"))
-    settings(tmp_path / "dino", hidden_size=24)
-    with pytest.raises(ValueError, match=r"the weights of dino cannot be read as a dinov2: "):
+    change_config(tmp_path / "dino", hidden_size=24)
+    with pytest.raises(UserError, match=r"the weights of dino cannot be loaded as a dinov2: "):
         load_teacher(str(tmp_path / "dino"))
 
 
-def test_an_encoder_without_its_pixel_statistics_is_refused(tmp_path):
+def test_encoder_without_pixel_statistics_raises(tmp_path):
     (dino(tmp_path / "dino") / "preprocessor_config.json").unlink()
-    with pytest.raises(ValueError, match=r"dino has no preprocessor_config.json that says how its pixels are"):
+    with pytest.raises(
+        UserError, match=r"dino cannot be a teacher: it has no preprocessor_config.json with image_mean"
+    ):
         load_teacher(str(tmp_path / "dino"))
     nested = {"image_processor": {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}}
     (tmp_path / "dino" / "processor_config.json").write_text(json.dumps(nested))
@@ -155,26 +161,29 @@ def test_an_encoder_without_its_pixel_statistics_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    ("config", "message"),
     [
-        ({"hidden": 3}, "describes no teacher: it has neither the model_type of a vision encoder"),
-        ({"model_type": "nothing"}, "is a 'nothing', an architecture that this transformers does not know"),
-        ([1], "holds no settings"),
+        (
+            {"hidden": 3},
+            "cannot be a teacher: its config.json has neither the model_type of a transformers vision encoder",
+        ),
+        ({"model_type": "nothing"}, "has the model_type 'nothing', which the installed transformers cannot load"),
+        ([1], "its config.json is not a JSON object"),
         ({"img_size": 84, "patch_size": 14, "embed_dim": 16, "dept": 4}, "has no key 'dept': did you mean 'depth'"),
     ],
 )
-def test_other_configurations_are_refused(folder, config, sentence):
+def test_unsupported_config_raises(folder, config, message):
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UserError, match=message):
         load_teacher(str(folder))
 
 
-def test_missing_files_are_named(folder):
+def test_missing_file_raises_with_its_name(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"tiny-vggt has no weights that can be read safely: .* nor model.pt"):
+    with pytest.raises(UserError, match=r"tiny-vggt has no weights in a safe format: .* nor model.pt"):
         load_teacher(str(folder))
     (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"tiny-vggt cannot be a teacher: it has no config.json"):
+    with pytest.raises(UserError, match=r"tiny-vggt cannot be a teacher: it has no config.json"):
         load_teacher(str(folder))
 
 
@@ -188,8 +197,8 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_a_name_on_the_hub_and_a_revision(folder, hub_cache):
-    """The cache's own layout: large files lie under their SHA-256, which is not computed again."""
+def test_teacher_is_loaded_from_hub_cache_at_revision(folder, hub_cache):
+    """The Hub's cache names large files by their SHA-256, which is not computed again."""
     repository = hub_cache / "models--facebook--VGGT-1B"
     for part in ("refs", "blobs", f"snapshots/{COMMIT}"):
         (repository / part).mkdir(parents=True)
@@ -202,7 +211,7 @@ def test_a_name_on_the_hub_and_a_revision(folder, hub_cache):
     assert (card.name, card.weights, card.license) == ("facebook/VGGT-1B", "ab" * 32, "cc-by-nc-4.0")
 
 
-def test_a_name_that_nothing_answers_to(hub_cache):
+def test_unknown_name_raises_in_one_line(hub_cache):
     with pytest.raises(
         ValueError, match=r"'nobody/nothing' is not a local folder and cannot be downloaded from the Hub"
     ) as caught:
@@ -210,10 +219,10 @@ def test_a_name_that_nothing_answers_to(hub_cache):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_names_that_cannot_be_are_refused(folder):
-    with pytest.raises(ValueError, match="is neither a local folder nor a Hub repository"):
+def test_invalid_name_or_revision_raises(folder):
+    with pytest.raises(UserError, match="is neither a local folder nor a Hub repository"):
         load_teacher("no/such/folder")
-    with pytest.raises(ValueError, match="is a folder, which has no revision 'v1'"):
+    with pytest.raises(UserError, match="is a folder, which has no revision 'v1'"):
         load_teacher(str(folder), revision="v1")
 
 
@@ -229,23 +238,25 @@ def test_names_that_cannot_be_are_refused(folder):
         ("tags: [vision]", "unknown"),
     ],
 )
-def test_the_license_is_the_readmes(tmp_path, front_matter, license):
+def test_license_is_read_from_readme(tmp_path, front_matter, license):
     (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\nText.\n")
     assert read_license(tmp_path, "some") == license
 
 
-def test_an_unreadable_readme_is_no_license(tmp_path):
+def test_unreadable_readme_raises(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(ValueError, match=r"the front matter of .*README.md cannot be read"):
+    with pytest.raises(UserError, match=r"the front matter of .*README.md cannot be read"):
         read_license(tmp_path, "some")
 
 
-def test_a_folder_without_a_readme_has_an_unknown_license(tmp_path):
+def test_folder_without_readme_has_unknown_license(tmp_path):
     assert read_license(tmp_path, "VGGT-1B") == "unknown"
     assert read_license(tmp_path, "facebook/VGGT-1B") == "cc-by-nc-4.0"
 
 
-def test_what_a_license_means_is_one_sentence():
+def test_license_note_warns_of_restricted_and_unknown_licenses():
     assert license_note("tiny-vggt", "apache-2.0") == ""
-    assert "tiny-vggt is under cc-by-nc-4.0, which forbids commercial use" in license_note("tiny-vggt", "cc-by-nc-4.0")
-    assert "under which license the teacher tiny-vggt is" in license_note("tiny-vggt", "unknown")
+    assert "tiny-vggt is licensed under cc-by-nc-4.0, which forbids commercial use" in license_note(
+        "tiny-vggt", "cc-by-nc-4.0"
+    )
+    assert "The license of the teacher tiny-vggt is unknown" in license_note("tiny-vggt", "unknown")

@@ -1,4 +1,4 @@
-"""Teacher features on the student's grid: against torch's own interpolation, by patch centers, and under crops."""
+"""Registration of teacher features on the student's grid, compared with torch's interpolation, also for crops."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from rocket_hf.teachers.registration import WHOLE, Registration, position_code, 
 from rocket_hf.teachers.teacher import Features
 
 GRIDS = [((37, 37), (16, 16)), ((16, 16), (16, 16)), ((10, 14), (5, 4)), ((6, 9), (12, 16)), ((37, 20), (16, 32))]
-STILL = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+IDENTITY = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
 
 
 def as_maps(features, grid):
@@ -19,14 +19,14 @@ def as_features(maps, leading):
     return maps.flatten(2).transpose(1, 2).unflatten(0, leading)
 
 
-def places_map(grid):
-    """A feature map (1, 1, P, 2) that tells of each patch where its center is: (x, y)."""
+def coordinate_map(grid):
+    """Return a feature map (1, 1, P, 2) with the center (x, y) of each patch."""
     y, x = ((torch.arange(side) + 0.5) / side for side in grid)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)[None, None]
 
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
-def test_resampling_is_torchs_with_antialiasing(grid, target):
+def test_resampling_equals_torch_with_antialiasing(grid, target):
     features = torch.randn(2, 3, grid[0] * grid[1], 8)
     expected = F.interpolate(as_maps(features, grid), size=target, mode="bilinear", antialias=True)
     ours = register_features(features, grid, target, code_weight=0)
@@ -35,8 +35,8 @@ def test_resampling_is_torchs_with_antialiasing(grid, target):
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
 def test_patch_centers_coincide(grid, target):
-    """A map of its own coordinates keeps them, away from the border, to 3 % of a cell."""
-    moved = register_features(places_map(grid)[0, 0], grid, target, code_weight=0).unflatten(0, target)
+    """A resampled coordinate map equals the new coordinates, away from the border, to 3 % of a cell."""
+    moved = register_features(coordinate_map(grid)[0, 0], grid, target, code_weight=0).unflatten(0, target)
     expected = [(torch.arange(side) + 0.5) / side for side in target]
     inner = [slice(max(1, round(b / a)), -max(1, round(b / a))) for a, b in zip(grid, target, strict=True)]
     for axis, along in enumerate((moved[:, 0, 1], moved[0, :, 0])):
@@ -45,8 +45,8 @@ def test_patch_centers_coincide(grid, target):
 
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
-def test_the_compatible_way_is_the_public_codes(grid, target):
-    """The code added to every map, then torch's interpolation corner on corner, as the public code pools."""
+def test_reference_compat_equals_public_code(grid, target):
+    """The public code adds the position code to every map and then interpolates with aligned corners."""
     features = torch.randn(2, 2, grid[0] * grid[1], 8)
     coded = as_maps(features + 0.1 * position_code(grid, 8), grid)
     expected = F.interpolate(coded.double(), size=target, mode="bilinear", align_corners=True).float()
@@ -54,15 +54,15 @@ def test_the_compatible_way_is_the_public_codes(grid, target):
     torch.testing.assert_close(ours[3], as_features(expected, (2, 2)), atol=1e-5, rtol=0)
 
 
-def test_adding_the_code_once_is_adding_it_to_every_map():
+def test_adding_resampled_code_equals_resampling_coded_map():
     features, grid, target = torch.randn(2, 37 * 37, 64), (37, 37), (16, 16)
     coded = features + 0.1 * position_code(grid, 64)
     expected = register_features(coded, grid, target, code_weight=0)
     torch.testing.assert_close(register_features(features, grid, target), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_position_code_is_the_published_one():
-    """By hand, for one cell of a grid that is wider than high: x in the first half, y in the second."""
+def test_position_code_equals_published_formula():
+    """Compute one cell of a wide grid by hand: x in the first half of the channels, y in the second."""
     rows, columns, channels = 3, 4, 8
     code = position_code((rows, columns), channels).unflatten(0, (rows, columns))
     aspect = columns / rows
@@ -86,15 +86,15 @@ def test_features_are_not_changed_in_place():
 # Windows
 
 
-def test_a_window_is_a_part_of_the_resampled_picture():
-    """A window of whole cells, at the density of the source, is a slice."""
+def test_window_equals_slice_of_whole_image():
+    """A window of whole cells, at the resolution of the source, is a slice."""
     features = torch.randn(1, 8 * 8, 4)
     part = register_features(features, (8, 8), (4, 2), window=(0.25, 0.5, 0.75, 0.75), code_weight=0)
     torch.testing.assert_close(part, features.unflatten(1, (8, 8))[:, 2:6, 4:6].flatten(1, 2))
 
 
-def test_bars_of_a_letterbox_have_no_target():
-    """A picture twice as wide as high in a square of 4 x 4 patches: the upper and the lower row show nothing of it."""
+def test_letterbox_bars_have_zero_targets():
+    """An image twice as wide as high in a square of 4 x 4 patches: the upper and the lower row are bars."""
     features = Features({1: torch.randn(2, 1, 8 * 16, 8)}, (8, 16))
     targets = Registration((4, 4), [(-0.5, 0.0, 1.5, 1.0)])(features)[1].unflatten(2, (4, 4))
     assert (targets[:, :, [0, 3]] == 0).all()
@@ -114,41 +114,41 @@ def test_cameras_may_have_different_windows():
 
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
-def test_a_picture_that_was_not_moved_has_the_targets_of_one_without_a_warp(grid, target):
+def test_identity_warp_equals_no_warp(grid, target):
     features = Features({2: torch.randn(2, 2, grid[0] * grid[1], 8)}, grid)
     registration = Registration(target, [WHOLE, WHOLE])
-    warped = registration(features, STILL.expand(2, 2, 2, 3))[2]
+    warped = registration(features, IDENTITY.expand(2, 2, 2, 3))[2]
     torch.testing.assert_close(warped, registration(features)[2], atol=1e-5, rtol=1e-4)
 
 
-def test_warped_features_are_torchs_grid_sample():
+def test_warped_features_equal_torch_grid_sample():
     torch.manual_seed(0)
     features, grid, target = torch.randn(3, 1, 7 * 9, 4), (7, 9), (7, 9)
-    warp = 0.8 * STILL + 0.05 * torch.randn(3, 1, 2, 3)
+    warp = 0.8 * IDENTITY + 0.05 * torch.randn(3, 1, 2, 3)
     ours = Registration(target, [WHOLE])(Features({1: features}, grid), warp)[1]
-    places = places_map(target)[0] @ warp[:, 0, :, :2].mT + warp[:, 0, None, :, 2]
-    sampling_grid = (2 * places - 1).unflatten(1, target)
+    positions = coordinate_map(target)[0] @ warp[:, 0, :, :2].mT + warp[:, 0, None, :, 2]
+    sampling_grid = (2 * positions - 1).unflatten(1, target)
     expected = F.grid_sample(as_maps(features, grid), sampling_grid, padding_mode="border", align_corners=False)
     expected = as_features(expected, (3, 1)) + 0.1 * position_code(grid, 4)
-    there = ((places >= 0) & (places <= 1)).all(-1)[:, None, :, None]
-    torch.testing.assert_close(ours, expected * there, atol=1e-5, rtol=1e-4)
+    is_visible = ((positions >= 0) & (positions <= 1)).all(-1)[:, None, :, None]
+    torch.testing.assert_close(ours, expected * is_visible, atol=1e-5, rtol=1e-4)
 
 
-def test_a_crop_is_sampled_at_its_own_patch_centers():
-    """The left upper quarter of a picture: its patches see the places of that quarter, to a hundredth of a patch."""
+def test_crop_is_sampled_at_its_patch_centers():
+    """Patches of the upper left quarter have the coordinates of that quarter, to a hundredth of a patch."""
     grid, target = (16, 16), (4, 4)
     warp = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]])[None, None]
-    maps = F.pad(places_map(grid), (0, 2))  # channels come in fours
+    maps = F.pad(coordinate_map(grid), (0, 2))  # the position code needs a multiple of 4 channels
     targets = Registration(target, [WHOLE])(Features({1: maps}, grid), warp)[1]
     code = 0.1 * register_features(position_code(grid, 4), grid, target, code_weight=0)
     inner = (targets[0, 0] - code)[..., :2].unflatten(0, target)[1:, 1:]
-    expected = (places_map(target)[0, 0] / 2).unflatten(0, target)[1:, 1:]
+    expected = (coordinate_map(target)[0, 0] / 2).unflatten(0, target)[1:, 1:]
     torch.testing.assert_close(inner, expected, atol=0.01 / 4, rtol=0)
 
 
-def test_projecting_before_or_after_registration_is_the_same():
+def test_projection_before_registration_equals_projection_after():
     features, projection = torch.randn(2, 1, 6 * 6, 8), torch.randn(8, 4)
-    warp = (STILL * 0.9).expand(2, 1, 2, 3)
+    warp = (IDENTITY * 0.9).expand(2, 1, 2, 3)
     registration = Registration((4, 4), [WHOLE])
     after = registration(Features({1: features}, (6, 6)), warp)[1] @ projection
     before = registration(Features({1: features @ projection}, (6, 6)), warp, {1: projection})[1]

@@ -14,7 +14,7 @@ import torch
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket2 import INTERACTIONS
-from rocket_hf.modeling.rocket2_auxiliary import describe_masks
+from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
 
 from ..expert import Demonstration
 from .actions import FACTORS, REST
@@ -130,7 +130,7 @@ def frame(
     """Before its action is done, so without an event."""
     pose = world.pose()
     mask = sight.mask(target) if target is not None else np.zeros(SIZE, dtype=bool)
-    told = describe_masks(torch.from_numpy(mask))
+    told = auxiliary_targets(torch.from_numpy(mask))
     return {
         "observation.images.view": sight.image,
         "observation.images.objects": np.repeat(sight.objects[..., None], 3, axis=2),

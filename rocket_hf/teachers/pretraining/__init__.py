@@ -1,1 +1,1 @@
-"""How the embedded teacher was made: a small VGGT learns depth and cameras from simulated RGB-D with poses."""
+"""Pretraining of the embedded teacher: a small VGGT that learns depth and cameras from simulated RGB-D recordings."""

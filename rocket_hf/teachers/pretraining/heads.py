@@ -1,6 +1,6 @@
-"""What a small VGGT predicts while it is trained: the depth of every pixel, and where every camera stands.
+"""Small VGGT with heads for depth and camera poses, the predictions that it is trained on.
 
-Both heads read all layers, so that each learns geometry: those are the layers that policies will be aligned with.
+Both heads read all layers, so that each layer learns geometry: policies will be aligned with these layers.
 Shapes: B scenes, S frames, P patches, C channels of a layer.
 """
 
@@ -12,23 +12,25 @@ from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
 
-from ..vggt import Block, VggtAggregator, VggtConfig
+from ..vggt import VggtAggregator, VggtBlock, VggtConfig
 
 CAMERA_NUMBERS = 8  # translation in meters, quaternion, angle of view in radians
 DEPTH_CHANNELS = 32
-STEPS = 4  # pixels of a side of a cell of the depth head's grid
+CELL_SIDE = 4  # pixels of a side of one cell of the depth head
 
 
 @dataclass
-class Geometry:
-    log_depth: Tensor  # (B, S, H, W), of meters along the optical axis
-    translations: Tensor  # (B, S, 3), of the frame's camera as the scene's first camera sees it
+class GeometryPrediction:
+    """Predicted depth and cameras of the frames of scenes."""
+
+    log_depth: Tensor  # (B, S, H, W), log of meters along the optical axis
+    translations: Tensor  # (B, S, 3), in the coordinates of the scene's first camera
     quaternions: Tensor  # (B, S, 4), of unit length
     angles_of_view: Tensor  # (B, S)
 
 
 class LayerFusion(nn.Module):
-    """All layers of a patch to one vector: each normalized, projected and summed."""
+    """Fusion of all layers of a patch into one vector: each layer is normalized, projected and summed."""
 
     def __init__(self, layers: int, width: int, fused: int):
         super().__init__()
@@ -41,26 +43,26 @@ class LayerFusion(nn.Module):
 
 
 class DepthHead(nn.Module):
-    """Patches to a grid of cells of 4 x 4 pixels, smoothed by convolutions, to pixels."""
+    """Depth from patches: patches to cells of 4 x 4 pixels, smoothed by convolutions, to pixels."""
 
     def __init__(self, config: VggtConfig):
         super().__init__()
-        self.cells = config.patch_size // STEPS  # of a patch's side
+        self.cells = config.patch_size // CELL_SIDE  # cells along a patch's side
         self.fuse = LayerFusion(config.depth, 2 * config.embed_dim, config.embed_dim)
         self.spread = nn.Linear(config.embed_dim, DEPTH_CHANNELS * self.cells**2)
         self.smooth = nn.Conv2d(DEPTH_CHANNELS, DEPTH_CHANNELS, kernel_size=3, padding=1)
-        self.pixels = nn.Conv2d(DEPTH_CHANNELS, STEPS**2, kernel_size=3, padding=1)
+        self.pixels = nn.Conv2d(DEPTH_CHANNELS, CELL_SIDE**2, kernel_size=3, padding=1)
 
     def forward(self, maps: list[Tensor], rows: int) -> Tensor:
-        """Layers (B, S, P, C) of patches in so many rows, to log-depths (B, S, H, W)."""
+        """Predict log-depths (B, S, H, W) from layers (B, S, P, C) whose patches form `rows` rows."""
         patches = self.spread(self.fuse(maps)).transpose(-1, -2).flatten(0, 1).unflatten(-1, (rows, -1))
         cells = F.pixel_shuffle(patches, self.cells)  # (B S, channels, H / 4, W / 4)
         smooth = F.gelu(cells + self.smooth(F.gelu(cells)))
-        return F.pixel_shuffle(self.pixels(smooth), STEPS).squeeze(1).unflatten(0, maps[0].shape[:2])
+        return F.pixel_shuffle(self.pixels(smooth), CELL_SIDE).squeeze(1).unflatten(0, maps[0].shape[:2])
 
 
 class CameraHead(nn.Module):
-    """A frame's patches, weighted by what they say of its camera, to that camera as the scene's first sees it."""
+    """Pose of each frame's camera, relative to the first camera, from a weighted mean of the frame's patches."""
 
     def __init__(self, config: VggtConfig):
         super().__init__()
@@ -70,43 +72,47 @@ class CameraHead(nn.Module):
         self.camera = nn.Linear(config.embed_dim, CAMERA_NUMBERS)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Layers (B, S, P, C) to translations, quaternions and angles of view."""
+        """Predict translations, quaternions and angles of view from layers (B, S, P, C)."""
         patches = self.fuse(maps)
         pooled = (self.weigh(patches).softmax(dim=-2) * patches).sum(dim=-2)  # (B, S, width)
-        beside_first = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
-        numbers = self.camera(F.gelu(self.hidden(beside_first)))
+        with_first = torch.cat([pooled, pooled[:, :1].expand_as(pooled)], dim=-1)
+        numbers = self.camera(F.gelu(self.hidden(with_first)))
         translation, quaternion, angle = numbers.split([3, 4, 1], dim=-1)
-        still = quaternion.new_tensor([1.0, 0.0, 0.0, 0.0])  # near which it begins, as 0 has no direction
-        return translation, F.normalize(quaternion + still, dim=-1), 1 + angle.squeeze(-1)
+        # Predictions start near the identity, because a quaternion of zeros has no direction.
+        identity = quaternion.new_tensor([1.0, 0.0, 0.0, 0.0])
+        return translation, F.normalize(quaternion + identity, dim=-1), 1 + angle.squeeze(-1)
 
 
 class GeometryModel(nn.Module):
-    """The teacher with its heads, under the tensors' names of the public VGGT."""
+    """Teacher with its heads. Parameters have the names of the public VGGT."""
 
     def __init__(self, config: VggtConfig):
         super().__init__()
-        if config.patch_size % STEPS:
-            raise UserError(f"patch_size={config.patch_size} must be a multiple of the depth head's {STEPS} pixels")
+        if config.patch_size % CELL_SIDE:
+            raise UserError(f"patch_size={config.patch_size} must be a multiple of {CELL_SIDE}, the depth head's cells")
         self.config = config
         self.aggregator = VggtAggregator(config)
         self.depth_head = DepthHead(config)
         self.camera_head = CameraHead(config)
 
-    def forward(self, frames: Tensor) -> Geometry:
-        """Of normalized frames (B, S, 3, H, W): those of a sample are frames of one scene."""
+    def forward(self, frames: Tensor) -> GeometryPrediction:
+        """Predict the geometry of scenes from their normalized frames (B, S, 3, H, W)."""
         layers = list(range(1, self.config.depth + 1))
-        found = self.aggregator(frames, layers)
-        maps = [found[layer] for layer in layers]
+        features = self.aggregator(frames, layers)
+        maps = [features[layer] for layer in layers]
         rows = frames.shape[-2] // self.config.patch_size
-        return Geometry(self.depth_head(maps, rows), *self.camera_head(maps))
+        return GeometryPrediction(self.depth_head(maps, rows), *self.camera_head(maps))
 
 
 @torch.no_grad()
-def start_anew(model: GeometryModel, deviation: float = 0.02) -> None:
-    """VGGT starts beside a trained encoder, its blocks all but silent; a small one that starts from nothing learns
-    faster with every block at full strength, and with tokens that tell the first frame from the others."""
+def initialize_from_scratch(model: GeometryModel, deviation: float = 0.02) -> None:
+    """Give all blocks full strength, and the tokens distinct values.
+
+    VGGT's own initialization, with nearly silent blocks, assumes a trained encoder. A small model that is trained from
+    scratch learns faster with full layer scales, and with tokens that distinguish the first frame from the others.
+    """
     for module in model.aggregator.modules():
-        if isinstance(module, Block):
+        if isinstance(module, VggtBlock):
             module.ls1.gamma.fill_(1.0)
             module.ls2.gamma.fill_(1.0)
     encoder = model.aggregator.patch_embed

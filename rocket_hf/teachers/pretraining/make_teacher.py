@@ -1,4 +1,4 @@
-"""A teacher from recorded scenes: trained on some tasks, measured on the others."""
+"""Training and evaluation of a teacher on recorded scenes: some tasks for training, the others for testing."""
 
 import time
 from collections.abc import Iterable
@@ -6,52 +6,55 @@ from collections.abc import Iterable
 import torch
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.strict_config import nearest
+from rocket_hf.modeling.strict_config import suggest_name
 
 from .evaluation import camera_report, depth_report, layer_report
-from .folder import as_stored
+from .folder import round_as_stored
 from .heads import GeometryModel
-from .pretrain import SMALL, Pretrained, Settings, new_model, pretrain, small_vggt
-from .scenes import Scenes
+from .pretrain import SMALL, PretrainingResult, PretrainingSettings, build_model, pretrain, small_vggt
+from .scenes import RgbdScenes
 
-PROBED = 400  # scenes that the linear maps of layers are fitted on
-SHOWN = 20  # steps at the beginning and at the end, whose mean losses are told
+PROBE_SCENES = 400  # number of training scenes on which the linear probes of the layers are fitted
+AVERAGED_STEPS = 20  # number of first and of last steps whose mean losses are reported
 
 
 def make_teacher(
-    scenes: Scenes, cameras: list[str], held_out: Iterable[str], settings: Settings
+    scenes: RgbdScenes, cameras: list[str], held_out: Iterable[str], settings: PretrainingSettings
 ) -> tuple[GeometryModel, dict]:
-    """The model as it will be stored, and what is known of it."""
-    unseen_tasks = check_held_out(held_out, set(scenes.tasks))
-    known, unseen = (scenes.where_task(unseen_tasks, is_in) for is_in in (False, True))
+    """Return the trained model, with its weights rounded as they will be stored, and its report."""
+    test_tasks = check_held_out(held_out, set(scenes.tasks))
+    train, test = (scenes.select_tasks(test_tasks, is_in) for is_in in (False, True))
     config = small_vggt(check_size(scenes))
-    started = time.monotonic()
-    trained = pretrain(known, config, settings)
-    seconds = time.monotonic() - started
-    model = as_stored(trained.model)
+    start = time.monotonic()
+    result = pretrain(train, config, settings)
+    seconds = time.monotonic() - start
+    model = round_as_stored(result.model)
     report = {
         "data": {
             "cameras": cameras,
-            "frames": len(known),
-            "held_out_frames": len(unseen),
-            "tasks": sorted(set(known.tasks)),
-            "held_out_tasks": sorted(unseen_tasks),
+            "frames": len(train),
+            "held_out_frames": len(test),
+            "tasks": sorted(set(train.tasks)),
+            "held_out_tasks": sorted(test_tasks),
         },
-        "training": training_report(trained, settings, seconds),
-        "depth": depth_report(model, known, unseen, cameras),
-        "camera": camera_report(model, known, unseen),
-        "layers": layer_report(model, new_model(config, settings.seed), some(known), unseen),
+        "training": training_report(result, settings, seconds),
+        "depth": depth_report(model, train, test, cameras),
+        "camera": camera_report(model, train, test),
+        "layers": layer_report(model, build_model(config, settings.seed), probe_scenes(train), test),
     }
     return model, report
 
 
-def training_report(trained: Pretrained, settings: Settings, seconds: float) -> dict:
+def training_report(result: PretrainingResult, settings: PretrainingSettings, seconds: float) -> dict:
     return {
         **vars(settings),
-        "parameters": sum(weight.numel() for weight in trained.model.aggregator.parameters()),
+        "parameters": sum(weight.numel() for weight in result.model.aggregator.parameters()),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "losses": {name: [mean(values[:SHOWN]), mean(values[-SHOWN:])] for name, values in trained.losses.items()},
+        "losses": {
+            name: [mean(values[:AVERAGED_STEPS]), mean(values[-AVERAGED_STEPS:])]
+            for name, values in result.losses.items()
+        },
     }
 
 
@@ -59,29 +62,30 @@ def mean(values: list[float]) -> float:
     return round(sum(values) / len(values), 4)
 
 
-def some(scenes: Scenes) -> Scenes:
-    """Evenly spread over all."""
-    rows = torch.linspace(0, len(scenes) - 1, min(PROBED, len(scenes))).long()
-    return scenes.of(rows, torch.arange(scenes.images.shape[1]).expand(len(rows), -1))
+def probe_scenes(scenes: RgbdScenes) -> RgbdScenes:
+    """Return PROBE_SCENES scenes, evenly spaced."""
+    rows = torch.linspace(0, len(scenes) - 1, min(PROBE_SCENES, len(scenes))).long()
+    return scenes.select(rows, torch.arange(scenes.images.shape[1]).expand(len(rows), -1))
 
 
 def check_held_out(held_out: Iterable[str], tasks: set[str]) -> set[str]:
     chosen = set(held_out)
     for task in sorted(chosen - tasks):
-        raise UserError(f"the dataset has no task {task!r} to hold out: {nearest(task, tasks)}")
+        raise UserError(f"the dataset has no task {task!r} to hold out: {suggest_name(task, tasks)}")
     if not chosen or chosen == tasks:
         raise UserError(
-            f"hold out some of the {len(tasks)} tasks and train on the others: what a teacher sees of tasks that "
-            "it knows says little"
+            f"{len(chosen)} of the {len(tasks)} tasks are held out: hold out at least one with --held-out, and leave "
+            "at least one for training"
         )
     return chosen
 
 
-def check_size(scenes: Scenes) -> int:
+def check_size(scenes: RgbdScenes) -> int:
     height, width = scenes.images.shape[-2:]
     patch = SMALL["patch_size"]
     if height != width or height % patch:
         raise UserError(
-            f"the pictures are {width} x {height} pixels (width x height): record squares of a multiple of {patch}"
+            f"the dataset's images are {width} x {height} pixels (width x height): record square images whose side is "
+            f"a multiple of {patch} (`rocket-hf simulate --image-size`)"
         )
     return height

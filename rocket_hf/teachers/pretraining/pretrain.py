@@ -1,4 +1,4 @@
-"""The training of a small VGGT on recorded scenes: one loop, reproducible bit for bit on one machine."""
+"""Training loop of a small VGGT on recorded scenes. It is reproducible bit for bit on one machine."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..vggt import VggtConfig
-from .heads import GeometryModel, start_anew
-from .losses import geometry_losses, weighted
-from .scenes import Scenes, draw_batch
+from .heads import GeometryModel, initialize_from_scratch
+from .losses import geometry_losses, weighted_sum
+from .scenes import RgbdScenes, draw_batch
 
 SMALL: dict[str, Any] = {
     "patch_size": 16,
@@ -24,70 +24,74 @@ SMALL: dict[str, Any] = {
     "patch_embed_depth": 2,
     "patch_embed_heads": 4,
 }
-ALONE = 0.3  # part of the batches in which every scene has one frame only
-WARM_UP = 0.03  # part of the steps
-CLIP = 1.0
+SINGLE_FRAME_SHARE = 0.3  # share of the batches whose scenes have one frame only
+WARM_UP = 0.03  # share of the steps
+MAX_GRADIENT_NORM = 1.0
 BETAS = (0.9, 0.95)
-SHOWN_EVERY = 10
+PROGRESS_INTERVAL = 10
 
 
 @dataclass(frozen=True)
-class Settings:
+class PretrainingSettings:
+    """Hyperparameters of pretraining."""
+
     steps: int = 3000
     batch_size: int = 8
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    frames: int = 2  # of a scene, at most
+    frames: int = 2  # maximum number of frames per scene
     seed: int = 0
 
 
 @dataclass
-class Pretrained:
+class PretrainingResult:
+    """Trained model and its loss curves."""
+
     model: GeometryModel
-    losses: dict[str, list[float]] = field(default_factory=dict)  # by name, of every step
+    losses: dict[str, list[float]] = field(default_factory=dict)  # value of each named loss at every step
 
 
 def small_vggt(image_size: int) -> VggtConfig:
-    """Two million parameters, for pictures of this side in pixels."""
+    """Return the configuration of a small VGGT for square images of this side in pixels."""
     return VggtConfig(img_size=image_size, **SMALL)
 
 
-def new_model(config: VggtConfig, seed: int) -> GeometryModel:
-    """As it is before training: its teacher is the untrained one that the trained is compared with."""
+def build_model(config: VggtConfig, seed: int) -> GeometryModel:
+    """Build the model before training. Its layers are also the untrained baseline of the report."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GeometryModel(config)
-        start_anew(model)
+        initialize_from_scratch(model)
     return model
 
 
-def pretrain(scenes: Scenes, config: VggtConfig, settings: Settings) -> Pretrained:
-    model = new_model(config, settings.seed).train()
+def pretrain(scenes: RgbdScenes, config: VggtConfig, settings: PretrainingSettings) -> PretrainingResult:
+    model = build_model(config, settings.seed).train()
     groups = parameter_groups(model, settings.weight_decay)
     optimizer = AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, settings.steps))
-    draw = Generator().manual_seed(settings.seed)
-    trained = Pretrained(model)
+    generator = Generator().manual_seed(settings.seed)
+    result = PretrainingResult(model)
     bar = tqdm(range(settings.steps), desc="teacher", unit="step", disable=None, leave=False)
     for step in bar:
-        frames = 1 if torch.rand((), generator=draw) < ALONE else settings.frames
-        pictures, truth = draw_batch(scenes, settings.batch_size, frames, draw)
-        losses = geometry_losses(model(pictures), truth)
+        frames = 1 if torch.rand((), generator=generator) < SINGLE_FRAME_SHARE else settings.frames
+        images, targets = draw_batch(scenes, settings.batch_size, frames, generator)
+        losses = geometry_losses(model(images), targets)
         optimizer.zero_grad()
-        weighted(losses).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        weighted_sum(losses).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
         for name, loss in losses.items():
-            trained.losses.setdefault(name, []).append(loss.item())
-        if step % SHOWN_EVERY == 0:
+            result.losses.setdefault(name, []).append(loss.item())
+        if step % PROGRESS_INTERVAL == 0:
             bar.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()})
     model.eval()
-    return trained
+    return result
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms, scales and tokens do not."""
+    """Apply weight decay to matrices, but not to biases, norms, scales and tokens."""
     named = dict(model.named_parameters())
     matrices = {name for name, weight in named.items() if name.endswith("weight") and weight.ndim > 1}
     return [
