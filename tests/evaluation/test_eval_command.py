@@ -85,7 +85,7 @@ def test_missing_renderer_prints_one_sentence(pushing, monkeypatch, capsys):
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.setattr(headless, "loads", lambda library: None)
+    monkeypatch.setattr(headless, "load_library", lambda name: None)
     monkeypatch.setattr(sys, "platform", "linux")
     code, printed = run(capsys, pushing, *SHORT, "--workers", 0)
     assert code == 2 and "apt-get install" in printed.err.splitlines()[-1]

@@ -84,7 +84,7 @@ def strip(recorded: Sequence[RecordedEpisode], title: str) -> Image.Image:
 
 def strip_row(episode: Rocket2Episode, frames: Sequence[EpisodeFrame]) -> Image.Image:
     """Draw the goal view at the start, then steps from the first to the last."""
-    cells = [goal_cell(frames[0].goal, "goal, from elsewhere", STRIP_SCALE)]
+    cells = [goal_cell(frames[0].goal, "goal view", STRIP_SCALE)]
     cells += [frame_cell(frames[index], STRIP_SCALE) for index in spaced_indices(len(frames), STRIP_FRAMES)]
     row = Image.new("RGB", (len(cells) * (cells[0].width + GAP), cells[0].height + TEXT_HEIGHT), PAPER)
     write_text(row, (0, 2), episode_caption(episode))
