@@ -1,9 +1,10 @@
-"""What ships to the Hub beside the weights: configuration, policies, alignment head, processor.
+"""Files that are published on the Hub beside the weights: configurations, policies, alignment head and processor.
 
-These files need torch and transformers alone. A published repository holds copies of them, which transformers runs
-with `trust_remote_code=True`; so they lie flat and import each other by `from .file import name` alone, and each entry
-file (`configuration_rocket`, `modeling_rocket`, `processing_rocket`, `configuration_rocket2`, `modeling_rocket2`) names
-every sibling it needs, even indirectly.
+They need only torch and transformers. A published repository holds copies of them, which transformers runs with
+`trust_remote_code=True`. Therefore the folder is flat, files import each other only by `from .file import name`, and
+each entry file (`configuration_rocket`, `modeling_rocket`, `processing_rocket`, `configuration_rocket2`,
+`modeling_rocket2`) imports a name from every sibling that it needs, even indirectly: transformers copies only the files
+that an entry file imports.
 """
 
 if __name__ != "rocket_hf.modeling":

@@ -1,6 +1,7 @@
-"""The sizes of OpenVLA and OpenVLA-OFT, from which transformers' own Llama configuration is made.
+"""Configuration of OpenVLA and OpenVLA-OFT.
 
-Only the sizes are written to config.json: a file saved under one version of transformers reads the same under another.
+config.json holds only the sizes, from which transformers' Llama configuration is created at loading. A file that was
+saved under one version of transformers therefore means the same under another.
 """
 
 from typing import Any, Literal
@@ -14,10 +15,11 @@ from .strict_config import StrictConfig
 
 @strict
 class OpenVLAPolicyConfig(StrictConfig):
-    """OpenVLA (arXiv 2406.09246) or OpenVLA-OFT (arXiv 2502.19645). The defaults are the sizes of openvla-7b.
+    """Configuration of OpenVLA (arXiv 2406.09246) or OpenVLA-OFT (arXiv 2502.19645).
 
-    `variant` chooses between the two: "openvla" writes one action as tokens, one after the other, and sees one camera;
-    "oft" reads a whole chunk of actions off one pass, sees up to four cameras and reads the robot's state.
+    The defaults are the sizes of openvla-7b. `variant` selects the policy: "openvla" generates one action as tokens,
+    one after the other, from one camera; "oft" predicts a whole action chunk in one pass, from up to four cameras and
+    the robot's state.
     """
 
     model_type = "rocket_openvla"
@@ -35,7 +37,7 @@ class OpenVLAPolicyConfig(StrictConfig):
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
 
-    # DINOv2-L/14 with registers and SigLIP-So400m/14. Depths count the last block too, which no feature comes from.
+    # DINOv2-L/14 with registers and SigLIP-So400m/14. The depths include the last block, whose output is not used.
     dino_depth: int = 24
     dino_heads: int = 16
     dino_width: int = 1024
@@ -48,7 +50,7 @@ class OpenVLAPolicyConfig(StrictConfig):
     image_size: int = 224
     patch_size: int = 14
 
-    # Tokens: the action bins are the last ones before the padding of the vocabulary; prompts end in the empty token.
+    # Tokens: the action bins are the last ids before the padding of the vocabulary; prompts end with the empty token.
     base_vocab_size: int = 32000
     action_bins: int = 256
     empty_token_id: int = 29871
@@ -58,8 +60,8 @@ class OpenVLAPolicyConfig(StrictConfig):
     action_head_width: int = 4096
     action_head_blocks: int = 2
 
-    # The public code takes its image tokens one position too late: without each sample's first patch and with the token
-    # behind the last one. Only to compare with features, probes or projectors that were made so.
+    # The public code reads its image tokens one position too late: without each sample's first patch and with the token
+    # after the last one. Set this only to compare with features, probes or projectors of the public code.
     reference_compat_token_shift: bool = False
 
     def __post_init__(self, **kwargs: Any):
@@ -78,7 +80,7 @@ class OpenVLAPolicyConfig(StrictConfig):
     def validate_sizes(self) -> None:
         may_be_zero = {"dino_registers", "empty_token_id", "end_token_id", "action_head_blocks"}
         not_sizes = {"variant", "rms_norm_eps", "rope_theta", "reference_compat_token_shift"}
-        self.require_positive(*(self.declared() - may_be_zero - not_sizes))
+        self.require_positive(*(self.declared_keys() - may_be_zero - not_sizes))
         self.require_multiples(
             heads="kv_heads", dino_width="dino_heads", siglip_width="siglip_heads", image_size="patch_size"
         )
@@ -106,7 +108,7 @@ class OpenVLAPolicyConfig(StrictConfig):
     def reads_state(self) -> bool:
         return self.variant == "oft"
 
-    # The robot's side: states and actions are as wide as the robot's, whatever it is.
+    # Limits for the robot; None means no limit.
 
     draws_noise = False
     max_state_dim = max_action_dim = None
@@ -123,7 +125,7 @@ class OpenVLAPolicyConfig(StrictConfig):
     def action_loss(self) -> str:
         return "action/l1" if self.variant == "oft" else "action/cross_entropy"
 
-    # The processor's side
+    # Defaults of the processor
 
     resize = "stretch"
     prompt_template = "In: What action should the robot take to {task_lower}?\nOut:"

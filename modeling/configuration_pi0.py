@@ -1,7 +1,8 @@
-"""The sizes of pi0 and pi0.5, from which transformers' own Gemma and SigLIP configurations are made.
+"""Configuration of pi0 and pi0.5.
 
-Only the sizes are written to config.json: a file saved under one version of transformers reads the same under another,
-and a language model and an action expert that could not share their attention cannot be written down.
+config.json holds only the sizes, from which transformers' Gemma and SigLIP configurations are created at loading. A
+file that was saved under one version of transformers therefore means the same under another, and a language model and
+an action expert always have the sizes that they need to attend together.
 """
 
 from typing import Any, Literal
@@ -14,10 +15,10 @@ from .strict_config import StrictConfig
 
 @strict
 class Pi0Config(StrictConfig):
-    """pi0 (arXiv 2410.24164) or pi0.5 (arXiv 2504.16054). The defaults are the published sizes.
+    """Configuration of pi0 (arXiv 2410.24164) or pi0.5 (arXiv 2504.16054). The defaults are the published sizes.
 
-    `variant` chooses between the two: pi0 reads the robot's state through a token of the expert and mixes the flow
-    time into the action tokens; pi0.5 reads the state, if at all, as text, and conditions the expert's norms on time.
+    `variant` selects the policy: pi0 reads the robot's state through a token of the expert and mixes the flow time into
+    the action tokens; pi0.5 reads the state, if at all, as text, and conditions the expert's norms on the time.
     """
 
     model_type = "rocket_pi0"
@@ -75,7 +76,7 @@ class Pi0Config(StrictConfig):
         )
 
     def validate_sizes(self) -> None:
-        self.require_positive(*(self.declared() - {"variant"}))
+        self.require_positive(*(self.declared_keys() - {"variant"}))
         self.require_multiples(heads="kv_heads", vision_width="vision_heads", image_size="patch_size")
 
     @property
@@ -88,13 +89,13 @@ class Pi0Config(StrictConfig):
     def reads_state(self) -> bool:
         return self.variant == "pi0"
 
-    # The robot's side: no limit on cameras, nor on the steps of a chunk.
+    # Limits for the robot; None means no limit.
 
     draws_noise = True
     action_loss = "action/flow_matching"
     max_cameras = max_chunk_size = None
 
-    # The processor's side, as openpi's tokenizer and images have it.
+    # Defaults of the processor, as in openpi
 
     resize = "letterbox"
 

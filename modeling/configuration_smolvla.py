@@ -1,6 +1,6 @@
-"""The sizes of SmolVLA, from which transformers' own Llama and SigLIP configurations are made.
+"""Configuration of SmolVLA.
 
-Only the sizes are written to config.json, as for pi0.
+config.json holds only the sizes, from which transformers' Llama and SigLIP configurations are created at loading.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from .strict_config import StrictConfig
 
 @strict
 class SmolVLAConfig(StrictConfig):
-    """SmolVLA (arXiv 2506.01844). The defaults are the sizes of the published smolvla_base."""
+    """Configuration of SmolVLA (arXiv 2506.01844). The defaults are the sizes of the published smolvla_base."""
 
     model_type = "rocket_smolvla"
     sub_configs = {"language_config": LlamaConfig, "expert_config": LlamaConfig, "vision_config": SiglipVisionConfig}
@@ -30,10 +30,11 @@ class SmolVLAConfig(StrictConfig):
     expert_mlp_width: int = 2048
     vocab_size: int = 49280
 
-    # In every n-th layer, from the first, the expert attends to itself too; in the others to the prefix alone.
+    # In every n-th layer, from the first on, the expert attends to itself too; in the others only to the prefix.
     self_attention_every: int = 2
 
-    # SmolVLM's tower is SigLIP-B/16; then each square of n x n patches becomes one image token.
+    # SmolVLM's vision tower is SigLIP-B/16. Each square of pixel_shuffle x pixel_shuffle patches becomes one image
+    # token.
     vision_depth: int = 12
     vision_heads: int = 12
     vision_width: int = 768
@@ -42,7 +43,7 @@ class SmolVLAConfig(StrictConfig):
     patch_size: int = 16
     pixel_shuffle: int = 4
 
-    # Vocabulary ids around the image tokens of each camera; smolvla_base has none.
+    # Token ids before and after the image tokens of each camera; smolvla_base has none.
     image_start_ids: list[int] | tuple[int, ...] = ()
     image_end_ids: list[int] | tuple[int, ...] = ()
 
@@ -78,7 +79,7 @@ class SmolVLAConfig(StrictConfig):
         )
 
     def validate_sizes(self) -> None:
-        self.require_positive(*(self.declared() - {"image_start_ids", "image_end_ids"}))
+        self.require_positive(*(self.declared_keys() - {"image_start_ids", "image_end_ids"}))
         self.require_multiples(heads="kv_heads", vision_width="vision_heads")
         if self.image_size % (self.patch_size * self.pixel_shuffle):
             raise UserError(
@@ -88,7 +89,7 @@ class SmolVLAConfig(StrictConfig):
         if not all(0 <= number < self.vocab_size for number in (*self.image_start_ids, *self.image_end_ids)):
             raise UserError(
                 f"image_start_ids and image_end_ids must lie in 0..{self.vocab_size - 1}: "
-                f"{list(self.image_start_ids)}, {list(self.image_end_ids)}"
+                f"got {list(self.image_start_ids)} and {list(self.image_end_ids)}"
             )
 
     @property
@@ -97,20 +98,20 @@ class SmolVLAConfig(StrictConfig):
         side = self.image_size // self.patch_size // self.pixel_shuffle
         return side, side
 
-    def joins(self, index: int) -> bool:
-        """Whether the expert attends to itself in this layer, counted from 0."""
+    def has_self_attention(self, index: int) -> bool:
+        """Return whether the expert attends to itself in layer `index` (0-based)."""
         return index % self.self_attention_every == 0
 
-    # SmolVLM was trained with rotary positions of base 100,000; SmolVLA turns all its layers by this one.
+    # Base of the rotary embedding of all layers. SmolVLM itself was trained with 100,000.
     rope_theta = 10_000.0
 
-    # The robot's side: no limit on cameras, nor on the steps of a chunk.
+    # Limits for the robot; None means no limit.
 
     reads_state = draws_noise = True
     action_loss = "action/flow_matching"
     max_cameras = max_chunk_size = None
 
-    # The processor's side.
+    # Defaults of the processor
 
     resize = "letterbox-top-left"
     prompt_template = "{task}\n"

@@ -1,4 +1,4 @@
-"""The halves of pi0's joint layers, from transformers' Gemma modules, and the norms that pi0.5 adds to them."""
+"""Half layers of pi0 and pi0.5, built from transformers' Gemma modules, and pi0.5's adaptive norm."""
 
 import torch
 from torch import Tensor, nn
@@ -8,34 +8,34 @@ from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaMLP, G
 from .joint_transformer import HalfLayer
 
 
-class Modulation(nn.Linear):
-    """A Linear that starts at zero, so that an untrained norm is a plain one with its residual branch switched off."""
+class ZeroInitLinear(nn.Linear):
+    """Linear layer with zero weights at initialization: the adaptive norm is then a plain one with a gate of 0."""
 
 
 class AdaptiveNorm(nn.Module):
-    """pi0.5's norm: scale, shift and a gate for the residual branch come from the embedded flow time."""
+    """RMS norm of pi0.5, whose scale, shift and residual gate are functions of the embedded flow time."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.eps = eps
-        self.modulation = Modulation(width, 3 * width)
+        self.modulation = ZeroInitLinear(width, 3 * width)
 
     def forward(self, hidden: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden (B, sequence, width) and condition (B, width) to the normalized hidden state and the gate."""
+        """Normalize (B, sequence, width) by the condition (B, width); return the result and the gate (B, 1, width)."""
         scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
-        wide = hidden.float()
-        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        precise = hidden.float()
+        normalized = precise * torch.rsqrt(precise.square().mean(-1, keepdim=True) + self.eps)
         return (normalized * (1 + scale.float()) + shift.float()).type_as(hidden), gate.type_as(hidden)
 
 
-class PlainNorm(GemmaRMSNorm):
-    """Gemma's norm in the form of the adaptive one: there is no gate."""
+class GemmaNorm(GemmaRMSNorm):
+    """Gemma's norm with the signature of `AdaptiveNorm`: it ignores the condition and returns no gate."""
 
     def forward(self, hidden: Tensor, condition: Tensor | None = None) -> tuple[Tensor, None]:
         return super().forward(hidden), None
 
 
-def gemma_half(config: GemmaConfig, layer_index: int, adaptive: bool) -> HalfLayer:
-    norm = AdaptiveNorm if adaptive else PlainNorm
+def create_gemma_half(config: GemmaConfig, layer_index: int, adaptive: bool) -> HalfLayer:
+    norm = AdaptiveNorm if adaptive else GemmaNorm
     attention_norm, mlp_norm = (norm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
     return HalfLayer(GemmaAttention(config, layer_index), GemmaMLP(config), attention_norm, mlp_norm)

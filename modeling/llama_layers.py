@@ -1,4 +1,4 @@
-"""The halves of SmolVLA's joint layers, from transformers' Llama modules."""
+"""Half layers of SmolVLA, built from transformers' Llama modules."""
 
 from torch import Tensor
 from transformers import LlamaConfig
@@ -8,12 +8,12 @@ from .joint_transformer import HalfLayer
 
 
 class LlamaNorm(LlamaRMSNorm):
-    """Llama's norm in the form that a half layer asks for: it takes no notice of a condition and has no gate."""
+    """Llama's norm with the signature that `HalfLayer` needs: it ignores the condition and returns no gate."""
 
     def forward(self, hidden: Tensor, condition: Tensor | None = None) -> tuple[Tensor, None]:
         return super().forward(hidden), None
 
 
-def llama_half(config: LlamaConfig, layer_index: int) -> HalfLayer:
+def create_llama_half(config: LlamaConfig, layer_index: int) -> HalfLayer:
     attention_norm, mlp_norm = (LlamaNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
     return HalfLayer(LlamaAttention(config, layer_index), LlamaMLP(config), attention_norm, mlp_norm)

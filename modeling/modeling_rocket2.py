@@ -1,8 +1,8 @@
-"""ROCKET-2: a policy that acts on what is marked in a picture of any camera.
+"""ROCKET-2 policy: acts on a goal object that a mask marks in an image from any camera.
 
-- `forward` reads chunks of episodes and returns named losses, and the memory that the next chunk goes on from.
-- `step` takes one step in many environments, in constant time, and returns the action and what it remembers.
-- `for_inference` drops the auxiliary heads, or keeps those that people want to see. No action depends on them.
+- `forward` processes chunks of episodes and returns losses and the memory for the next chunk.
+- `step` processes one step of many environments in constant time and returns actions and the next state.
+- `for_inference` drops the auxiliary heads, or keeps some as information for users. No action depends on them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,43 +15,76 @@ from transformers import initialization as init
 
 from .configuration_rocket2 import Rocket2Config
 from .errors import UserError
-from .policy_interface import Batch  # noqa: F401  (named here so that it is shipped: see the package)
+from .policy_interface import Batch  # noqa: F401  (imported so that the file is published: see __init__.py)
 from .rocket2_actions import ActionChoice, ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
 from .rocket2_interface import (
     Goal,
     Memory,
-    PolicyState,
     Rocket2Batch,
     Rocket2Output,
-    check_goal_batch,
+    Rocket2State,
+    check_rocket2_batch,
     check_shape,
     weighted_rocket2_loss,
 )
 from .rocket2_minecraft import BUTTONS  # noqa: F401
-from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, run_goal_test
+from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, run_rocket2_self_test
 from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear, TemporalTransformer
-from .rocket2_views import ViewReader
-from .self_test import own_self_test
+from .rocket2_views import ViewEncoder
+from .self_test import self_test_path
 from .strict_config import StrictConfig  # noqa: F401
 from .strict_model import StrictModel
 from .vit_block import VitBlock  # noqa: F401
 
-AUXILIARY = "auxiliary."
-ACTS_ON = {"images", "goal_images", "goal_masks", "goal_interactions", "goal_index"}
+AUXILIARY_PREFIX = "auxiliary."  # of the names of the auxiliary heads' weights
+REQUIRED_INPUTS = {"images", "goal_images", "goal_masks", "goal_interactions", "goal_index"}
 
 
 class Rocket2ForActionPrediction(StrictModel):
+    """ROCKET-2 policy (arXiv 2503.02505), which acts on a goal object marked by a mask in an image from any camera.
+
+    `forward` is for training, on chunks of episodes; `initial_state` and `step` are for acting in environments.
+    transformers' `Trainer` can train the model, with `remove_unused_columns=False` because the inputs are keyword
+    arguments.
+
+    Args:
+        config: Sizes, action space and auxiliary heads.
+
+    Example:
+        ```python
+        import torch
+
+        from rocket_hf import Rocket2Config, Rocket2ForActionPrediction
+
+        config = Rocket2Config(
+            image_size=(32, 48), rgb_depth=1, mask_depth=1, width=64, heads=2, spatial_layers=1, temporal_layers=1,
+            action_space="factored", action_factors={"forward": 2, "turn": 3},
+        )
+        policy = Rocket2ForActionPrediction(config)
+        output = policy.train()(**config.fake_batch(batch_size=2, steps=4))
+        output.loss.backward()
+
+        policy = policy.for_inference()
+        state = policy.initial_state(environments=2)
+        goal = policy.no_goal(2)  # or Goal(images, masks, interactions)
+        for _ in range(3):
+            images = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)  # of the agents' cameras
+            actions, state = policy.step(images, goal, state)
+            goal = None  # keep the goal
+        print(actions.shape)  # (2, 2): environments, factors
+        ```
+    """
+
     config_class = Rocket2Config
     main_input_name = "images"
     supports_gradient_checkpointing = True
     _no_split_modules = ["VitBlock", "SpatialLayer", "TemporalBlock"]
-    accepts_loss_kwargs = False  # transformers' Trainer would add `num_items_in_batch` to the batch
 
     def __init__(self, config: Rocket2Config):
         super().__init__(config)
-        self.views = ViewReader(config)
-        self.interaction = nn.Embedding(1 + config.interactions, config.width)  # the first one is for none
+        self.views = ViewEncoder(config)
+        self.interaction = nn.Embedding(1 + config.interactions, config.width)  # index 0 for no interaction
         self.previous_action = PreviousAction(config) if config.reads_previous_action else None
         self.temporal = TemporalTransformer(config.width, config.heads, config.temporal_layers, config.window)
         self.action_heads = ActionHeads(config)
@@ -63,12 +96,18 @@ class Rocket2ForActionPrediction(StrictModel):
     def forward(
         self, memory: Memory | None = None, generator: Generator | None = None, **batch: Unpack[Rocket2Batch]
     ) -> Rocket2Output:
-        """Chunks of episodes (see `Rocket2Batch`), each going on from its `memory`, or from none.
+        """Compute losses and outputs of chunks of episodes.
 
-        Losses are "action/FACTOR" where the batch has actions, and "auxiliary/HEAD" where it says what is visible. The
-        generator draws which previous actions training hides.
+        Args:
+            memory: Memory after the previous chunk of the same episodes; None for the first chunk.
+            generator: Source of the random numbers that decide which previous actions are hidden in training.
+            **batch: Inputs and targets (see `Rocket2Batch`).
+
+        Returns:
+            `Rocket2Output`. Its `losses` are "action/FACTOR" if the batch has actions, and "auxiliary/HEAD" if it has
+            "visibility"; `loss` is their weighted sum, `memory` that for the next chunk.
         """
-        self.check(batch)
+        self.check_inputs(batch)
         images = batch["images"]
         size, steps = images.shape[:2]
         agent = self.views.agent_tokens(images.flatten(0, 1))
@@ -78,23 +117,24 @@ class Rocket2ForActionPrediction(StrictModel):
             agent,
             goals.unflatten(0, (size, -1))[rows, index].flatten(0, 1),
             batch["goal_interactions"][rows, index].flatten(),
-            step_by_step(batch.get("previous_actions")),
+            flatten_steps(batch.get("previous_actions")),
             generator,
-            step_by_step(batch.get("previous_hidden")),
+            flatten_steps(batch.get("previous_hidden")),
         )
         memory = memory if memory is not None else self.temporal.empty_memory(size, full=False)
         hidden, memory = self.temporal(tokens.unflatten(0, (size, steps)).flatten(1, 2), memory)
-        logits, said = self.read(hidden.unflatten(1, (steps, -1)))
-        losses = self.losses(logits, said, batch)
-        return Rocket2Output(weighted_rocket2_loss(losses), losses, memory, logits, said)
+        logits, auxiliary = self.apply_heads(hidden.unflatten(1, (steps, -1)))
+        losses = self.losses(logits, auxiliary, batch)
+        return Rocket2Output(weighted_rocket2_loss(losses), losses, memory, logits, auxiliary)
 
-    def losses(self, logits: dict[str, Tensor], said: dict[str, Tensor], batch: Rocket2Batch) -> dict[str, Tensor]:
+    def losses(self, logits: dict[str, Tensor], auxiliary: dict[str, Tensor], batch: Rocket2Batch) -> dict[str, Tensor]:
+        """Return the losses of the heads for which the batch has targets."""
         is_pad = batch.get("is_pad", torch.zeros_like(batch["goal_index"], dtype=torch.bool))
         losses: dict[str, Tensor] = {}
         if "actions" in batch:
             losses |= self.action_heads.losses(logits, batch["actions"], ~is_pad)
         if "visibility" in batch:
-            losses |= auxiliary_losses(said, batch, is_pad)  # type: ignore[arg-type]
+            losses |= auxiliary_losses(auxiliary, batch, is_pad)  # type: ignore[arg-type]
         return losses
 
     def step_tokens(
@@ -106,25 +146,42 @@ class Rocket2ForActionPrediction(StrictModel):
         generator: Generator | None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """What N steps, each with its views (N, P, D), hand to the temporal transformer: (N, tokens of a step, D)."""
+        """Return the temporal transformer's tokens of N steps, (N, tokens per step, D).
+
+        Args:
+            agent: Encoded agent's views, (N, P, D).
+            goal: Encoded goal's views, (N, P, D).
+            interactions: (N,), -1 for none.
+            previous: Previous actions, (N, factors), or None if the policy does not read them.
+            generator: Source of the random numbers that decide which previous actions are hidden.
+            hidden: (N,) bool, the previous actions to hide; drawn from the generator if None.
+        """
         tokens = [self.views(agent, goal), self.interaction(interactions + 1)[:, None]]
         if self.previous_action is not None:
             tokens.append(self.previous_action(previous, generator, hidden)[:, None])
         return torch.cat(tokens, dim=1)
 
-    def read(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The heads on steps (B, T, tokens of a step, D): the last token acts, the last view token tells the rest."""
+    def apply_heads(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return scores and auxiliary outputs of steps (B, T, tokens per step, D).
+
+        The action heads read the last token of a step, the auxiliary heads its last view token.
+        """
         return self.action_heads(hidden[:, :, -1]), self.auxiliary(hidden[:, :, self.config.view_tokens - 1])
 
     @torch.no_grad()
-    def initial_state(self, environments: int = 1, guidance: float = 0.0) -> PolicyState:
-        """Before the first step, without a goal. With `guidance` k the scores of actions are (1 + k) times those with
-        the goal minus k times those of a second memory that never has one; ROCKET-2 used 1.5."""
+    def initial_state(self, environments: int = 1, guidance: float = 0.0) -> Rocket2State:
+        """Return the state before the first step, without a goal.
+
+        Args:
+            environments: Number of environments.
+            guidance: Strength k of classifier-free guidance, 0 for none. Scores are then (1 + k) times those with the
+                goal minus k times those of a second memory without goals. The publication uses 1.5.
+        """
         if guidance < 0:
-            raise UserError(f"guidance is 0 for none, or positive: got {guidance}")
+            raise UserError(f"guidance must be 0 (none) or positive, got {guidance}")
         blank = self.no_goal(1)
         no_goal = self.views.goal_tokens(blank.images, blank.masks)
-        return PolicyState(
+        return Rocket2State(
             memory=self.temporal.empty_memory(environments * (2 if guidance else 1), full=True),
             goals=no_goal.repeat(environments, 1, 1),
             no_goal=no_goal,
@@ -134,76 +191,96 @@ class Rocket2ForActionPrediction(StrictModel):
         )
 
     def no_goal(self, count: int, environments: Tensor | None = None) -> Goal:
-        """The goal that clears goals: nothing in the picture, nothing marked, nothing to do."""
+        """Return the goal that removes goals: a black image, an empty mask and no interaction.
+
+        Args:
+            count: Number of environments that get it.
+            environments: (B,) bool, these environments; None for all.
+        """
         height, width = self.config.image_size
         images = torch.zeros(count, 3, height, width, dtype=torch.uint8, device=self.device)
         masks = torch.zeros(count, height, width, dtype=torch.bool, device=self.device)
         return Goal(images, masks, torch.full((count,), -1, device=self.device), environments)
 
-    def reset(self, state: PolicyState, environments: Tensor) -> PolicyState:
-        """The state in which some environments, (B,) bool, start an episode anew, without a goal."""
-        new, everyone = environments.nonzero().flatten(), environments
+    def reset(self, state: Rocket2State, environments: Tensor) -> Rocket2State:
+        """Return the state in which some environments, (B,) bool, start a new episode without a goal."""
+        indices, memories = environments.nonzero().flatten(), environments
         if state.guidance:
-            everyone = environments.repeat(2)
-        rest = torch.tensor(list(self.config.rest_action), device=new.device)
+            memories = environments.repeat(2)
+        rest = torch.tensor(list(self.config.rest_action), device=indices.device)
         return replace(
             state,
-            memory=state.memory.without(everyone),
-            goals=state.goals.index_copy(0, new, state.no_goal.expand(len(new), -1, -1)),
+            memory=state.memory.clear(memories),
+            goals=state.goals.index_copy(0, indices, state.no_goal.expand(len(indices), -1, -1)),
             interactions=state.interactions.masked_fill(environments, -1),
             previous_actions=torch.where(environments[:, None], rest, state.previous_actions),
         )
 
     @torch.no_grad()
-    def with_goal(self, state: PolicyState, goal: Goal) -> PolicyState:
-        """The state in which all environments, or those of the goal, are after something else."""
-        chosen = goal.environments
-        chosen = chosen if chosen is not None else torch.ones_like(state.interactions, dtype=torch.bool)
-        which = chosen.nonzero().flatten()
-        check_shape("goal.images", goal.images, (len(which), 3, *self.config.image_size))
-        check_shape("goal.masks", goal.masks, (len(which), *self.config.image_size))
-        check_shape("goal.interactions", goal.interactions, (len(which),))
+    def with_goal(self, state: Rocket2State, goal: Goal) -> Rocket2State:
+        """Return the state with a new goal in all environments, or in those that the goal names."""
+        selected = goal.environments
+        selected = selected if selected is not None else torch.ones_like(state.interactions, dtype=torch.bool)
+        indices = selected.nonzero().flatten()
+        check_shape("goal.images", goal.images, (len(indices), 3, *self.config.image_size))
+        check_shape("goal.masks", goal.masks, (len(indices), *self.config.image_size))
+        check_shape("goal.interactions", goal.interactions, (len(indices),))
         kinds = self.config.interactions
         if not ((goal.interactions >= -1) & (goal.interactions < kinds)).all():
-            raise UserError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
+            raise ValueError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
         tokens = self.views.goal_tokens(goal.images, goal.masks)
-        goals = state.goals.index_copy(0, which, tokens)
-        return replace(state, goals=goals, interactions=state.interactions.index_copy(0, which, goal.interactions))
+        goals = state.goals.index_copy(0, indices, tokens)
+        return replace(state, goals=goals, interactions=state.interactions.index_copy(0, indices, goal.interactions))
 
     @torch.no_grad()
     def step(
         self,
         images: Tensor,
         goal: Goal | None,
-        state: PolicyState,
+        state: Rocket2State,
         *,
         temperature: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
-    ) -> tuple[Tensor, PolicyState]:
-        """What to do now, choices (B, factors), and the state for the next step, which has in `seen` what the
-        auxiliary heads say. A goal lasts until another one, or `no_goal`, takes its place: None changes nothing.
+    ) -> tuple[Tensor, Rocket2State]:
+        """Choose the actions of one step.
 
-        With a generator for each environment, what one of them does is not changed by those beside it. An environment
-        that did something else than it was told puts that into the state as `previous_actions`.
+        Args:
+            images: Images of the agents' cameras, (B, 3, H, W) uint8, or float in [0, 1].
+            goal: New goal, or None to keep the goals. A goal lasts until another one, or `no_goal`, replaces it.
+            state: State after the previous step, or `initial_state`. Where an environment executed another action than
+                the returned one, set `previous_actions` to that action before the next step.
+            temperature: Temperature of sampling; 0 takes the most likely choices.
+            generator: Source of the random numbers, or one generator for each environment, which makes the actions of
+                an environment independent of the others.
+
+        Returns:
+            Actions (B, factors), one choice of each factor, and the state for the next step. `state.seen` holds the
+            predictions of the auxiliary heads.
         """
-        scores, state = self.look(images, goal, state)
+        scores, state = self.score_actions(images, goal, state)
         action = self.action_heads.sample(scores, temperature, generator)
         return action, replace(state, previous_actions=action)
 
     @torch.no_grad()
-    def look(self, images: Tensor, goal: Goal | None, state: PolicyState) -> tuple[dict[str, Tensor], PolicyState]:
-        """A step without its action: the scores of each factor's choices, (B, choices), and what is remembered."""
+    def score_actions(
+        self, images: Tensor, goal: Goal | None, state: Rocket2State
+    ) -> tuple[dict[str, Tensor], Rocket2State]:
+        """Process one step without choosing an action.
+
+        Returns:
+            Scores (B, choices) of each factor, and the state after the step, still with the old `previous_actions`.
+        """
         count = len(state.interactions)
         check_shape("images", images, (count, 3, *self.config.image_size))
         state = self.with_goal(state, goal) if goal is not None else state
-        hidden, memory = self.temporal(self.tokens_of(images, state), state.memory)
-        logits, said = self.read(hidden[:, None])
-        scores = {name: guided(value[:, 0], state.guidance) for name, value in logits.items()}
-        seen = AuxiliaryHeads.seen({name: value[:count, 0] for name, value in said.items()})
+        hidden, memory = self.temporal(self.environment_tokens(images, state), state.memory)
+        logits, auxiliary = self.apply_heads(hidden[:, None])
+        scores = {name: apply_guidance(value[:, 0], state.guidance) for name, value in logits.items()}
+        seen = AuxiliaryHeads.to_predictions({name: value[:count, 0] for name, value in auxiliary.items()})
         return scores, replace(state, memory=memory, seen=seen)
 
-    def tokens_of(self, images: Tensor, state: PolicyState) -> Tensor:
-        """One step's tokens; with guidance those of all environments twice, the second time without their goals."""
+    def environment_tokens(self, images: Tensor, state: Rocket2State) -> Tensor:
+        """Return the tokens of one step of B environments; with guidance 2 B, the second half without goals."""
         agent, goals = self.views.agent_tokens(images), state.goals
         interactions, previous = state.interactions, state.previous_actions
         if state.guidance:
@@ -213,11 +290,18 @@ class Rocket2ForActionPrediction(StrictModel):
         return self.step_tokens(agent, goals, interactions, previous, None)
 
     def self_test(self) -> Rocket2SelfTestReport:
-        """Whether this policy still does what it did where it was published; a ValueError says how it does not."""
-        return run_goal_test(self, read_rocket2_self_test(own_self_test(self)))
+        """Check that this published policy gives the outputs that it gave when it was published.
 
-    def check(self, batch: Rocket2Batch) -> None:
-        c, required = self.config, set(ACTS_ON)
+        The file self_test.safetensors, from where the weights were loaded, holds inputs and outputs.
+
+        Returns:
+            The measured differences. `UserError` describes the first one that exceeds its tolerance.
+        """
+        return run_rocket2_self_test(self, read_rocket2_self_test(self_test_path(self)))
+
+    def check_inputs(self, batch: Rocket2Batch) -> None:
+        """Raise `ValueError` if the batch lacks an input or has a wrong shape."""
+        c, required = self.config, set(REQUIRED_INPUTS)
         if c.reads_previous_action:
             required.add("previous_actions")
         if self.training and c.auxiliary_heads:
@@ -235,38 +319,46 @@ class Rocket2ForActionPrediction(StrictModel):
             "box": (*chunk, 4),
         }
         shapes |= dict.fromkeys(("goal_index", "is_pad", "visibility", "previous_hidden"), chunk)
-        check_goal_batch(batch, required, shapes)
+        check_rocket2_batch(batch, required, shapes)
 
     def for_inference(self, keep: Iterable[str] = ()) -> "Rocket2ForActionPrediction":
-        """The policy without its auxiliary heads, or with those to `keep` ("visibility", "point", "box"), in a model of
-        its own that shares this one's weights."""
+        """Return a new model in eval mode without auxiliary heads; it shares the weights of this one.
+
+        Args:
+            keep: Auxiliary heads to keep: "visibility", "point" or "box".
+        """
         keep = list(keep)
         if missing := sorted(set(keep) - set(self.config.auxiliary_heads)):
-            raise UserError(f"this policy has no head {missing[0]!r} to keep; it has {self.config.auxiliary_heads}")
+            heads = ", ".join(self.config.auxiliary_heads) or "none"
+            raise UserError(f"this policy has no auxiliary head {missing[0]!r} to keep; it has: {heads}")
         config = type(self.config).from_dict(self.config.to_dict(), auxiliary_heads=keep)
         with torch.device("meta"):
             model = type(self)(config)
-        wanted, weights = model.state_dict().keys(), self.state_dict()
-        kept = {name: value for name, value in weights.items() if name in wanted or not name.startswith(AUXILIARY)}
+        expected, weights = model.state_dict().keys(), self.state_dict()
+        kept = {
+            name: value for name, value in weights.items() if name in expected or not name.startswith(AUXILIARY_PREFIX)
+        }
         model.load_state_dict(kept, strict=True, assign=True)
         return model.eval()
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a policy (see `StrictModel.from_pretrained`) and freeze its image encoder if the configuration does."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.views.freeze()  # transformers loads weights as if all were to be trained
+        model.views.freeze()  # transformers makes all loaded weights trainable
         return loaded
 
     @classmethod
     def training_heads(cls) -> tuple[str, ...]:
-        return tuple(f"{AUXILIARY}{name}." for name in ("visibility", "point", "box"))
+        """Return the weight-name prefixes of the auxiliary heads."""
+        return tuple(f"{AUXILIARY_PREFIX}{name}." for name in ("visibility", "point", "box"))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torch and the published code start; transformers' own would be too small for narrow models."""
+        """Initialize a module like torch and the public code: transformers' values are too small for narrow models."""
         if isinstance(module, FanInLinear):
-            init.copy_(module.weight, module.fresh_weight())
+            init.copy_(module.weight, module.initial_weight())
         elif isinstance(module, ActionChoice):
             init.orthogonal_(module.weight, gain=ActionChoice.GAIN)
         elif isinstance(module, nn.Linear | nn.Conv2d):
@@ -281,14 +373,14 @@ class Rocket2ForActionPrediction(StrictModel):
             init.zeros_(module.bias)
 
 
-def step_by_step(values: Tensor | None) -> Tensor | None:
-    """(B, T, ...) to (B x T, ...)."""
+def flatten_steps(values: Tensor | None) -> Tensor | None:
+    """Reshape (B, T, ...) to (B x T, ...)."""
     return values.flatten(0, 1) if values is not None else None
 
 
-def guided(scores: Tensor, guidance: float) -> Tensor:
-    """With guidance, (2 B, choices) to (B, choices): away from what would be done without a goal."""
+def apply_guidance(scores: Tensor, guidance: float) -> Tensor:
+    """Combine scores with and without goals, (2 B, choices), to guided scores (B, choices)."""
     if not guidance:
         return scores
-    aimed, aimless = scores.chunk(2)
-    return (1 + guidance) * aimed - guidance * aimless
+    with_goal, without_goal = scores.chunk(2)
+    return (1 + guidance) * with_goal - guidance * without_goal

@@ -1,4 +1,4 @@
-"""The two ways in which OpenVLA speaks of actions: tokens, each a bin of one number, and a regression head."""
+"""Action outputs of OpenVLA (one token per action dimension) and OpenVLA-OFT (regression head)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -6,30 +6,35 @@ from torch import Tensor, nn
 from .configuration_openvla import OpenVLAPolicyConfig
 
 
-class ActionTokens:
-    """Numbers in [-1, 1] as tokens. The bins have `action_bins` edges, from -1 to 1, which leaves one bin less than
-    tokens; the token of the first bin is the last one of the vocabulary, the others go down from there."""
+class ActionTokenizer:
+    """Tokenizer of numbers in [-1, 1].
+
+    The bins have `action_bins` edges from -1 to 1, so there is one bin less than tokens. The first bin has the last
+    token of the vocabulary, and the token ids descend from there.
+    """
 
     def __init__(self, config: OpenVLAPolicyConfig):
         self.bins, self.end = config.action_bins, config.base_vocab_size
         self.first = self.end - self.bins
 
     def encode(self, actions: Tensor) -> Tensor:
-        """Token ids of actions. What lies outside [-1, 1] counts as its nearest end."""
+        """Return the token ids of actions, which are clamped to [-1, 1]."""
         edges_below = ((actions.float().clamp(-1, 1) + 1) / 2 * (self.bins - 1)).floor().long() + 1
         return self.end - edges_below
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The centers of the bins. The token of 1 itself, whose bin is empty, means the last bin."""
+        """Return the bin centers of token ids. The token of 1 itself, whose bin is empty, means the last bin."""
         index = (self.end - tokens - 1).clamp(0, self.bins - 2)
         return (2 * index.float() + 1) / (self.bins - 1) - 1
 
     def most_likely(self, logits: Tensor) -> Tensor:
-        """The most likely action token by logits (..., vocabulary); any other token would say nothing to a robot."""
+        """Return the most likely action token by logits (..., vocabulary); all other tokens are excluded."""
         return logits[..., self.first : self.end].argmax(dim=-1) + self.first
 
 
-class ResidualBlock(nn.Module):
+class ActionHeadBlock(nn.Module):
+    """Residual MLP block of the regression head."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -40,19 +45,19 @@ class ResidualBlock(nn.Module):
 
 
 class ActionHead(nn.Module):
-    """OFT's regression head: the hidden states of one step's action slots, side by side, to that step's action."""
+    """Regression head of OpenVLA-OFT: maps the concatenated hidden states of one step's action slots to its action."""
 
     def __init__(self, config: OpenVLAPolicyConfig, action_dim: int):
         super().__init__()
         width = config.action_head_width
         self.norm_in = nn.LayerNorm(action_dim * config.width)
         self.fc_in = nn.Linear(action_dim * config.width, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.action_head_blocks))
+        self.blocks = nn.ModuleList(ActionHeadBlock(width) for _ in range(config.action_head_blocks))
         self.norm_out = nn.LayerNorm(width)
         self.fc_out = nn.Linear(width, action_dim)
 
     def forward(self, slots: Tensor) -> Tensor:
-        """(B, chunk, action_dim x width) to actions (B, chunk, action_dim)."""
+        """Map (B, chunk, action_dim x width) to actions (B, chunk, action_dim)."""
         hidden = F.relu(self.fc_in(self.norm_in(slots)))
         for block in self.blocks:
             hidden = block(hidden)
@@ -60,10 +65,10 @@ class ActionHead(nn.Module):
 
 
 def l1_error(predicted: Tensor, actions: Tensor) -> Tensor:
-    """The mean absolute error of each step, (B, chunk), in float32."""
+    """Return the mean absolute error of each step, (B, chunk), in float32."""
     return (predicted.float() - actions.float()).abs().mean(dim=-1)
 
 
 def token_error(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The mean cross-entropy of each sample's tokens (B, A) by logits (B, A, vocabulary): (B,), in float32."""
+    """Return the mean cross-entropy (B,) of each sample's tokens (B, A) under logits (B, A, vocabulary), in float32."""
     return F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none").mean(dim=-1)

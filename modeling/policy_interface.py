@@ -1,4 +1,4 @@
-"""The contracts between data, policy and alignment head: the batch, the layer numbers, what a policy returns.
+"""Interface between data, policy and alignment head: batch, layer numbers, and what policy and model return.
 
 Shapes: B batch, V cameras (views), L prompt tokens, S state, A action, T image tokens of one camera (rows x columns,
 row by row), D width of the residual stream.
@@ -13,28 +13,31 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers.utils import ModelOutput
 
-from .strict_config import nearest
+from .errors import UserError
+from .strict_config import suggest_name
 
 
 class Batch(TypedDict, total=False):
-    """What a model reads; the processor makes it. Numbers are normalized; images are not."""
+    """Inputs of a model, made by its processor. State and actions are normalized; images are not."""
 
     images: Tensor  # (B, V, 3, H, W) uint8, or float in [0, 1]
     camera_mask: Tensor  # (B, V) bool, False where the camera is missing
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor  # (B, L), 0 on padding
     state: Tensor  # (B, S)
-    actions: Tensor  # (B, chunk, A), training only
+    actions: Tensor  # (B, chunk, A), only in training
     action_is_pad: Tensor  # (B, chunk) bool, True on steps after the end of the episode
-    noise: Tensor  # (B, chunk, widest action of the policy), flow matching: drawn from the generator unless given
-    time: Tensor  # (B,), likewise, training only
-    episode_index: Tensor  # (B,) with frame_index, the key of a teacher's cached features
+    noise: Tensor  # (B, chunk, max_action_dim), for flow matching; drawn from the generator if missing
+    time: Tensor  # (B,), flow time in training; drawn from the generator if missing
+    episode_index: Tensor  # (B,), with frame_index the key of a sample in the feature cache
     frame_index: Tensor  # (B,)
 
 
 @dataclass
 class PolicyOutput:
-    losses: dict[str, Tensor]  # scalars by name
+    """Output of a backbone: named losses and the residual stream at the image tokens of the tapped layers."""
+
+    losses: dict[str, Tensor]  # scalars by name; empty if the batch has no actions
     taps: dict[int, Tensor]  # by resolved layer number: (B, V, T, D)
 
 
@@ -55,7 +58,7 @@ class RocketOutput(ModelOutput):
 def weighted_loss(losses: Mapping[str, Tensor], alignment_weight: float) -> Tensor:
     """Return the sum of the action losses plus `alignment_weight` times the mean of the alignment losses.
 
-    This is eq. 4 of ROCKET (arXiv 2602.17951); the paper's lambda is 0.5.
+    This is eq. 4 of ROCKET (arXiv 2602.17951), whose lambda is 0.5.
     """
     action = [loss for name, loss in losses.items() if name.startswith("action/")]
     alignment = [loss for name, loss in losses.items() if name.startswith("alignment/")]
@@ -64,64 +67,80 @@ def weighted_loss(losses: Mapping[str, Tensor], alignment_weight: float) -> Tens
 
 
 class Policy(nn.Module, ABC):
-    """A backbone. It keeps the image tokens of tapped layers, and draws whatever is random from the generator."""
+    """Base class of the backbones.
+
+    A policy keeps the image tokens of the tapped layers only, and draws all random numbers from the given generator.
+    """
 
     attention_implementations: tuple[str, ...]
-    _no_split_modules: list[str]  # the units of FSDP, and what `device_map` may not tear apart
+    _no_split_modules: list[str]  # modules that FSDP wraps and that `device_map` must not split
 
     @abstractmethod
     def forward(self, batch: Batch, taps: Sequence[int] = (), generator: Generator | None = None) -> PolicyOutput:
-        """The action losses and the tapped image tokens; without actions in the batch the taps alone."""
+        """Return the action losses and the tapped image tokens; only the latter if the batch has no actions."""
 
     @abstractmethod
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
-        """Normalized actions (B, chunk, at least action_dim)."""
+        """Return normalized actions (B, chunk, at least action_dim)."""
 
 
 def resolve_layer(layer: int, depth: int) -> int:
-    """The number of a layer in 0..depth: the stream after block `layer`, 0 the embeddings, -1 after the last block."""
+    """Return the non-negative number of a layer.
+
+    Layer i is the residual stream after block i, layer 0 the embeddings. Negative numbers count from the end: -1 is the
+    stream after the last block.
+    """
     resolved = layer + depth + 1 if layer < 0 else layer
     if not 0 <= resolved <= depth:
-        raise ValueError(
-            f"layer {layer} does not exist: this model has {depth} blocks, so 0..{depth} or -{depth + 1}..-1"
+        raise UserError(
+            f"layer {layer} does not exist: the model has {depth} blocks, so its layers are 0..{depth} or "
+            f"-{depth + 1}..-1"
         )
     return resolved
 
 
 def check_batch(batch: Mapping[str, Any], required: set[str], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuses unknown and missing keys and wrong shapes by name. `shapes` are those behind the batch dimension."""
+    """Raise `ValueError` on unknown or missing keys and on wrong shapes.
+
+    Args:
+        batch: The batch to check.
+        required: Keys that the batch must have.
+        shapes: Expected shape of each key, without the batch dimension.
+    """
     known = Batch.__annotations__
     for key in batch:
         if key not in known:
-            raise ValueError(f"a batch has no key {key!r}: {nearest(key, known)}")
+            raise ValueError(f"a batch has no key {key!r}: {suggest_name(key, known)}")
     if missing := sorted(key for key in required if key not in batch):
         raise ValueError(
             f"the batch lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, sorted(batch)))}"
         )
     for key, shape in shapes.items():
         if key in batch and tuple(batch[key].shape[1:]) != shape:
-            wanted = ", ".join(map(str, ("batch", *shape)))
-            raise ValueError(f"batch[{key!r}] must be ({wanted}), got {tuple(batch[key].shape)}")
+            expected = ", ".join(map(str, ("batch", *shape)))
+            raise ValueError(f"batch[{key!r}] must be ({expected}), got {tuple(batch[key].shape)}")
 
 
 def image_tokens(stream: Tensor, cameras: int, tokens: int, start: int = 0) -> Tensor:
-    """The image tokens of a residual stream, cameras x tokens positions from `start` on: (B, V, T, D).
+    """Return the image tokens of a residual stream: `cameras` x `tokens` positions from `start` on, as (B, V, T, D).
 
-    In training this is a view, since the graph keeps the stream anyway. Elsewhere a copy lets go of the text tokens.
+    With gradients this is a view, because the autograd graph keeps the stream anyway. Without gradients it is a copy,
+    which lets the memory of the text tokens be freed.
     """
     images = stream[:, start : start + cameras * tokens].unflatten(1, (cameras, tokens))
     return images if torch.is_grad_enabled() else images.clone()
 
 
-def unit_range(images: Tensor) -> Tensor:
-    """Images of bytes, or already in [0, 1], in [0, 1]."""
+def to_unit_range(images: Tensor) -> Tensor:
+    """Convert uint8 images to floats in [0, 1]; return float images, which already are, unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def mean_over_steps(error: Tensor, is_pad: Tensor | None) -> Tensor:
-    """The mean of an error (B, chunk) over the steps that exist.
+    """Return the mean of a per-step error (B, chunk) over the steps that are not padding.
 
-    Each sample weighs the same however long it is, so the mean over ranks is the mean over the whole batch.
+    The mean is taken within each sample first. Each sample then has the same weight whatever its length, and the mean
+    over ranks is the mean over the whole batch.
     """
     if is_pad is None:
         return error.mean()

@@ -1,7 +1,7 @@
 """pi0 and pi0.5: PaliGemma and an action expert that attend together, trained by flow matching.
 
-The sequence is: the image tokens of each camera, the prompt (together the prefix); then, in the expert, the state
-(pi0 alone) and the noisy actions (the suffix). The prefix sees itself; the state also itself; the actions everything.
+The prefix consists of the image tokens of each camera and the prompt; the suffix, in the expert, of the state (only in
+pi0) and the noisy actions. The prefix attends to itself, the state to the prefix and itself, the actions to everything.
 """
 
 import torch
@@ -13,14 +13,14 @@ from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .flow_matching import embed_time
 from .flow_matching_policy import FlowMatchingPolicy, pad_to
-from .gemma_layers import AdaptiveNorm, PlainNorm, gemma_half
+from .gemma_layers import AdaptiveNorm, GemmaNorm, create_gemma_half
 from .joint_transformer import JointLayer
 from .policy_interface import Batch, image_tokens
 from .siglip_tower import SiglipTower
 
 
 class Pi0Policy(FlowMatchingPolicy):
-    """The Policy contract for pi0 and pi0.5. Weights of the language model that no action depends on are left out."""
+    """pi0 or pi0.5, without the weights of the language model that do not influence the actions."""
 
     config: Pi0Config
     _no_split_modules = ["JointLayer", "SiglipEncoderLayer"]
@@ -34,32 +34,32 @@ class Pi0Policy(FlowMatchingPolicy):
         self.image_projection = nn.Linear(config.vision_width, config.width)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
-            JointLayer(gemma_half(language, index, adaptive=False), gemma_half(expert, index, adaptive))
+            JointLayer(create_gemma_half(language, index, adaptive=False), create_gemma_half(expert, index, adaptive))
             for index in range(config.depth)
         )
-        self.expert_norm = (AdaptiveNorm if adaptive else PlainNorm)(config.expert_width, eps=expert.rms_norm_eps)
+        self.expert_norm = (AdaptiveNorm if adaptive else GemmaNorm)(config.expert_width, eps=expert.rms_norm_eps)
 
         self.state_projection = nn.Linear(config.max_state_dim, config.expert_width) if config.reads_state else None
         self.action_in = nn.Linear(config.max_action_dim, config.expert_width)
         self.action_out = nn.Linear(config.expert_width, config.max_action_dim)
-        # pi0 mixes the embedded time into the action tokens, pi0.5 makes the condition of its norms from it.
+        # pi0 mixes the embedded time into the action tokens; pi0.5 computes the condition of its norms from it.
         self.time_mlp_in = nn.Linear(config.expert_width * (1 if adaptive else 2), config.expert_width)
         self.time_mlp_out = nn.Linear(config.expert_width, config.expert_width)
 
     def embed_prefix(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The embedded images and prompt, (B, P, width), and which of those tokens exist, (B, P)."""
+        """Return the embedded images and prompt (B, P, width) and a mask of the tokens that exist (B, P)."""
         images, camera_mask = batch["images"], batch["camera_mask"]
         count, cameras = images.shape[:2]
         features = self.image_projection(self.vision_tower(images.flatten(0, 1)))
         tokens = features.shape[1]
         prompt = self.embed_tokens(batch["input_ids"])
-        prompt = prompt * torch.tensor(self.config.width**0.5, dtype=prompt.dtype)  # as Gemma scales its embeddings
+        prompt = prompt * torch.tensor(self.config.width**0.5, dtype=prompt.dtype)  # Gemma scales its embeddings
         prefix = torch.cat([features.reshape(count, cameras * tokens, -1).type_as(prompt), prompt], dim=1)
         exists = torch.cat([camera_mask.repeat_interleave(tokens, dim=1), batch["attention_mask"].bool()], dim=1)
         return prefix, exists
 
     def embed_suffix(self, state: Tensor | None, actions: Tensor, time: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The embedded state and noisy actions, (B, S, expert_width), and pi0.5's condition (B, expert_width)."""
+        """Return the embedded state and noisy actions (B, S, expert_width) and pi0.5's condition (B, expert_width)."""
         dtype = self.action_in.weight.dtype
         if self.state_projection is None or state is None:
             embedded_time = embed_time(time, self.config.expert_width).to(dtype)
@@ -68,8 +68,8 @@ class Pi0Policy(FlowMatchingPolicy):
         state_token = self.state_projection(pad_to(state, self.config.max_state_dim).to(dtype))
         return torch.cat([state_token[:, None], self.embed_actions(actions, time)], dim=1), None
 
-    def groups(self, prefix_length: int, device: torch.device) -> Tensor:
-        """Prefix 0, state 1, actions 2."""
+    def token_groups(self, prefix_length: int, device: torch.device) -> Tensor:
+        """Return group 0 for the prefix, 1 for the state and 2 for the actions."""
         length = prefix_length + int(self.config.reads_state) + self.chunk_size
         group = torch.zeros(length, dtype=torch.long, device=device)
         group[prefix_length:] = 1

@@ -1,7 +1,6 @@
-"""Observations to tensors, and actions back to robot units. Saved beside the weights, with tokenizer and statistics.
+"""Processor of a policy: converts observations to model inputs, and normalized actions to robot units.
 
-inputs = processor(images={"image": frame}, task="open the drawer", state=joints)
-actions = processor.unnormalize_actions(model.predict_action_chunk(**inputs))
+It is saved beside the weights, with tokenizer and normalization statistics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +12,54 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .configuration_openvla import OpenVLAPolicyConfig  # noqa: F401  (named here so that it is shipped: see the package)
+from .configuration_openvla import OpenVLAPolicyConfig  # noqa: F401  (imported so that the file is published: see __init__.py)
 from .configuration_pi0 import Pi0Config  # noqa: F401
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .errors import UserError
 from .normalization import Normalizer, Statistics
 from .policy_interface import Batch  # noqa: F401
-from .strict_config import nearest
+from .strict_config import suggest_name
 
 CPU = torch.device("cpu")
-STATE_BINS = 256  # over [-1, 1], for a state that is written into the prompt
+STATE_BINS = 256  # over [-1, 1], for a state that is part of the prompt
 
 
 class RocketProcessor(ProcessorMixin):
+    """Processor that converts a robot's observations to inputs of its policy, and the policy's actions to robot units.
+
+    Args:
+        tokenizer: Tokenizer of the language model.
+        cameras: Names of the cameras, in the order in which the policy reads them.
+        image_size: Side of the policy's square images, in pixels.
+        resize: How images are resized: "letterbox" keeps the aspect ratio and centers the image between black bars,
+            "letterbox-top-left" puts the bars on the top and on the left, "stretch" changes the aspect ratio.
+        prompt_template: Prompt with the placeholders {task}, {task_lower} and {state}.
+        max_prompt_length: Number of tokens to which prompts are padded. A longer prompt is an error.
+        state_dim: Length of the robot's state.
+        action_dim: Length of the robot's action.
+        state_normalization: "identity", "mean_std", "min_max" or "quantile" (see `RocketConfig`).
+        action_normalization: Normalization of the actions, in the same way.
+        statistics: Statistics of "state" and "action" by name ("mean", "std", "min", "max", "q01", "q99"), each with
+            one value per dimension. The optional "mask" is False for dimensions that are not normalized.
+
+    Example:
+        ```python
+        import numpy as np
+
+        from rocket_hf import RocketConfig, RocketProcessor
+        from rocket_hf.tiny import character_tokenizer, tiny_statistics
+
+        config = RocketConfig(cameras=["front"], state_dim=6, action_dim=6)
+        processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
+
+        frame = np.zeros((480, 640, 3), dtype=np.uint8)
+        inputs = processor(images={"front": frame}, task="open the drawer", state=np.zeros(6))
+        print({name: tuple(value.shape) for name, value in inputs.items()})
+        # With a policy: actions = processor.unnormalize_actions(policy.predict_action_chunk(**inputs))
+        ```
+    """
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -42,8 +75,8 @@ class RocketProcessor(ProcessorMixin):
         statistics: dict[str, Statistics] | None = None,
     ):
         super().__init__(tokenizer)
-        if resize not in RESIZES:
-            raise UserError(f"resize must be one of {', '.join(RESIZES)}, got {resize!r}")
+        if resize not in RESIZE_METHODS:
+            raise UserError(f"resize must be one of {', '.join(RESIZE_METHODS)}, got {resize!r}")
         self.cameras, self.image_size, self.resize = list(cameras), image_size, resize
         self.prompt_template, self.max_prompt_length = prompt_template, max_prompt_length
         self.state_dim, self.action_dim = state_dim, action_dim
@@ -54,14 +87,25 @@ class RocketProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, trust_remote_code: bool = False, **kwargs: Any) -> Self:
-        """Like transformers', but whoever has this class is not asked whether to run the code beside the weights."""
+        """Load a processor from a folder or Hub repository.
+
+        The arguments are those of transformers. `trust_remote_code` is not needed, because this class is already
+        loaded.
+        """
         return super().from_pretrained(*args, trust_remote_code=trust_remote_code, **kwargs)
 
     @classmethod
     def for_config(
         cls, config: RocketConfig, tokenizer: PreTrainedTokenizerBase, statistics: dict[str, Statistics], **changes: Any
     ) -> Self:
-        """The processor that belongs to a policy, with the backbone's own prompt; `changes` override."""
+        """Create the processor of a policy.
+
+        Args:
+            config: Configuration of the policy. Image size, resizing and prompt are those of its backbone.
+            tokenizer: Tokenizer of the backbone's language model.
+            statistics: Statistics of "state" and "action".
+            **changes: Other values of constructor arguments.
+        """
         policy = config.policy_config
         settings = {
             "cameras": config.cameras,
@@ -85,30 +129,33 @@ class RocketProcessor(ProcessorMixin):
         action_is_pad: Any = None,
         camera_mask: Mapping[str, Any] | None = None,
     ) -> BatchFeature:
-        """Return a `Batch` for the model, on the device of the images.
+        """Convert observations to inputs of the policy.
 
-        This composes the two steps of preprocessing, `prepare_images` and `encode_state_and_text`. Training runs the
-        same two in different processes: its loader workers call the second, the training process the first.
+        This composes the two steps of preprocessing, `prepare_images` and `encode_state_and_text`. Training runs them
+        in different processes: its loader workers call the second, the training process the first.
 
         Args:
-            images: by camera name, uint8 or float in [0, 1]: a PIL image, (H, W, 3), (3, H, W) or a batch of these;
-                None for a missing camera.
-            task: one instruction for all samples, or one per sample.
+            images: Image of each camera by name, uint8 or float in [0, 1]: a PIL image, (H, W, 3), (3, H, W) or a batch
+                of these; None for a missing camera.
+            task: One instruction for all samples, or one per sample.
             state: (S,) or (B, S) in robot units; None for policies that do not read it.
             actions: (chunk, A) or (B, chunk, A) in robot units, for training.
-            action_is_pad: (chunk,) or (B, chunk), whether an action lies after the end of its episode.
-            camera_mask: by camera name, for each sample whether the camera is present.
+            action_is_pad: (chunk,) or (B, chunk), whether an action is after the end of its episode.
+            camera_mask: For each camera by name, whether it is present in each sample.
+
+        Returns:
+            A `Batch` on the device of the images, which `forward` and `predict_action_chunk` take as keyword arguments.
         """
         pixels, present = self.prepare_images(images, camera_mask or {})
         device = pixels.device
         tasks = [task] * len(pixels) if isinstance(task, str) else list(task)
-        state = None if state is None else batched(state, 2, device)
-        actions = None if actions is None else batched(actions, 3, device)
-        action_is_pad = None if action_is_pad is None else batched(action_is_pad, 2, device).bool()
-        given = {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}
-        for name, value in given.items():
+        state = None if state is None else with_batch_dimension(state, 2, device)
+        actions = None if actions is None else with_batch_dimension(actions, 3, device)
+        action_is_pad = None if action_is_pad is None else with_batch_dimension(action_is_pad, 2, device).bool()
+        inputs = {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}
+        for name, value in inputs.items():
             if value is not None:
-                require_samples(name, value, len(pixels))
+                check_sample_count(name, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present}
         batch |= self.encode_state_and_text(tasks, state, actions, device=device)
         if action_is_pad is not None:
@@ -122,9 +169,18 @@ class RocketProcessor(ProcessorMixin):
         actions: Tensor | None = None,
         device: torch.device = CPU,
     ) -> dict[str, Tensor]:
-        """Normalize state (B, S) and actions (B, chunk, A), given in robot units, and tokenize the prompts.
+        """Normalize state and actions, and tokenize the prompts.
 
         The state is normalized first, because a prompt may contain its bins.
+
+        Args:
+            tasks: Instruction of each sample.
+            state: (B, S) in robot units, or None.
+            actions: (B, chunk, A) in robot units, or None.
+            device: Device of the tokens.
+
+        Returns:
+            The keys "input_ids" and "attention_mask" of a `Batch`, and "state" and "actions" if given.
         """
         encoded = {} if state is None else {"state": self.normalize_state(state)}
         encoded |= self.encode_text(tasks, encoded.get("state"), device)
@@ -139,81 +195,91 @@ class RocketProcessor(ProcessorMixin):
         return self.tokenize(self.prompts(tasks, normalized_state), device)
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """A state (..., S) in robot units, as the policy reads it."""
+        """Normalize states (..., S) from robot units."""
         return self._state.normalize(state)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Actions (..., A) in robot units, as the policy is trained on them."""
+        """Normalize actions (..., A) from robot units."""
         return self._action.normalize(actions)
 
     def unnormalize_actions(self, actions: Tensor) -> Tensor:
-        """Actions (..., A) of the model, in robot units."""
+        """Convert normalized actions (..., A), which a policy predicts, to robot units."""
         return self._action.unnormalize(actions)
 
     def prepare_images(self, images: Mapping[str, Any], masks: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Images (B, V, 3, size, size) in [0, 1] and which of them are there, (B, V)."""
+        """Resize the images of all cameras and stack them in the policy's order.
+
+        Args:
+            images: Image of each camera by name, as in `__call__`.
+            masks: For each camera by name, whether it is present in each sample.
+
+        Returns:
+            Images (B, V, 3, image_size, image_size) in [0, 1], black where the camera is missing, and a mask of the
+            cameras that are present, (B, V).
+        """
         for name in [*images, *masks]:
             if name not in self.cameras:
-                raise UserError(f"this policy has no camera {name!r}: {nearest(name, self.cameras)}")
+                raise UserError(f"this policy has no camera {name!r}: {suggest_name(name, self.cameras)}")
         if missing := [name for name in self.cameras if name not in images]:
             raise UserError(
-                f"the observation lacks the camera {missing[0]!r}: pass its image, or None if the camera is not there"
+                f"the observation lacks the camera {missing[0]!r}: pass its image, or None if it is missing"
             )
-        resize = RESIZES[self.resize]
+        resize = RESIZE_METHODS[self.resize]
         resized = {
             name: resize(to_unit_batch(name, image), self.image_size)
             for name, image in images.items()
             if image is not None
         }
         if not resized:
-            raise UserError(f"every camera is None: at least one of {', '.join(self.cameras)} must have an image")
+            raise UserError(f"all cameras are None: pass an image of at least one of {', '.join(self.cameras)}")
         blank = torch.zeros_like(next(iter(resized.values())))
         pixels = torch.stack([resized.get(name, blank) for name in self.cameras], dim=1)
-        there = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
-        given = [torch.as_tensor(masks.get(name, there), device=there.device) for name in self.cameras]
-        rows = [mask.bool().reshape(-1) & (name in resized) for name, mask in zip(self.cameras, given, strict=True)]
-        present = torch.stack(rows, dim=1)
+        always = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+        all_masks = {name: torch.as_tensor(masks.get(name, always), device=always.device) for name in self.cameras}
+        columns = [mask.bool().reshape(-1) & (name in resized) for name, mask in all_masks.items()]
+        present = torch.stack(columns, dim=1)
         return pixels * present[:, :, None, None, None], present
 
     def prompts(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
-        """Each task in one line and, where the template asks for it, the normalized state as numbers of bins."""
-        numbers: list[list[int]] = [[] for _ in tasks]
+        """Fill the prompt template with each task, on one line, and with the bins of the normalized state."""
+        bins: list[list[int]] = [[] for _ in tasks]
         if "{state}" in self.prompt_template:
             if state is None:
-                raise UserError("this policy reads the state in its prompt: pass the state")
+                raise UserError("the prompt of this policy contains the state: pass `state`")
             edges = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
-            numbers = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
+            bins = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
         texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]
         return [
             self.prompt_template.format(task=text, task_lower=text.lower(), state=" ".join(map(str, row)))
-            for text, row in zip(texts, numbers, strict=True)
+            for text, row in zip(texts, bins, strict=True)
         ]
 
     def tokenize(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask` of prompts, padded to (B, max_prompt_length)."""
         encoded = self.tokenizer(prompts, padding="max_length", max_length=self.max_prompt_length, padding_side="right")
         length, longest = max((len(row), prompt) for row, prompt in zip(encoded["input_ids"], prompts, strict=True))
         if length > self.max_prompt_length:
             raise UserError(
-                f"a prompt has {length} tokens, max_prompt_length is {self.max_prompt_length}: shorten the task "
-                f"({longest[:60]!r} ...) or raise max_prompt_length"
+                f"a prompt has {length} tokens, but max_prompt_length is {self.max_prompt_length}: shorten the task "
+                f"({longest[:60]!r} ...) or increase max_prompt_length"
             )
         return {key: torch.tensor(encoded[key], device=device) for key in ("input_ids", "attention_mask")}
 
 
-def require_samples(what: str, value: Sequence[Any] | Tensor, count: int) -> None:
+def check_sample_count(name: str, value: Sequence[Any] | Tensor, count: int) -> None:
     if len(value) != count:
-        raise UserError(f"{what} has {len(value)} samples, the images have {count}")
+        raise ValueError(f"{name} has {len(value)} samples, but there are images of {count}")
 
 
-def batched(value: Any, dims: int, device: torch.device) -> Tensor:
-    """A tensor with its batch dimension, float32 unless boolean."""
+def with_batch_dimension(value: Any, dims: int, device: torch.device) -> Tensor:
+    """Convert a value to a tensor of `dims` dimensions, adding the batch dimension; float32 unless it is boolean."""
     tensor = torch.as_tensor(value, device=device)
     tensor = tensor if tensor.dtype == torch.bool else tensor.float()
     return tensor[None] if tensor.dim() == dims - 1 else tensor
 
 
 def to_unit_batch(name: str, image: Any) -> Tensor:
-    """An image or a batch of them, in any of the accepted forms, to (B, 3, H, W) float in [0, 1]."""
+    """Convert an image or a batch of images, in any of the accepted forms, to (B, 3, H, W) float in [0, 1]."""
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     tensor = tensor[None] if tensor.dim() == 3 else tensor
     if tensor.dim() != 4 or 3 not in (tensor.shape[1], tensor.shape[-1]):
@@ -232,27 +298,27 @@ def to_unit_batch(name: str, image: Any) -> Tensor:
 
 
 def stretch(images: Tensor, size: int) -> Tensor:
-    """To size x size whatever the aspect ratio, without aliasing."""
+    """Resize to size x size with antialiasing, ignoring the aspect ratio."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def letterbox(images: Tensor, size: int) -> Tensor:
-    """As openpi and lerobot's pi0: keep the aspect ratio, plain bilinear, black bars around the center."""
-    fitted = fit(images, size)
-    down, right = size - fitted.shape[-2], size - fitted.shape[-1]
-    return F.pad(fitted, (right // 2, right - right // 2, down // 2, down - down // 2))
+    """Resize with the aspect ratio kept and center between black bars, as openpi and lerobot's pi0 do."""
+    resized = resize_longer_side(images, size)
+    down, right = size - resized.shape[-2], size - resized.shape[-1]
+    return F.pad(resized, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
 def letterbox_top_left(images: Tensor, size: int) -> Tensor:
-    """As lerobot's SmolVLA: the same, with the bars on the left and on top."""
-    fitted = fit(images, size)
-    return F.pad(fitted, (size - fitted.shape[-1], 0, size - fitted.shape[-2], 0))
+    """Resize as in `letterbox`, but put the bars on the left and on top (lerobot's SmolVLA)."""
+    resized = resize_longer_side(images, size)
+    return F.pad(resized, (size - resized.shape[-1], 0, size - resized.shape[-2], 0))
 
 
-def fit(images: Tensor, size: int) -> Tensor:
-    """The longer side to `size`, the aspect ratio kept, plain bilinear."""
+def resize_longer_side(images: Tensor, size: int) -> Tensor:
+    """Resize the longer side to `size` with the aspect ratio kept, bilinear without antialiasing."""
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images
@@ -261,4 +327,4 @@ def fit(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(rows, columns), mode="bilinear", align_corners=False).clamp(0, 1)
 
 
-RESIZES = {"letterbox": letterbox, "letterbox-top-left": letterbox_top_left, "stretch": stretch}
+RESIZE_METHODS = {"letterbox": letterbox, "letterbox-top-left": letterbox_top_left, "stretch": stretch}

@@ -1,65 +1,77 @@
-"""A policy for another robot: other cameras, state, actions and chunks, on the same backbone.
+"""Adaptation of a policy to another robot: other cameras, state, actions and chunk size with the same backbone.
 
-Layers whose sizes the robot does not set keep their weights; the others are new, and named, and have to be trained.
+Layers whose sizes do not depend on the robot keep their weights. The other layers are new and must be trained; their
+names are reported.
 """
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import nn
 
 from .configuration_rocket import RocketConfig
 from .errors import UserError
-from .strict_config import nearest
+from .strict_config import suggest_name
 
-FILE = "robot.json"  # beside an adapter's weights
-ROBOT = (
+ROBOT_FILE = "robot.json"  # in an adapter's folder, beside its weights
+ROBOT_SETTINGS = (
     "cameras", "state_dim", "action_dim", "state_names", "action_names", "chunk_size", "state_normalization",
     "action_normalization",
 )  # fmt: skip
-COUNTED = ("cameras", "state_dim", "action_dim", "chunk_size")
+LIMITED_SETTINGS = ("cameras", "state_dim", "action_dim", "chunk_size")  # a backbone may have a maximum of each
 
 
-def robot_of(config: RocketConfig) -> dict[str, Any]:
-    """What of a configuration is the robot's."""
+def robot_settings(config: RocketConfig) -> dict[str, Any]:
+    """Return the keys of a configuration that describe the robot."""
     values = config.to_dict()
-    return {name: values[name] for name in ROBOT}
+    return {name: values[name] for name in ROBOT_SETTINGS}
 
 
 def read_robot(source: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """The specification of the robot in an adapter's folder or Hub repository."""
-    path = Path(source) / FILE
+    """Read the robot of an adapter from its folder or Hub repository."""
+    path = Path(source) / ROBOT_FILE
     if not Path(source).is_dir():
-        path = Path(hf_hub_download(str(source), FILE, revision=revision))
+        with suppress(RemoteEntryNotFoundError):  # reported like a folder without the file
+            path = Path(hf_hub_download(str(source), ROBOT_FILE, revision=revision))
     if not path.is_file():
-        raise UserError(f"{source} says nothing of its robot: it has no {FILE}")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(
+            f"{source} does not describe its robot: it has no {ROBOT_FILE}; pass the robot as a dict instead"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download or publish the adapter again") from error
 
 
 def config_for_robot(config: RocketConfig, robot: Mapping[str, Any]) -> RocketConfig:
-    """The same backbone with another robot's sizes; what the backbone cannot take is told side by side."""
+    """Return the configuration of the same backbone for another robot.
+
+    Raise one `UserError` that lists everything in which the robot exceeds the limits of the backbone.
+    """
     for name in robot:
-        if name not in ROBOT:
-            raise UserError(f"a robot has no {name!r}: {nearest(name, ROBOT)}")
-    sizes = {name: len(robot[name]) if name == "cameras" else robot[name] for name in COUNTED if name in robot}
+        if name not in ROBOT_SETTINGS:
+            raise UserError(f"a robot has no setting {name!r}: {suggest_name(name, ROBOT_SETTINGS)}")
+    sizes = {name: len(robot[name]) if name == "cameras" else robot[name] for name in LIMITED_SETTINGS if name in robot}
     limits = {name: getattr(config.policy_config, f"max_{name}") for name in sizes}
-    beyond = [
-        f"{name} at most {limit} against {sizes[name]}"
+    exceeded = [
+        f"{name} is {sizes[name]}, at most {limit}"
         for name, limit in limits.items()
         if limit is not None and sizes[name] > limit
     ]
-    if beyond:
-        raise UserError(f"this policy cannot drive that robot: {'; '.join(beyond)}")
-    stale = {f"{part}_names": None for part in ("state", "action") if f"{part}_dim" in robot}
-    return type(config).from_dict(config.to_dict(), **(stale | dict(robot)))
+    if exceeded:
+        raise UserError(f"the robot exceeds the limits of this policy: {'; '.join(exceeded)}")
+    outdated = {f"{part}_names": None for part in ("state", "action") if f"{part}_dim" in robot}
+    return type(config).from_dict(config.to_dict(), **(outdated | dict(robot)))
 
 
-def new_layers(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """The layers of a model, on the meta device, that cannot take these weights because their sizes differ."""
+def find_new_layers(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the layers of a model, which is on the meta device, whose sizes differ from the weights."""
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     return sorted({
         name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What ROCKET-2 does and has just done: one choice from each factor of an action."""
+"""Action heads of ROCKET-2 and the embedding of its previous action. An action is one choice from each factor."""
 
 from collections.abc import Sequence
 
@@ -7,115 +7,136 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .configuration_rocket2 import Rocket2Config
-from .rocket2_minecraft import BUTTONS, CAMERA_REST, close_camera, read_action
+from .rocket2_minecraft import BUTTONS, CAMERA_REST, close_camera, decode_action
 
-# "drop" is among the buttons that a policy presses, but not among those that it remembers.
-REMEMBERED = tuple(button for button in BUTTONS if button != "drop")
+# Buttons of the previous action that are embedded: all but "drop".
+EMBEDDED_BUTTONS = tuple(button for button in BUTTONS if button != "drop")
 
 
-def by_name(modules: dict[str, nn.Module]) -> nn.ModuleDict:
-    """A prefix lets names be those of methods of a module, as "forward" is."""
+def module_dict(modules: dict[str, nn.Module]) -> nn.ModuleDict:
+    """Return a ModuleDict whose keys have a prefix, so that a factor may be named like a method ("forward")."""
     return nn.ModuleDict({f"act_{name}": module for name, module in modules.items()})
 
 
 class ActionChoice(nn.Linear):
-    """Scores of the choices of one factor. New ones are nearly even."""
+    """Linear layer that scores the choices of one factor. Its initial scores are nearly equal."""
 
     GAIN = 0.01
 
 
 class ActionHeads(nn.Module):
+    """One score layer for each action factor."""
+
     def __init__(self, config: Rocket2Config):
         super().__init__()
         self.minecraft = config.action_space == "minecraft"
         self.names = list(config.factors)
-        self.factors = by_name({name: ActionChoice(config.width, n) for name, n in config.factors.items()})
+        self.factors = module_dict({name: ActionChoice(config.width, n) for name, n in config.factors.items()})
 
     def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        """(..., D) to (..., choices) by factor."""
+        """Map hidden states (..., D) to the scores (..., choices) of each factor."""
         factors = zip(self.names, self.factors.values(), strict=True)
         return {name: factor(hidden).float() for name, factor in factors}
 
-    def losses(self, logits: dict[str, Tensor], actions: Tensor, counted: Tensor) -> dict[str, Tensor]:
-        """Cross-entropies summed over the steps that are counted, (B, T) bool, and averaged over the batch.
+    def losses(self, logits: dict[str, Tensor], actions: Tensor, exists: Tensor) -> dict[str, Tensor]:
+        """Return the cross-entropy of each factor, summed over steps and averaged over the batch.
 
-        Minecraft's camera counts only where it was moved, as it is otherwise closed by a button.
+        Minecraft's camera counts only on steps in which it moves, because otherwise a button closes it.
+
+        Args:
+            logits: Scores (B, T, choices) by factor.
+            actions: Demonstrated choices, (B, T, factors).
+            exists: (B, T) bool, False on padding.
         """
         losses = {}
         for (name, scores), chosen in zip(logits.items(), actions.unbind(-1), strict=True):
-            moved = chosen != CAMERA_REST if self.minecraft and name == "camera" else torch.ones_like(counted)
-            surprise = F.cross_entropy(scores.flatten(0, 1), chosen.flatten(), reduction="none").view_as(chosen)
-            losses[f"action/{name}"] = surprise.masked_fill(~(counted & moved), 0).sum(dim=1).mean()
+            moved = chosen != CAMERA_REST if self.minecraft and name == "camera" else torch.ones_like(exists)
+            entropy = F.cross_entropy(scores.flatten(0, 1), chosen.flatten(), reduction="none").view_as(chosen)
+            losses[f"action/{name}"] = entropy.masked_fill(~(exists & moved), 0).sum(dim=1).mean()
         return losses
 
     def sample(
         self, logits: dict[str, Tensor], temperature: float, generator: Generator | Sequence[Generator] | None
     ) -> Tensor:
-        """Choices (B, factors); the likeliest ones at temperature 0. Of several generators each draws its own row."""
+        """Sample choices (B, factors) from scores; temperature 0 takes the most likely ones.
+
+        With a sequence of generators, each samples its own row.
+        """
         choices = []
         for scores in logits.values():
             if temperature == 0:
                 choices.append(scores.argmax(dim=-1))
             else:
-                choices.append(drawn((scores / temperature).softmax(dim=-1), generator))
+                choices.append(sample_rows((scores / temperature).softmax(dim=-1), generator))
         action = torch.stack(choices, dim=-1)
         return close_camera(action) if self.minecraft else action
 
 
-def drawn(chances: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
-    """One choice of each row of (B, choices)."""
+def sample_rows(probabilities: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:
+    """Sample one choice from each row of (B, choices)."""
     if generator is None or isinstance(generator, Generator):
-        return torch.multinomial(chances, 1, generator=generator)[:, 0]
-    rows = zip(chances, generator, strict=True)
-    return torch.cat([torch.multinomial(row.to(own.device), 1, generator=own) for row, own in rows]).to(chances.device)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    rows = zip(probabilities, generator, strict=True)
+    samples = [torch.multinomial(row.to(own.device), 1, generator=own) for row, own in rows]
+    return torch.cat(samples).to(probabilities.device)
 
 
 class PreviousMinecraftAction(nn.Module):
-    """The sum of what each button says by being up or down, and of a map of the camera's movement."""
+    """Embedding of a Minecraft action: the sum of each button's embedding and a projection of the camera movement."""
 
     def __init__(self, width: int):
         super().__init__()
         self.camera = nn.Linear(2, width)
-        self.buttons = by_name({name: nn.Embedding(2, width) for name in REMEMBERED})
+        self.buttons = module_dict({name: nn.Embedding(2, width) for name in EMBEDDED_BUTTONS})
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(..., 2) to (..., D)."""
-        done = read_action(actions)
-        buttons = zip(REMEMBERED, self.buttons.values(), strict=True)
-        parts = [button(done[name].long()) for name, button in buttons]
-        return self.camera(done["camera"].to(self.camera.weight.dtype)) + sum(parts)
+        """Embed choices (..., 2) as (..., D)."""
+        decoded = decode_action(actions)
+        buttons = zip(EMBEDDED_BUTTONS, self.buttons.values(), strict=True)
+        parts = [button(decoded[name].long()) for name, button in buttons]
+        return self.camera(decoded["camera"].to(self.camera.weight.dtype)) + sum(parts)
 
 
 class PreviousFactors(nn.Module):
-    """The sum of an embedding of each choice."""
+    """Embedding of a factored action: the sum of an embedding of each choice."""
 
     def __init__(self, factors: dict[str, int], width: int):
         super().__init__()
-        self.factors = by_name({name: nn.Embedding(choices, width) for name, choices in factors.items()})
+        self.factors = module_dict({name: nn.Embedding(choices, width) for name, choices in factors.items()})
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(..., factors) to (..., D)."""
+        """Embed choices (..., factors) as (..., D)."""
         parts = zip(self.factors.values(), actions.unbind(-1), strict=True)
         return torch.stack([factor(chosen) for factor, chosen in parts]).sum(dim=0)
 
 
 class PreviousAction(nn.Module):
+    """Embedding of the previous action, which training hides at random."""
+
     def __init__(self, config: Rocket2Config):
         super().__init__()
         minecraft = config.action_space == "minecraft"
         self.action = (
             PreviousMinecraftAction(config.width) if minecraft else PreviousFactors(config.factors, config.width)
         )
-        self.hidden = nn.Embedding(1, config.width)  # stands for an action that is not shown
+        self.hidden = nn.Embedding(1, config.width)  # replaces a hidden action
         self.dropout = config.previous_action_dropout
 
     def forward(self, actions: Tensor, generator: Generator | None, hidden: Tensor | None = None) -> Tensor:
-        """(N, factors) to (N, D). Training hides most, or a policy would copy what it did instead of looking: those
-        that are `hidden`, (N,) bool, or as many as the generator draws."""
-        shown = self.action(actions)
+        """Embed previous actions (N, factors) as (N, D).
+
+        In training most of them are hidden, because the policy would otherwise repeat its actions and ignore the
+        images.
+
+        Args:
+            actions: Choices, (N, factors).
+            generator: Source of the random numbers that decide which actions are hidden.
+            hidden: (N,) bool, the actions to hide; drawn from the generator if None.
+        """
+        embedded = self.action(actions)
         if not self.training or not self.dropout:
-            return shown
+            return embedded
         if hidden is None:
-            source = generator.device if generator is not None else shown.device
-            hidden = torch.rand(len(shown), generator=generator, device=source).to(shown.device) < self.dropout
-        return torch.where(hidden[:, None], self.hidden.weight, shown)
+            source = generator.device if generator is not None else embedded.device
+            hidden = torch.rand(len(embedded), generator=generator, device=source).to(embedded.device) < self.dropout
+        return torch.where(hidden[:, None], self.hidden.weight, embedded)

@@ -1,7 +1,7 @@
-"""What ROCKET-2 reads, keeps and gives.
+"""Interface of ROCKET-2: batches, memory, outputs, goals and the state between steps.
 
-Shapes: B episodes or environments, T steps, G goals of a chunk, F factors of an action, P patches of a picture,
-N blocks, M tokens of memory, D width.
+Shapes: B episodes or environments, T steps, G goals of a chunk, F action factors, P patches of an image, N blocks, M
+tokens of memory, D width.
 """
 
 from collections.abc import Mapping
@@ -12,41 +12,43 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .errors import UserError
-from .strict_config import nearest
+from .strict_config import suggest_name
 
-NOBODY_SAYS = -100  # what cross-entropies pass over in torch
+IGNORE_INDEX = -100  # action without a demonstrated choice; torch's cross-entropy ignores it by default
 
 # Weight of each loss in `Rocket2Output.loss`, as in the ROCKET-2 publication (arXiv 2503.02505).
 LOSS_WEIGHTS = {"action": 0.01, "visibility": 0.01, "point": 0.1, "box": 0.1}
 
 
 class Rocket2Batch(TypedDict, total=False):
-    """Chunks of episodes, for training. A goal lasts, so a chunk has a few of them and each step names its own."""
+    """Chunks of episodes for training.
+
+    A goal lasts for many steps, so a chunk has a few goals, and each step has the index of its goal.
+    """
 
     images: Tensor  # (B, T, 3, H, W) uint8, or float in [0, 1]
     goal_images: Tensor  # (B, G, 3, H, W)
-    goal_masks: Tensor  # (B, G, H, W), 1 on the object
+    goal_masks: Tensor  # (B, G, H, W), 1 on the goal object
     goal_interactions: Tensor  # (B, G), -1 for none
     goal_index: Tensor  # (B, T)
-    previous_actions: Tensor  # (B, T, F), what was done before the picture was taken
-    previous_hidden: Tensor  # (B, T) bool, which of them training hides: drawn from the generator unless given
-    actions: Tensor  # (B, T, F), what is to be done; NOBODY_SAYS where nobody tells, which costs nothing
+    previous_actions: Tensor  # (B, T, F), action before the image was taken
+    previous_hidden: Tensor  # (B, T) bool, previous actions to hide in training; drawn from the generator if missing
+    actions: Tensor  # (B, T, F), demonstrated choices; IGNORE_INDEX for none
     is_pad: Tensor  # (B, T) bool, True on steps after the end of the episode
-    visibility: Tensor  # (B, T) bool, whether the object is in the agent's own view
-    point: Tensor  # (B, T, 2), its middle (y, x) as shares of the picture; read where it is visible
-    box: Tensor  # (B, T, 4), (x0, y0, x1, y1) likewise
+    visibility: Tensor  # (B, T) bool, whether the goal object is in the agent's view
+    point: Tensor  # (B, T, 2), center (y, x) of the object as fractions of the image; used where it is visible
+    box: Tensor  # (B, T, 4), bounding box (x0, y0, x1, y1) as fractions of the image; used where it is visible
 
 
 class Memory(NamedTuple):
-    """What the temporal transformer still sees of the past, oldest first."""
+    """Keys and values of past tokens that the temporal transformer still attends to, oldest first."""
 
     valid: Tensor  # (B, M) bool
     keys: Tensor  # (N, B, M, D)
     values: Tensor  # (N, B, M, D)
 
-    def without(self, environments: Tensor) -> "Memory":
-        """With nothing left of some environments, (B,) bool."""
+    def clear(self, environments: Tensor) -> "Memory":
+        """Return the memory without the tokens of some environments, (B,) bool."""
         return self._replace(valid=self.valid & ~environments[:, None])
 
 
@@ -84,42 +86,53 @@ def weighted_rocket2_loss(losses: Mapping[str, Tensor], weights: Mapping[str, fl
 
 @dataclass(frozen=True)
 class Goal:
-    """A mask in any view: of the agent, of another camera, of another episode. For all environments or for some."""
+    """Goal object, marked by a mask in an image from any camera or episode, for all environments or some of them.
 
-    images: Tensor  # (n, 3, H, W) uint8, or float in [0, 1]
-    masks: Tensor  # (n, H, W)
-    interactions: Tensor  # (n,), -1 for none
-    environments: Tensor | None = None  # (B,) bool with n times True: whose goals these are
+    Args:
+        images: (n, 3, H, W) uint8, or float in [0, 1].
+        masks: (n, H, W), 1 on the goal object.
+        interactions: (n,), what to do with the object, as in `INTERACTIONS`; -1 for none.
+        environments: (B,) bool with n times True, the environments that get these goals; None for all.
+    """
+
+    images: Tensor
+    masks: Tensor
+    interactions: Tensor
+    environments: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class PolicyState:
-    """All that a policy remembers between two steps. Steps return a new one and leave the old one as it was."""
+class Rocket2State:
+    """Everything that a policy keeps between two steps. Each step returns a new state; the old one stays valid."""
 
-    memory: Memory  # with guidance of 2 B: the second half never sees a goal
-    goals: Tensor  # (B, P, D)
-    no_goal: Tensor  # (1, P, D)
+    memory: Memory  # with guidance of 2 B environments, of which the second half has no goals
+    goals: Tensor  # (B, P, D), encoded
+    no_goal: Tensor  # (1, P, D), encoded
     interactions: Tensor  # (B,)
     previous_actions: Tensor  # (B, F)
     guidance: float
-    seen: dict[str, Tensor] = field(default_factory=dict)  # what the auxiliary heads said at the last step: (B, ...)
+    seen: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # predictions of the auxiliary heads at the last step, (B, ...)
 
 
-def check_goal_batch(batch: Mapping[str, Any], required: set[str], shapes: dict[str, tuple[int | None, ...]]) -> None:
-    """Refuses unknown and missing keys and wrong shapes by name; None in a shape is any size."""
+def check_rocket2_batch(
+    batch: Mapping[str, Any], required: set[str], shapes: dict[str, tuple[int | None, ...]]
+) -> None:
+    """Raise `ValueError` on unknown or missing keys and on wrong shapes; None in a shape means any size."""
     known = Rocket2Batch.__annotations__
     for key in batch:
         if key not in known:
-            raise UserError(f"a batch has no key {key!r}: {nearest(key, known)}")
+            raise ValueError(f"a batch has no key {key!r}: {suggest_name(key, known)}")
     if missing := sorted(required - batch.keys()):
         present = ", ".join(map(repr, sorted(batch)))
-        raise UserError(f"the batch lacks {', '.join(map(repr, missing))}; it has {present}")
+        raise ValueError(f"the batch lacks {', '.join(map(repr, missing))}; it has {present}")
     for key in batch:
         check_shape(f"batch[{key!r}]", batch[key], shapes[key])
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    found = tuple(tensor.shape)
-    if len(found) != len(shape) or any(wanted not in (None, size) for wanted, size in zip(shape, found, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise UserError(f"{name} must be ({wanted}), got {found}")
+    actual = tuple(tensor.shape)
+    if len(actual) != len(shape) or any(size not in (None, found) for size, found in zip(shape, actual, strict=True)):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must be ({expected}), got {actual}")

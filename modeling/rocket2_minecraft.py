@@ -1,8 +1,8 @@
-"""Minecraft's actions as two choices: a combination of buttons, and a movement of the camera if the buttons open it.
+"""Encoding of Minecraft's actions as two choices: a button combination, and a camera movement.
 
-Of each group of buttons at most one is down. The combinations are counted with the last group running fastest, and one
-more, which opens the inventory and does nothing else. The camera moves by pitch and yaw, each one of 11 steps that are
-finer near zero (mu-law).
+At most one button of each group is pressed. The index of a combination counts with the last group running fastest; one
+more index opens the inventory and does nothing else. The camera moves only if the combination has the button "camera",
+by pitch and yaw, each one of 11 steps that are finer near zero (mu-law).
 """
 
 import math
@@ -22,16 +22,16 @@ GROUPS = {
     "jump": ("jump",),
     "camera": ("camera",),
 }
-OPPOSITES = ("along", "across")  # of which both together are none
+OPPOSITES = ("along", "across")  # groups whose buttons cancel each other if both are pressed
 INVENTORY = math.prod(1 + len(buttons) for buttons in GROUPS.values())
 BUTTONS = (*(button for group, buttons in GROUPS.items() if group != "camera" for button in buttons), "inventory")
 
 CAMERA_STEPS, CAMERA_REST = 11, 60
-LARGEST, STEP, MU = 10.0, 2.0, 10.0  # degrees, degrees before the law, its strength
+MAX_ANGLE, STEP, MU = 10.0, 2.0, 10.0  # degrees; degrees per step before the mu-law; strength of the mu-law
 
 
-def read_buttons(index: Tensor) -> dict[str, Tensor]:
-    """Which buttons a combination holds down, "camera" among them: bool tensors of the shape of `index`."""
+def decode_buttons(index: Tensor) -> dict[str, Tensor]:
+    """Return which buttons (including "camera") each combination presses, as bool tensors of the shape of `index`."""
     down = {"inventory": index == INVENTORY}
     rest = torch.where(down["inventory"], 0, index)
     for buttons in reversed(GROUPS.values()):
@@ -41,26 +41,25 @@ def read_buttons(index: Tensor) -> dict[str, Tensor]:
     return down
 
 
-def read_camera(index: Tensor) -> Tensor:
-    """Degrees of pitch and yaw, in a dimension of their own."""
+def decode_camera(index: Tensor) -> Tensor:
+    """Return pitch and yaw in degrees, (..., 2), of camera movements (...)."""
     steps = torch.stack([index // CAMERA_STEPS, index % CAMERA_STEPS], dim=-1)
-    linear = (steps * STEP - LARGEST) / LARGEST
-    return linear.sign() * ((1 + MU) ** linear.abs() - 1) / MU * LARGEST
+    linear = (steps * STEP - MAX_ANGLE) / MAX_ANGLE
+    return linear.sign() * ((1 + MU) ** linear.abs() - 1) / MU * MAX_ANGLE
 
 
-def read_action(action: Tensor) -> dict[str, Tensor]:
-    """Choices (..., 2) as the game takes them: each button bool, the camera (..., 2) in degrees."""
-    down = read_buttons(action[..., 0])
+def decode_action(action: Tensor) -> dict[str, Tensor]:
+    """Convert choices (..., 2) to the game's inputs: a bool for each button, and "camera" (..., 2) in degrees."""
+    down = decode_buttons(action[..., 0])
     moves = down.pop("camera")[..., None]
-    return down | {"camera": read_camera(action[..., 1]) * moves}
+    return down | {"camera": decode_camera(action[..., 1]) * moves}
 
 
-def write_action(action: Mapping[str, Tensor]) -> Tensor:
-    """The other way: buttons (...) and the camera (..., 2) to the nearest choices (..., 2). Of several buttons of one
-    group the last counts."""
-    squeezed = action["camera"].clamp(-LARGEST, LARGEST) / LARGEST
+def encode_action(action: Mapping[str, Tensor]) -> Tensor:
+    """Convert the game's inputs to the nearest choices (..., 2). The last pressed button of each group counts."""
+    squeezed = action["camera"].clamp(-MAX_ANGLE, MAX_ANGLE) / MAX_ANGLE
     curved = squeezed.sign() * torch.log1p(MU * squeezed.abs()) / math.log1p(MU)
-    steps = ((curved + 1) * LARGEST / STEP).round().long()
+    steps = ((curved + 1) * MAX_ANGLE / STEP).round().long()
     camera = steps[..., 0] * CAMERA_STEPS + steps[..., 1]
     down = {**action, "camera": camera != CAMERA_REST}
     index = torch.zeros_like(camera)
@@ -76,6 +75,6 @@ def write_action(action: Mapping[str, Tensor]) -> Tensor:
 
 
 def close_camera(action: Tensor) -> Tensor:
-    """Choices (..., 2) with the camera at rest where the buttons do not open it."""
-    opened = read_buttons(action[..., 0])["camera"]
-    return torch.stack([action[..., 0], torch.where(opened, action[..., 1], CAMERA_REST)], dim=-1)
+    """Return choices (..., 2) with the camera at rest wherever the buttons do not include "camera"."""
+    is_open = decode_buttons(action[..., 0])["camera"]
+    return torch.stack([action[..., 0], torch.where(is_open, action[..., 1], CAMERA_REST)], dim=-1)

@@ -1,179 +1,198 @@
-"""ROCKET-2's check of itself: a few steps of some environments, their goals changing on the way, and what it did.
+"""Self-test of a published ROCKET-2: checks that it still gives the recorded scores, predictions and choices.
 
-What was done between the steps is told by the file, so that one other choice does not change all that follows.
+The file holds a few steps of some environments, whose goals change on the way, and the outputs of the trained policy.
+The previous actions of each step come from the file, so that one different choice does not change all later steps.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .rocket2_interface import Goal
-from .self_test import distance, kind_of_number, require_none
+from .self_test import raise_on_failure, read_tensors, relative_distance, tolerance_dtype, write_tensors
 
-SCORES, SEEN = "scores", "seen."
-OTHER = {"images": "other images", "goals": "other goals"}
+SCORES = "scores"  # name of the concatenated scores of all action factors
+OUTPUT_PREFIX = "seen."  # of the output tensors in the file
+CHANGED_INPUTS = {"images": "inverting the images", "goals": "inverting the goal masks"}
 
 
 @dataclass
-class Shown:
-    """What the environments show, and the goals, which last as long as each other, one after another."""
+class Rocket2Scenario:
+    """Inputs of a few environments over a few steps: images and, for equally long periods, goals."""
 
     images: Tensor  # (B, T, 3, H, W) uint8
     goal_images: Tensor  # (B, G, 3, H, W) uint8
     goal_masks: Tensor  # (B, G, H, W) bool
     goal_interactions: Tensor  # (B, G)
 
-    def goal(self, step: int) -> Goal | None:
-        """The one that is new at this step."""
-        lasts = self.images.shape[1] // self.goal_masks.shape[1]
-        number = step // lasts
-        if step % lasts:
+    def goal_at(self, step: int) -> Goal | None:
+        """Return the goal that starts at this step, or None."""
+        duration = self.images.shape[1] // self.goal_masks.shape[1]
+        number = step // duration
+        if step % duration:
             return None
         return Goal(self.goal_images[:, number], self.goal_masks[:, number], self.goal_interactions[:, number])
 
-    def others(self) -> dict[str, "Shown"]:
-        """The same with other images, which are negatives; and with other goals, which mark all the rest."""
+    def changed_inputs(self) -> dict[str, "Rocket2Scenario"]:
+        """Return two copies by name: "images" with inverted images, "goals" with inverted goal masks."""
         return {
             "images": replace(self, images=255 - self.images),
             "goals": replace(self, goal_masks=~self.goal_masks),
         }
 
-    def on(self, device: torch.device) -> "Shown":
-        return Shown(**{name: value.to(device) for name, value in vars(self).items()})
+    def to(self, device: torch.device) -> "Rocket2Scenario":
+        return Rocket2Scenario(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass
-class Played:
-    said: dict[str, Tensor]  # the scores of all choices (B, T, choices), and by head what is seen (B, T, ...)
-    choices: Tensor  # (B, T, factors), that are drawn from them
+class Rocket2Responses:
+    """Outputs of a policy for a scenario."""
+
+    outputs: dict[str, Tensor]  # "scores" of all choices (B, T, choices), and predictions by auxiliary head (B, T, ...)
+    choices: Tensor  # (B, T, factors), sampled from the scores
 
 
 @torch.no_grad()
-def play(model: Any, shown: Shown, done: Tensor | None = None) -> Played:
-    """Step by step, each environment drawing from a seed of its own. What is `done` is what was drawn unless given."""
-    count, steps = shown.images.shape[:2]
-    shown, state = shown.on(model.device), model.initial_state(count)
-    draws = [torch.Generator().manual_seed(number) for number in range(count)]
-    said, choices = [], []
+def run_scenario(model: Any, scenario: Rocket2Scenario, actions: Tensor | None = None) -> Rocket2Responses:
+    """Run a policy step by step; each environment samples with a generator of its own.
+
+    Args:
+        model: A ROCKET-2 policy.
+        scenario: Images and goals.
+        actions: (B, T, factors), previous actions of the following steps; by default those that are sampled.
+    """
+    count, steps = scenario.images.shape[:2]
+    scenario, state = scenario.to(model.device), model.initial_state(count)
+    generators = [torch.Generator().manual_seed(number) for number in range(count)]
+    outputs, choices = [], []
     for step in range(steps):
-        scores, state = model.look(shown.images[:, step], shown.goal(step), state)
-        drawn = model.action_heads.sample(scores, 1.0, draws)
-        said.append({SCORES: torch.cat(list(scores.values()), dim=-1)} | state.seen)
-        choices.append(drawn.cpu())
-        state = replace(state, previous_actions=drawn if done is None else done[:, step].to(model.device))
-    told = {name: torch.stack([each[name].float().cpu() for each in said], dim=1) for name in said[0]}
-    return Played(told, torch.stack(choices, dim=1))
+        scores, state = model.score_actions(scenario.images[:, step], scenario.goal_at(step), state)
+        sampled = model.action_heads.sample(scores, 1.0, generators)
+        outputs.append({SCORES: torch.cat(list(scores.values()), dim=-1)} | state.seen)
+        choices.append(sampled.cpu())
+        state = replace(state, previous_actions=sampled if actions is None else actions[:, step].to(model.device))
+    stacked = {name: torch.stack([output[name].float().cpu() for output in outputs], dim=1) for name in outputs[0]}
+    return Rocket2Responses(stacked, torch.stack(choices, dim=1))
 
 
 @dataclass
 class Rocket2SelfTest:
-    """Distances are root mean squares, as shares of that of what is told."""
+    """Recorded scenario, responses of the trained policy, and tolerances.
 
-    shown: Shown
-    played: Played  # by the trained policy
-    tolerances: dict[str, float]  # by dtype, how far off the scores and what is seen may be
-    most_others: dict[str, float]  # by dtype, the share of the choices that may be drawn otherwise
-    effects: dict[str, float]  # how far off the scores are with other images and with other goals
-    versions: dict[str, str]
+    Distances are root mean squares, relative to that of the recorded values. The file has the fields from `tolerances`
+    on under these names.
+    """
+
+    scenario: Rocket2Scenario
+    responses: Rocket2Responses
+    tolerances: dict[str, float]  # by dtype, largest accepted distance of the outputs
+    most_others: dict[str, float]  # by dtype, largest accepted share of choices that differ
+    effects: dict[str, float]  # distance of the scores with changed "images" and with changed "goals"
+    versions: dict[str, str]  # of the libraries with which the policy was published
 
     def write(self, path: Path) -> None:
-        tensors = vars(self.shown) | {"choices": self.played.choices}
-        tensors |= {f"{SEEN}{name}": value for name, value in self.played.said.items()}
-        told = {name: getattr(self, name) for name in ("tolerances", "most_others", "effects", "versions")}
-        tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
-        save_file(tensors, path, metadata={"self_test": json.dumps(told, sort_keys=True)})
+        tensors = vars(self.scenario) | {"choices": self.responses.choices}
+        tensors |= {f"{OUTPUT_PREFIX}{name}": value for name, value in self.responses.outputs.items()}
+        metadata = {name: getattr(self, name) for name in ("tolerances", "most_others", "effects", "versions")}
+        write_tensors(path, tensors, metadata)
 
 
 def read_rocket2_self_test(path: Path) -> Rocket2SelfTest:
-    with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["self_test"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+    tensors, metadata = read_tensors(path)
     choices = tensors.pop("choices")
-    said = {name.removeprefix(SEEN): tensors.pop(name) for name in list(tensors) if name.startswith(SEEN)}
-    return Rocket2SelfTest(shown=Shown(**tensors), played=Played(said, choices), **told)
+    names = [name for name in tensors if name.startswith(OUTPUT_PREFIX)]
+    outputs = {name.removeprefix(OUTPUT_PREFIX): tensors.pop(name) for name in names}
+    return Rocket2SelfTest(Rocket2Scenario(**tensors), Rocket2Responses(outputs, choices), **metadata)
 
 
 @dataclass
 class Rocket2SelfTestReport:
-    dtype: str
-    distances: dict[str, float]  # of the scores, and of what each head sees
-    tolerance: float
-    others: float  # the share of the choices that were drawn otherwise
-    most_others: float
-    effects: dict[str, float]
-    effects_wanted: dict[str, float]
-    versions: dict[str, str]  # with which the policy was published
+    """Result of a self-test. Distances are relative root mean squares.
 
-    def problem(self) -> str:
-        """What is wrong, in a sentence without its end; empty if nothing is. (A distance may be no number.)"""
-        for name, off in self.distances.items():
-            if not off <= self.tolerance:
+    Published code of all versions returns these fields, so they must not be renamed.
+    """
+
+    dtype: str
+    distances: dict[str, float]  # of the scores and of each auxiliary head's predictions from the recorded ones
+    tolerance: float
+    others: float  # share of the choices that differ from the recorded ones
+    most_others: float  # largest accepted share
+    effects: dict[str, float]  # distance of the scores with changed "images" and with changed "goals"
+    effects_wanted: dict[str, float]  # the same distances when the policy was published
+    versions: dict[str, str]  # of the libraries with which the policy was published
+
+    def failure(self) -> str:
+        """Return why the test failed, or an empty string. Comparisons are written so that NaN fails."""
+        for name, distance in self.distances.items():
+            if not distance <= self.tolerance:
                 return (
-                    f"{called(name)} are {off:.2%} off those that this policy was published with, in {self.dtype} "
-                    f"they may be {self.tolerance:.2%} off"
+                    f"{describe_output(name)} differ by {distance:.2%} from those that this policy was published with; "
+                    f"in {self.dtype} they may differ by {self.tolerance:.2%}"
                 )
         for name, effect in self.effects.items():
             if not effect >= self.effects_wanted[name] / 2:
                 return (
-                    f"{OTHER[name]} change the scores of actions by {effect:.2%}, "
-                    f"where this policy was published they did by {self.effects_wanted[name]:.2%}"
+                    f"{CHANGED_INPUTS[name]} changes the scores of actions by {effect:.2%}, but by "
+                    f"{self.effects_wanted[name]:.2%} where this policy was published"
                 )
         if self.others > self.most_others:
             return (
-                f"{self.others:.0%} of the choices are drawn otherwise from the same seed, in {self.dtype} "
-                f"{self.most_others:.0%} may be"
+                f"{self.others:.0%} of the choices that are sampled with the same seed differ; in {self.dtype} at most "
+                f"{self.most_others:.0%} may differ"
             )
         return ""
 
-    def sentences(self) -> list[str]:
-        allowed = f"in {self.dtype}, at most {self.tolerance:.2%}"
+    def summary_lines(self) -> list[str]:
+        limit = f"in {self.dtype} (at most {self.tolerance:.2%})"
         return [
-            *(f"{called(name)} {off:.2%} off {allowed}" for name, off in self.distances.items()),
-            f"{self.others:.0%} of the choices drawn otherwise, at most {self.most_others:.0%}",
-            *(f"{OTHER[name]} change the scores by {effect:.2%}" for name, effect in self.effects.items()),
+            *(f"{describe_output(name)} differ by {distance:.2%} {limit}" for name, distance in self.distances.items()),
+            f"{self.others:.0%} of the sampled choices differ (at most {self.most_others:.0%})",
+            *(f"{CHANGED_INPUTS[name]} changes the scores by {effect:.2%}" for name, effect in self.effects.items()),
         ]
 
 
-def called(name: str) -> str:
+def describe_output(name: str) -> str:
     return "the scores of actions" if name == SCORES else f"the values of the head {name!r}"
 
 
-def run_goal_test(model: Any, test: Rocket2SelfTest) -> Rocket2SelfTestReport:
-    """Plays the steps three times, as they were and with other images and goals; ValueError if it is not what was
-    published."""
-    wanted, kind = test.played, kind_of_number(model)
-    played = play(model, test.shown, wanted.choices)
+def run_rocket2_self_test(model: Any, test: Rocket2SelfTest) -> Rocket2SelfTestReport:
+    """Run the recorded scenario three times (unchanged, other images, other goals); raise `UserError` on failure."""
+    recorded, dtype = test.responses, tolerance_dtype(model)
+    responses = run_scenario(model, test.scenario, recorded.choices)
     report = Rocket2SelfTestReport(
         dtype=str(model.dtype).removeprefix("torch."),
-        distances=distances(played, wanted),
-        tolerance=test.tolerances[kind],
-        others=others(played, wanted),
-        most_others=test.most_others[kind],
-        effects=effects(model, test.shown, played, wanted.choices),
+        distances=output_distances(responses, recorded),
+        tolerance=test.tolerances[dtype],
+        others=changed_choices(responses, recorded),
+        most_others=test.most_others[dtype],
+        effects=input_effects(model, test.scenario, responses, recorded.choices),
         effects_wanted=test.effects,
         versions=test.versions,
     )
-    require_none(report.problem(), report.versions)
+    raise_on_failure(report.failure(), report.versions)
     return report
 
 
-def distances(played: Played, wanted: Played) -> dict[str, float]:
-    """Of what is told by the heads that the policy has; it may have been loaded without those for people to see."""
-    told = [SCORES, *sorted(wanted.said.keys() & played.said.keys() - {SCORES})]
-    return {name: distance(played.said[name], wanted.said[name]) for name in told}
+def output_distances(responses: Rocket2Responses, recorded: Rocket2Responses) -> dict[str, float]:
+    """Return the distance of each output. Auxiliary heads with which the policy was not loaded are left out."""
+    names = [SCORES, *sorted(recorded.outputs.keys() & responses.outputs.keys() - {SCORES})]
+    return {name: relative_distance(responses.outputs[name], recorded.outputs[name]) for name in names}
 
 
-def others(played: Played, wanted: Played) -> float:
-    return float((played.choices != wanted.choices).double().mean())
+def changed_choices(responses: Rocket2Responses, recorded: Rocket2Responses) -> float:
+    """Return the share of the sampled choices that differ."""
+    return float((responses.choices != recorded.choices).double().mean())
 
 
-def effects(model: Any, shown: Shown, played: Played, done: Tensor) -> dict[str, float]:
-    """How far off the scores are if something else is shown."""
-    scores = played.said[SCORES]
-    return {name: distance(play(model, other, done).said[SCORES], scores) for name, other in shown.others().items()}
+def input_effects(
+    model: Any, scenario: Rocket2Scenario, responses: Rocket2Responses, actions: Tensor
+) -> dict[str, float]:
+    """Return the distance of the scores with changed images and with changed goals from those of `responses`."""
+    scores = responses.outputs[SCORES]
+    return {
+        name: relative_distance(run_scenario(model, changed, actions).outputs[SCORES], scores)
+        for name, changed in scenario.changed_inputs().items()
+    }

@@ -1,7 +1,8 @@
-"""ROCKET-2's sense of time: a Transformer-XL over the tokens of all steps, with a band of attention and a memory.
+"""Temporal transformer of ROCKET-2: a Transformer-XL over the tokens of all steps, with banded attention and a memory.
 
-A token sees itself and the `window - 1` tokens before it, in whichever chunk they came. The bias of a pair of tokens
-depends on their distance alone and is a mixture of ten learned curves, mixed by what the later token says.
+A token attends to itself and the `window - 1` tokens before it, also those of earlier chunks. The attention bias is a
+function of the distance of two tokens: a mixture of ten learned curves, whose mixture weights depend on the later
+token.
 """
 
 import math
@@ -14,43 +15,48 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .rocket2_interface import Memory
 
 CURVES = 10
-# How large the rows of new weights are, by layer: attention starts out nearly even.
+# Norm of the rows of initial weights of each layer. With these, initial attention is nearly uniform.
 QUERY_SCALE, KEY_SCALE, MIXTURE_SCALE, CURVE_SCALE = 0.1, 0.2, 0.1, 0.2
 
 
 class FanInLinear(nn.Linear):
-    """New weights have rows of length `scale`, so that what goes in does not grow or shrink with the width."""
+    """Linear layer whose initial weights have rows of norm `scale`, so that outputs do not depend on the width."""
 
     def __init__(self, inputs: int, outputs: int, scale: float = 1.0, bias: bool = True):
         super().__init__(inputs, outputs, bias)
         self.scale = scale
 
-    def fresh_weight(self) -> Tensor:
+    def initial_weight(self) -> Tensor:
         rows = torch.rand_like(self.weight) * 2 - 1
         return rows * (self.scale / rows.norm(dim=1, keepdim=True))
 
 
 class DistanceCurves(nn.Module):
-    """The bias of attention by distance."""
+    """Attention bias as a function of distance."""
 
     def __init__(self, window: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(CURVES, window) * CURVE_SCALE)
 
     def forward(self, mixture: Tensor, keys: int) -> Tensor:
-        """How each token mixes the curves (B, heads, t, curves) to its bias for the last `keys` tokens that end with
-        its own: (B, heads, t, keys).
+        """Return the bias (B, heads, t, keys) of t tokens for the last `keys` tokens, which end with the t tokens.
 
-        The bias of row i belongs at the columns i to i + window - 1 of all that the t tokens see. Rows padded by t
-        and read again with a width that is smaller by one shift by one column each, without any index.
+        The biases of row i belong to the columns i to i + window - 1 of all keys. Padding each row by t and reading the
+        flat values with a width that is smaller by one shifts each row by one column, without any indexing.
+
+        Args:
+            mixture: Mixture weights of each token, (B, heads, t, curves).
+            keys: Number of keys.
         """
-        by_distance = mixture @ self.weight.flip(-1)  # (B, heads, t, window), the farthest first
+        by_distance = mixture @ self.weight.flip(-1)  # (B, heads, t, window), largest distance first
         steps, window = by_distance.shape[-2:]
         shifted = F.pad(by_distance, (0, steps)).flatten(-2)[..., :-steps]
         return shifted.unflatten(-1, (steps, window + steps - 1))[..., -keys:]
 
 
 class BandedAttention(nn.Module):
+    """Attention with a limited window and a distance-dependent bias."""
+
     def __init__(self, width: int, heads: int, window: int, scale: float):
         super().__init__()
         self.heads = heads
@@ -62,25 +68,31 @@ class BandedAttention(nn.Module):
         self.curves = DistanceCurves(window)
 
     def forward(self, hidden: Tensor, past: tuple[Tensor, Tensor], allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The answer (B, t, D), and the keys and values of past and present (B, m + t, D)."""
+        """Return the output (B, t, D), and the keys and values (B, m + t, D) of past and current tokens.
+
+        Args:
+            hidden: Current tokens, (B, t, D).
+            past: Keys and values of past tokens, each (B, m, D).
+            allowed: (B, 1, t, m + t) bool, which token may attend to which.
+        """
         key, value = self.key(hidden), self.value(hidden)
         keys = torch.cat([past[0].to(key.dtype), key], dim=1)
         values = torch.cat([past[1].to(value.dtype), value], dim=1)
         query = self.split(self.query(hidden))
         bias = self.curves(self.split(self.mixture(hidden)), keys.shape[1]).to(query.dtype)
         bias = bias.masked_fill(~allowed, float("-inf"))
-        read = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             query, self.split(keys), self.split(values), attn_mask=bias, scale=1 / query.shape[-1]
-        )  # by the size of a head, not by its root
-        return self.output(read.transpose(1, 2).flatten(2)), keys, values
+        )  # scaled by 1 / head_dim, not by its square root
+        return self.output(attended.transpose(1, 2).flatten(2)), keys, values
 
     def split(self, hidden: Tensor) -> Tensor:
-        """(B, t, D) to (B, heads, t, D / heads)."""
+        """Split (B, t, D) into heads: (B, heads, t, D / heads)."""
         return hidden.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class TemporalBlock(GradientCheckpointingLayer):
-    """The first norm is on the stream itself, so attention adds to what is normalized."""
+    """Transformer block whose first norm applies to the stream itself: attention is added to the normalized stream."""
 
     def __init__(self, width: int, heads: int, window: int, scale: float):
         super().__init__()
@@ -92,24 +104,26 @@ class TemporalBlock(GradientCheckpointingLayer):
 
     def forward(self, stream: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stream = self.stream_norm(stream)
-        read, keys, values = self.attention(stream, (keys, values), allowed)
-        stream = stream + read
+        attended, keys, values = self.attention(stream, (keys, values), allowed)
+        stream = stream + attended
         return stream + self.mlp_out(F.relu(self.mlp_in(self.mlp_norm(stream)))), keys, values
 
 
 class TemporalTransformer(nn.Module):
+    """Transformer over the tokens of consecutive steps that continues from a memory of earlier tokens."""
+
     def __init__(self, width: int, heads: int, layers: int, window: int):
         super().__init__()
         self.window = window
-        scale = 1 / math.sqrt(2 * layers)  # two branches a layer add up to one
+        scale = 1 / math.sqrt(2 * layers)  # the two branches of all layers add up to a variance of 1
         self.blocks = nn.ModuleList(TemporalBlock(width, heads, window, scale) for _ in range(layers))
         self.output_norm = nn.LayerNorm(width)
         self.output = FanInLinear(width, width, bias=False)
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """(B, t, D) to the same, and the memory with these tokens in it."""
-        stream, (valid, allowed) = tokens, self.visible(memory.valid, tokens.shape[1])
+        """Transform tokens (B, t, D); return them and the memory that includes them."""
+        stream, (valid, allowed) = tokens, self.attention_band(memory.valid, tokens.shape[1])
         kept = []
         for block, past_keys, past_values in zip(self.blocks, memory.keys, memory.values, strict=True):
             stream, *own = block(stream, past_keys, past_values, allowed)
@@ -118,19 +132,28 @@ class TemporalTransformer(nn.Module):
         stream = F.relu(self.output(self.output_norm(F.relu(stream))))
         return self.final_norm(stream), Memory(self.recent(valid), keys, values)
 
-    def visible(self, remembered: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Which tokens of past and present exist (B, m + t), and which each of the present sees (B, 1, t, m + t)."""
-        valid = F.pad(remembered, (0, steps), value=True)
-        everything = remembered.new_ones(steps, self.window - 1 + steps)
-        band = everything.triu() & everything.tril(self.window - 1)
+    def attention_band(self, past: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return which past and current tokens exist (B, m + t), and which may attend to which (B, 1, t, m + t).
+
+        Args:
+            past: (B, m) bool, which tokens of the memory exist.
+            tokens: Number t of current tokens.
+        """
+        valid = F.pad(past, (0, tokens), value=True)
+        ones = past.new_ones(tokens, self.window - 1 + tokens)
+        band = ones.triu() & ones.tril(self.window - 1)
         return valid, (band[:, -valid.shape[1] :] & valid[:, None])[:, None]
 
     def recent(self, tokens: Tensor) -> Tensor:
-        """The last ones of (B, m + t, ...) that the next token may see."""
+        """Return the last tokens of (B, m + t, ...), to which the next token can attend."""
         return tokens[:, max(0, tokens.shape[1] - self.window + 1) :]
 
     def empty_memory(self, batch: int, full: bool) -> Memory:
-        """Nothing, in no room: for chunks. Or in `full` room, so that each step costs the same: for acting."""
-        weight, room = self.output.weight, self.window - 1 if full else 0
-        none = weight.new_zeros(len(self.blocks), batch, room, weight.shape[1])
-        return Memory(torch.zeros(batch, room, dtype=torch.bool, device=weight.device), none, none)
+        """Return a memory without tokens.
+
+        With `full` it has the size of a full memory, so that each step costs the same when the policy acts; without,
+        its size is 0, for the first chunk of an episode in training.
+        """
+        weight, size = self.output.weight, self.window - 1 if full else 0
+        zeros = weight.new_zeros(len(self.blocks), batch, size, weight.shape[1])
+        return Memory(torch.zeros(batch, size, dtype=torch.bool, device=weight.device), zeros, zeros)

@@ -1,7 +1,7 @@
-"""A published policy's check of itself: does it still do here what it did where it was published?
+"""Self-test of a published policy: checks that it still gives the actions that it gave where it was published.
 
-`self_test.safetensors` holds one observation with the actions that the trained policy gave for it, and how far off a
-dtype may be. A library that changes a policy's behavior is found when the policy is loaded, not on the robot.
+`self_test.safetensors` holds one observation, the trained policy's actions for it, and a tolerance for each dtype. The
+test finds a library version that changes the policy when the policy is loaded, before a robot moves.
 """
 
 import json
@@ -13,29 +13,34 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from safetensors import safe_open
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import UserError
 
-FILE = "self_test.safetensors"
-BATCH, IMAGE = "batch.", "image."  # prefixes of tensors in the file
+SELF_TEST_FILE = "self_test.safetensors"
+METADATA_KEY = "self_test"
+BATCH_PREFIX, IMAGE_PREFIX = "batch.", "image."  # of tensors in the file
 
 
 @dataclass
 class SelfTest:
-    """Distances are root mean squares, as shares of that of the actions."""
+    """Recorded observation, actions and tolerances.
+
+    Distances are root mean squares, relative to that of the recorded actions.
+    """
 
     task: str
-    images: dict[str, Tensor]  # by camera, (3, H, W) uint8, as the robot's
+    images: dict[str, Tensor]  # by camera, (3, H, W) uint8, as the robot's cameras give them
     state: Tensor  # (S,) in robot units
-    batch: dict[str, Tensor]  # what the processor made of it, with the noise
-    actions: Tensor  # (1, chunk, A) normalized, of the trained policy
-    robot_actions: Tensor  # the same in robot units
-    tolerances: dict[str, float]  # by dtype, how far off the actions may be
-    image_effect: float  # how far off they are when the images are inverted
-    versions: dict[str, str]
+    batch: dict[str, Tensor]  # output of the processor for the observation, with the noise
+    actions: Tensor  # (1, chunk, A), normalized, of the trained policy
+    robot_actions: Tensor  # the same actions in robot units
+    tolerances: dict[str, float]  # by dtype, largest accepted distance of the actions
+    image_effect: float  # distance of the actions when the images are inverted
+    versions: dict[str, str]  # of the libraries with which the policy was published
 
     @property
     def effects(self) -> dict[str, float]:
@@ -43,112 +48,145 @@ class SelfTest:
 
     def write(self, path: Path) -> None:
         tensors = {"state": self.state, "actions": self.actions, "robot_actions": self.robot_actions}
-        tensors |= {f"{BATCH}{name}": value for name, value in self.batch.items()}
-        tensors |= {f"{IMAGE}{name}": value for name, value in self.images.items()}
-        told = {name: getattr(self, name) for name in ("task", "tolerances", "image_effect", "versions")}
-        tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
-        save_file(tensors, path, metadata={"self_test": json.dumps(told, sort_keys=True)})
+        tensors |= {f"{BATCH_PREFIX}{name}": value for name, value in self.batch.items()}
+        tensors |= {f"{IMAGE_PREFIX}{name}": value for name, value in self.images.items()}
+        metadata = {name: getattr(self, name) for name in ("task", "tolerances", "image_effect", "versions")}
+        write_tensors(path, tensors, metadata)
 
 
 def read_self_test(path: Path) -> SelfTest:
-    with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["self_test"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-    parts: dict[str, dict[str, Tensor]] = {BATCH: {}, IMAGE: {}, "": {}}
+    tensors, metadata = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {BATCH_PREFIX: {}, IMAGE_PREFIX: {}, "": {}}
     for name, tensor in tensors.items():
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = tensor
-    return SelfTest(batch=parts[BATCH], images=parts[IMAGE], **parts[""], **told)  # type: ignore[arg-type]
+    return SelfTest(batch=parts[BATCH_PREFIX], images=parts[IMAGE_PREFIX], **parts[""], **metadata)  # type: ignore[arg-type]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a self-test file: tensors, and JSON metadata under one key."""
+    contiguous = {name: value.contiguous().cpu() for name, value in tensors.items()}
+    save_file(contiguous, path, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the metadata of a self-test file."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()[METADATA_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable self-test ({error}): download the policy again or publish it again"
+        ) from error
 
 
 def find_self_test(source: str, commit: str | None) -> Path:
-    """The file of the folder or of the Hub repository that a model was loaded from, of the same commit."""
+    """Return the path of the self-test in a policy's folder, or in a commit of its Hub repository."""
     if not source:
-        raise UserError("this model was not loaded from a folder or a repository, so there is no self-test of it")
-    if Path(source).is_dir():
-        path = Path(source) / FILE
-        if not path.is_file():
-            raise UserError(f"{source} holds no {FILE}: `rocket-hf publish` writes one")
-        return path
-    return Path(hf_hub_download(source, FILE, revision=commit))
+        raise UserError(
+            "this model has no self-test, because it was not loaded from a folder or Hub repository: load it with "
+            "from_pretrained"
+        )
+    path = Path(source) / SELF_TEST_FILE
+    if not Path(source).is_dir():
+        try:
+            return Path(hf_hub_download(source, SELF_TEST_FILE, revision=commit))
+        except RemoteEntryNotFoundError:
+            pass  # reported like a folder without the file
+    if not path.is_file():
+        raise UserError(
+            f"{source} has no {SELF_TEST_FILE}: publish the policy with `rocket-hf publish`, which writes it"
+        )
+    return path
 
 
-def own_self_test(model: Any) -> Path:
-    """The file that lies beside a model's weights."""
-    commit = getattr(model.config, "_commit_hash", None)  # which newer versions of transformers do not note
+def self_test_path(model: Any) -> Path:
+    """Return the path of the self-test that was published beside a model's weights."""
+    commit = getattr(model.config, "_commit_hash", None)  # newer versions of transformers do not set it
     return find_self_test(model.config._name_or_path, commit or model.revision)
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     return {"torch": str(torch.__version__), "transformers": transformers.__version__}
 
 
-def distance(actions: Tensor, wanted: Tensor) -> float:
-    """The root mean square of the difference, as a share of that of the actions wanted."""
-    difference, size = (value.detach().cpu().double().square().mean().sqrt() for value in (actions - wanted, wanted))
+def relative_distance(values: Tensor, reference: Tensor) -> float:
+    """Return the root mean square of `values - reference`, relative to that of `reference`."""
+    difference, size = (
+        tensor.detach().cpu().double().square().mean().sqrt() for tensor in (values - reference, reference)
+    )
     return float(difference / size.clamp_min(1e-3))
 
 
-def inverted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same batch with every image (uint8) turned into its negative."""
+def with_inverted_images(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the batch with each uint8 image replaced by its negative."""
     return {**batch, "images": 255 - batch["images"]}
 
 
 @dataclass
 class SelfTestReport:
-    dtype: str
-    distance: float
-    tolerance: float
-    image_effect: float
-    image_effect_wanted: float
-    versions: dict[str, str]  # with which the policy was published
+    """Result of a self-test. Distances are root mean squares, relative to that of the recorded actions.
 
-    def problem(self) -> str:
-        """What is wrong, in a sentence without its end; empty if nothing is. (A distance may be no number.)"""
+    Published code of all versions returns these fields, so they must not be renamed.
+    """
+
+    dtype: str
+    distance: float  # of the actions from the recorded ones
+    tolerance: float
+    image_effect: float  # distance of the actions when the images are inverted
+    image_effect_wanted: float  # the same distance when the policy was published
+    versions: dict[str, str]  # of the libraries with which the policy was published
+
+    def failure(self) -> str:
+        """Return why the test failed, or an empty string. Comparisons are written so that NaN fails."""
         if not self.distance <= self.tolerance:
             return (
-                f"the actions are {self.distance:.2%} off those that this policy was published with, in {self.dtype} "
-                f"they may be {self.tolerance:.2%} off"
+                f"the actions differ by {self.distance:.2%} from those that this policy was published with; in "
+                f"{self.dtype} they may differ by {self.tolerance:.2%}"
             )
         if not self.image_effect >= self.image_effect_wanted / 2:
             return (
-                f"other images change the actions by {self.image_effect:.2%}, "
-                f"where this policy was published they did by {self.image_effect_wanted:.2%}"
+                f"inverting the images changes the actions by {self.image_effect:.2%}, but by "
+                f"{self.image_effect_wanted:.2%} where this policy was published"
             )
         return ""
 
-    def sentences(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         return [
-            f"actions {self.distance:.2%} off in {self.dtype}, at most {self.tolerance:.2%}",
-            f"other images change them by {self.image_effect:.2%}",
+            f"actions differ by {self.distance:.2%} in {self.dtype} (at most {self.tolerance:.2%})",
+            f"inverting the images changes the actions by {self.image_effect:.2%}",
         ]
 
 
-def kind_of_number(model: Any) -> str:
-    """Whose tolerance counts for a model: that of the nearest dtype."""
+def tolerance_dtype(model: Any) -> str:
+    """Return the dtype whose tolerance applies to a model."""
     return "float32" if model.dtype in (torch.float32, torch.float64) else "bfloat16"
 
 
 def run_self_test(model: Any, test: SelfTest) -> SelfTestReport:
-    """Runs the policy twice, on the observation and on its negative; ValueError if it is not what was published."""
+    """Run the policy on the recorded observation and on its negative; raise `UserError` on failure."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in test.batch.items()}
-    actions, others = (model.predict_action_chunk(**given).float().cpu() for given in (batch, inverted(batch)))
+    actions, inverted_actions = (
+        model.predict_action_chunk(**inputs).float().cpu() for inputs in (batch, with_inverted_images(batch))
+    )
     report = SelfTestReport(
         dtype=str(model.dtype).removeprefix("torch."),
-        distance=distance(actions, test.actions),
-        tolerance=test.tolerances[kind_of_number(model)],
-        image_effect=distance(others, actions),
+        distance=relative_distance(actions, test.actions),
+        tolerance=test.tolerances[tolerance_dtype(model)],
+        image_effect=relative_distance(inverted_actions, actions),
         image_effect_wanted=test.image_effect,
         versions=test.versions,
     )
-    require_none(report.problem(), report.versions)
+    raise_on_failure(report.failure(), report.versions)
     return report
 
 
-def require_none(problem: str, published_with: dict[str, str]) -> None:
-    if problem:
-        here = versions()
-        then = " and ".join(f"{name} {version}" for name, version in published_with.items())
-        now = " and ".join(f"{name} {here[name]}" for name in published_with)
-        raise UserError(f"self-test failed: {problem}; it was written with {then}, here are {now}")
+def raise_on_failure(failure: str, published_versions: dict[str, str]) -> None:
+    """Raise `UserError` with the library versions then and now if a self-test failed."""
+    if failure:
+        installed = library_versions()
+        then = " and ".join(f"{name} {version}" for name, version in published_versions.items())
+        now = " and ".join(f"{name} {installed[name]}" for name in published_versions)
+        raise UserError(f"self-test failed: {failure}. It was published with {then}; installed are {now}")

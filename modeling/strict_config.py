@@ -1,7 +1,7 @@
-"""A configuration that refuses what it does not know.
+"""Base class of configurations that reject unknown keys.
 
-transformers keeps unknown keys as attributes, so that a misspelt key silently means the default. Here it is an error
-that names the nearest right key.
+transformers keeps unknown keys as attributes, so that a misspelled key silently means the default. Here it is an error
+that suggests the nearest known key.
 """
 
 import difflib
@@ -20,50 +20,55 @@ PASSED_BY_TRANSFORMERS = frozenset({
     "_experts_implementation_internal",
 })  # fmt: skip
 
-# What transformers needs in config.json to find the classes and the dtype again.
+# Keys of config.json from which transformers finds the classes and the dtype when it loads a model.
 WRITTEN_FOR_LOADING = frozenset({"architectures", "auto_map", "dtype"})
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest right name, or all of them when none is near."""
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name, or all known names if none is similar."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 class StrictConfig(PreTrainedConfig):
+    """Configuration that rejects unknown keys and writes only the keys that its class declares."""
+
     def __post_init__(self, **kwargs):
-        known = self.own_keys()
+        known = self.known_keys()
         for key in kwargs:
             if key not in known and key not in PASSED_BY_TRANSFORMERS:
-                raise UserError(f"{type(self).__name__} has no key {key!r}: {nearest(key, known)}")
+                raise UserError(f"{type(self).__name__} has no key {key!r}: {suggest_name(key, known)}")
         super().__post_init__(**kwargs)
 
     @classmethod
-    def own_keys(cls) -> set[str]:
+    def known_keys(cls) -> set[str]:
         return {field.name for field in fields(cls)}
 
     @classmethod
-    def declared(cls) -> set[str]:
-        """The keys that the class adds to those of every transformers configuration."""
-        return cls.own_keys() - {field.name for field in fields(PreTrainedConfig)}
+    def declared_keys(cls) -> set[str]:
+        """Return the keys that the class adds to those of every transformers configuration."""
+        return cls.known_keys() - {field.name for field in fields(PreTrainedConfig)}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """Overrides go through the constructor, to be checked like what stands in the file."""
-        overrides = {key: kwargs.pop(key) for key in (cls.own_keys() - {"dtype"}) & kwargs.keys()}
+        """Create a configuration from the content of a config.json.
+
+        Overrides in `kwargs` go through the constructor, which checks them like the values of the file.
+        """
+        overrides = {key: kwargs.pop(key) for key in (cls.known_keys() - {"dtype"}) & kwargs.keys()}
         if not kwargs.get("return_unused_kwargs"):
             for key in kwargs.keys() - PASSED_BY_TRANSFORMERS - {"return_unused_kwargs", "dtype"}:
-                raise UserError(f"{cls.__name__} has no key {key!r}: {nearest(key, cls.own_keys())}")
+                raise UserError(f"{cls.__name__} has no key {key!r}: {suggest_name(key, cls.known_keys())}")
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """What this class declares, and nothing of the classification heads and generators that transformers knows."""
-        kept = self.declared() | {"model_type", "transformers_version"}
+        """Return the declared keys, without transformers' keys for classification heads and text generation."""
+        kept = self.declared_keys() | {"model_type", "transformers_version"}
         return {key: value for key, value in super().to_dict().items() if key in kept}
 
-    def written_for_loading(self) -> dict[str, Any]:
-        """What the configuration of a whole model writes beside what it declares."""
+    def loading_keys(self) -> dict[str, Any]:
+        """Return the keys by which transformers loads a model; only the configuration of a whole model writes them."""
         written = super().to_dict().items()
         return {key: value for key, value in written if key in WRITTEN_FOR_LOADING}
 
@@ -73,7 +78,7 @@ class StrictConfig(PreTrainedConfig):
                 raise UserError(f"{type(self).__name__}.{name} must be at least 1, got {getattr(self, name)}")
 
     def require_multiples(self, **divisors: str) -> None:
-        """Of each named size, that it can be divided by another one."""
+        """Check that each named size is a multiple of the size that its value names."""
         for name, divisor in divisors.items():
             size, part = getattr(self, name), getattr(self, divisor)
             if size % part:

@@ -1,30 +1,46 @@
-"""A model that loads strictly: weights that are missing or left over are an error, but for the heads of training."""
+"""Base class of models that load strictly: missing or unexpected weights are errors, except for training-only heads."""
 
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .errors import UserError
 
 
 class StrictModel(PreTrainedModel):
+    """transformers model whose `from_pretrained` raises an error where transformers' own only warns."""
+
+    # transformers' Trainer would otherwise add `num_items_in_batch` to the keyword arguments of `forward`.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: Any):
         super().__init__(config)
-        self.revision: str | None = None  # that it was loaded from, if that was said
+        self.revision: str | None = None  # the `revision` argument of `from_pretrained`
 
     @classmethod
     def training_heads(cls) -> tuple[str, ...]:
-        """The beginnings of the names of the weights of each head that exists only in training."""
+        """Return the weight-name prefix of each head that exists only in training."""
         raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
-        """Like transformers', but weights that are missing or left over are an error instead of a warning.
+        """Load a model like transformers' `from_pretrained`, but raise `UserError` if the weights do not fit.
 
-        A head of training may be missing whole, and is then new.
+        All weights of a training-only head may be missing together; such a head is newly initialized.
+
+        Args:
+            *args: A folder or the id of a Hub repository, as in transformers.
+            output_loading_info: Whether to return transformers' loading report too.
+            **kwargs: transformers' arguments (`revision`, `dtype`, ...) and overrides of configuration keys.
         """
-        kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names of the weights
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise UserError(
+                f"the weights of {args[0]} cannot be read ({error}): download or export them again"
+            ) from error
         model.revision = kwargs.get("revision")
         missing = set(info["missing_keys"])
         for head in cls.training_heads():

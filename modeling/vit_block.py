@@ -1,4 +1,4 @@
-"""One block of a vision transformer, as timm's VisionTransformer has it, on torch alone."""
+"""Block of a vision transformer, equal to timm's but without the dependency."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ NORM_EPS = 1e-6
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel. It starts near zero, so that an untrained block is nearly the identity."""
+    """Learned factor for each channel, initialized near zero so that an untrained block is almost the identity."""
 
     INITIAL = 1e-5
 
@@ -22,25 +22,25 @@ class LayerScale(nn.Module):
 
 
 class VitBlock(GradientCheckpointingLayer):
-    """A pre-norm block with exact GELU; only DINOv2 scales its branches."""
+    """Pre-norm transformer block with exact GELU and, in DINOv2, a LayerScale after each branch."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, scaled: bool):
+    def __init__(self, width: int, heads: int, mlp_width: int, has_layer_scale: bool):
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.qkv = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
-        self.attention_scale = LayerScale(width) if scaled else nn.Identity()
+        self.attention_scale = LayerScale(width) if has_layer_scale else nn.Identity()
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_in = nn.Linear(width, mlp_width)
         self.mlp_out = nn.Linear(mlp_width, width)
-        self.mlp_scale = LayerScale(width) if scaled else nn.Identity()
+        self.mlp_scale = LayerScale(width) if has_layer_scale else nn.Identity()
 
     def forward(self, stream: Tensor) -> Tensor:
         stream = stream + self.attention_scale(self.attend(self.attention_norm(stream)))
         return stream + self.mlp_scale(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(stream)))))
 
     def attend(self, hidden: Tensor) -> Tensor:
-        """(N, tokens, width) to the same, every token seeing every other."""
+        """Apply self-attention to (N, tokens, width) without a mask."""
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.attention_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))

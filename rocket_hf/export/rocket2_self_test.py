@@ -1,66 +1,68 @@
-"""What the self-test of a ROCKET-2 is made of: pictures and goals drawn from a seed, and what the trained one does."""
-
-from typing import Any
+"""Recording of a ROCKET-2 policy's self-test: random images and goals, and the trained policy's outputs for them."""
 
 import torch
 from torch import Tensor
 
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTest, Shown, distances, effects, others, play
-from rocket_hf.modeling.self_test import versions
+from rocket_hf.modeling.rocket2_self_test import (
+    Rocket2Scenario,
+    Rocket2SelfTest,
+    changed_choices,
+    input_effects,
+    output_distances,
+    run_scenario,
+)
+from rocket_hf.modeling.self_test import library_versions
 
-from .self_test import LEAST_TOLERANCE, MARGIN
+from .self_test import MARGIN, MIN_TOLERANCE, cast_weights
 
-ENVIRONMENTS, STEPS, ROCKET2 = 2, 6, 2
-PATCHES = (6, 8)  # of a picture: noise of single pixels looks the same everywhere
-# A choice on the edge is drawn otherwise when its scores are a little off. At least these shares may be.
-LEAST_OTHERS = {"float32": 0.1, "bfloat16": 0.5}
+ENVIRONMENTS, STEPS, GOALS = 2, 6, 2
+PATCHES = (6, 8)  # rows and columns of an image's patches; noise of single pixels would look the same everywhere
+# Small deviations of the scores change some of the sampled choices. At least these fractions are tolerated.
+MIN_CHANGED_CHOICES = {"float32": 0.1, "bfloat16": 0.5}
 
 
 def record_rocket2_self_test(
     trained: Rocket2ForActionPrediction, published: Rocket2ForActionPrediction
 ) -> Rocket2SelfTest:
-    """`published` is the trained policy, with the same heads, in the dtype of its file."""
-    shown = draw_shown(trained.config)
-    played = play(trained, shown)
-    again = {
-        dtype: play(in_dtype(published, getattr(torch, dtype)), shown, played.choices) for dtype in LEAST_TOLERANCE
+    """Record the outputs of `trained`. `published` is the same policy, with the same heads, in the published dtype."""
+    scenario = draw_scenario(trained.config)
+    responses = run_scenario(trained, scenario)
+    replayed = {
+        dtype: run_scenario(cast_copy(published, getattr(torch, dtype)), scenario, responses.choices)
+        for dtype in MIN_TOLERANCE
     }
-    off = {dtype: max(distances(other, played).values()) for dtype, other in again.items()}
+    deviations = {dtype: max(output_distances(other, responses).values()) for dtype, other in replayed.items()}
     return Rocket2SelfTest(
-        shown=shown,
-        played=played,
-        tolerances={dtype: max(least, MARGIN * off[dtype]) for dtype, least in LEAST_TOLERANCE.items()},
+        scenario=scenario,
+        responses=responses,
+        tolerances={dtype: max(minimum, MARGIN * deviations[dtype]) for dtype, minimum in MIN_TOLERANCE.items()},
         most_others={
-            dtype: min(1.0, max(least, MARGIN * others(again[dtype], played))) for dtype, least in LEAST_OTHERS.items()
+            dtype: min(1.0, max(minimum, MARGIN * changed_choices(replayed[dtype], responses)))
+            for dtype, minimum in MIN_CHANGED_CHOICES.items()
         },
-        effects=effects(trained, shown, played, played.choices),
-        versions=versions(),
+        effects=input_effects(trained, scenario, responses, responses.choices),
+        versions=library_versions(),
     )
 
 
-def draw_shown(config: Rocket2Config) -> Shown:
+def draw_scenario(config: Rocket2Config) -> Rocket2Scenario:
     draw = torch.Generator().manual_seed(0)
 
     def patches(channels: int, *count: int) -> Tensor:
-        """Coarse patches in [0, 1], (*count, channels, H, W)."""
+        """Return images of coarse patches with values in [0, 1], (*count, channels, H, W)."""
         drawn = torch.rand(count[0] * count[1], channels, *PATCHES, generator=draw)
         size = list(config.image_size)
         return torch.nn.functional.interpolate(drawn, size=size, mode="bilinear").unflatten(0, count)
 
-    return Shown(
+    return Rocket2Scenario(
         images=(patches(3, ENVIRONMENTS, STEPS) * 255).round().to(torch.uint8),
-        goal_images=(patches(3, ENVIRONMENTS, ROCKET2) * 255).round().to(torch.uint8),
-        goal_masks=patches(1, ENVIRONMENTS, ROCKET2)[:, :, 0] > 0.6,
-        goal_interactions=torch.randint(0, config.interactions, (ENVIRONMENTS, ROCKET2), generator=draw),
+        goal_images=(patches(3, ENVIRONMENTS, GOALS) * 255).round().to(torch.uint8),
+        goal_masks=patches(1, ENVIRONMENTS, GOALS)[:, :, 0] > 0.6,
+        goal_interactions=torch.randint(0, config.interactions, (ENVIRONMENTS, GOALS), generator=draw),
     )
 
 
-def in_dtype(policy: Rocket2ForActionPrediction, dtype: torch.dtype | None) -> Rocket2ForActionPrediction:
-    """The policy with the heads that it has in this dtype; its weights are shared where they have it already."""
-    copy = policy.for_inference(policy.config.auxiliary_heads)
-    if dtype is not None and dtype != copy.dtype:
-        weights: dict[str, Any] = {name: value.to(dtype) for name, value in copy.state_dict().items()}
-        copy.load_state_dict(weights, strict=True, assign=True)
-    return copy
+def cast_copy(policy: Rocket2ForActionPrediction, dtype: torch.dtype | None) -> Rocket2ForActionPrediction:
+    return cast_weights(policy.for_inference(policy.config.auxiliary_heads), dtype)

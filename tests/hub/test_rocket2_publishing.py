@@ -1,4 +1,4 @@
-"""A ROCKET-2 is published, verified and loaded by strangers as a VLA is: goals, memory and kept heads included."""
+"""Tests that a ROCKET-2 policy is published, verified and loaded without this package, with goals and kept heads."""
 
 import inspect
 import json
@@ -14,12 +14,12 @@ from rocket_hf.commands import main
 from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_files
 from rocket_hf.hub_cards.facts import Provenance
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
+from rocket_hf.publishing import Rocket2Package, write_to_folder
 from rocket_hf.publishing.check import check_policy
-from rocket_hf.publishing.rocket2 import publish_rocket2_to_folder
-from rocket_hf.publishing.verify import verify
+from rocket_hf.publishing.verify import verify_policy
 
 from ..modeling.rocket2_tiny import random_model
-from .clients import HIDDEN, run
+from .clients import WITHOUT_PACKAGE, run
 from .policies import tiny_policy, write_published
 
 PROVENANCE = Provenance("mit", None)
@@ -28,13 +28,13 @@ KEPT = ["visibility", "point"]
 
 @pytest.fixture(scope="module")
 def model() -> Rocket2ForActionPrediction:
-    """As it has trained, with all three heads; its actions are three columns, not in the order of the alphabet."""
+    """Return a policy with all three heads of training. Its action columns are not in alphabetical order."""
     return random_model(action_factors={"walk": 2, "turn": 9, "strafe": 3}, rest_action=[0, 4, 0])
 
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory) -> Path:
-    """As a run leaves it, with the heads that its recipe keeps."""
+    """Return a policy folder as a training run exports it, with the heads that the recipe keeps."""
     folder = tmp_path_factory.mktemp("run") / "policy"
     policy = model.for_inference(KEPT)
     policy.save_pretrained(folder)
@@ -45,18 +45,18 @@ def exported(model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def published(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "scout"
-    return publish_rocket2_to_folder(model, folder, PROVENANCE, keep=KEPT, tag="v1")
+    return write_to_folder(Rocket2Package(model, PROVENANCE, KEPT), folder, tag="v1")
 
 
 @pytest.fixture
 def folder(published, tmp_path) -> Path:
-    """A copy to spoil."""
+    """Return a copy of the published folder, for a test to damage."""
     return shutil.copytree(published, tmp_path / "scout")
 
 
 @pytest.fixture(scope="module")
 def report(model, tmp_path_factory) -> Path:
-    """What `rocket-hf eval --env vizdoom` writes of this policy, of eight episodes."""
+    """Write a report of `rocket-hf eval --env vizdoom` on this policy with eight episodes."""
     from rocket_hf.evaluation.identity import rocket2_fingerprint
     from rocket_hf.evaluation.report import PolicyIdentity
     from rocket_hf.evaluation.rocket2.report import Rocket2EvaluationReport, Rocket2EvaluationResult
@@ -71,8 +71,10 @@ def report(model, tmp_path_factory) -> Path:
 
 
 def play(model) -> dict[str, torch.Tensor]:
-    """Actions, scores and what is seen in four steps, with a goal from the second one on. The last bits depend on how
-    weights lie in memory: each is copied."""
+    """Return the actions, scores and head outputs of four steps, with a goal from the second step on.
+
+    Weights are copied, because their memory layout changes the last bits.
+    """
     from dataclasses import replace
 
     for weight in model.parameters():
@@ -81,12 +83,14 @@ def play(model) -> dict[str, torch.Tensor]:
     frames = torch.randint(0, 256, (4, 2, 3, *model.config.image_size), generator=pixels, dtype=torch.uint8)
     masks = torch.rand(2, *model.config.image_size, generator=pixels) > 0.5
     goal = replace(model.no_goal(2), images=frames[3], masks=masks, interactions=torch.tensor([6, 0]))
-    state, told = model.initial_state(2), []
+    state, outputs = model.initial_state(2), []
     for step, frame in enumerate(frames):
         scores, _ = model.score_actions(frame, goal if step == 1 else None, state)
         action, state = model.step(frame, goal if step == 1 else None, state, generator=draw)
-        told.append([action.float(), *scores.values(), *(state.seen[name].view(2, -1) for name in sorted(state.seen))])
-    return {str(n): torch.stack(part).contiguous() for n, part in enumerate(zip(*told, strict=True))}
+        outputs.append(
+            [action.float(), *scores.values(), *(state.seen[name].view(2, -1) for name in sorted(state.seen))]
+        )
+    return {str(n): torch.stack(part).contiguous() for n, part in enumerate(zip(*outputs, strict=True))}
 
 
 COMMANDS = """
@@ -100,8 +104,8 @@ assert main(["verify", "ada/scout", "--revision", "v1"]) == 0
 assert main(["verify", "ada/none"]) == 2
 """
 
-STRANGER = (
-    HIDDEN
+USER = (
+    WITHOUT_PACKAGE
     + "import re\nfrom pathlib import Path\nimport torch\n"
     + inspect.getsource(play)
     + """
@@ -119,8 +123,8 @@ save_file(play(policy), sys.argv[1])
 
 
 @pytest.mark.needs_lerobot
-def test_it_goes_to_the_hub_and_a_stranger_runs_the_snippet_of_its_card(hub, model, exported, report, tmp_path):
-    """By the commands in one process; in another, without this package, the policy is the trained one to the bit."""
+def test_published_rocket2_policy_matches_trained_policy_in_clean_process(hub, model, exported, report, tmp_path):
+    """The policy is published by the commands; a process without this package runs the code example of its card."""
     code, printed, errors = run(hub.url, COMMANDS, exported, report, home=tmp_path / "publisher")
     assert code == 0, errors
     commit = hub.model("ada/scout").tags["v1"]
@@ -129,7 +133,7 @@ def test_it_goes_to_the_hub_and_a_stranger_runs_the_snippet_of_its_card(hub, mod
     assert f"verified   ada/scout at {commit}" in printed and "other goals change the scores by" in printed
 
     out = tmp_path / "played.safetensors"
-    code, printed, errors = run(hub.url, STRANGER, out, home=tmp_path / "stranger")
+    code, printed, errors = run(hub.url, USER, out, home=tmp_path / "user")
     assert code == 0, errors
     steps = printed.splitlines()
     assert len(steps) == 3 and all(step.startswith("{'walk': ") and "'visibility': " in step for step in steps)
@@ -138,7 +142,7 @@ def test_it_goes_to_the_hub_and_a_stranger_runs_the_snippet_of_its_card(hub, mod
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
-def test_a_folder_holds_the_policy_and_nothing_of_its_training(model, published):
+def test_published_folder_contains_policy_without_training_files(model, published):
     code = {path.name for path in shipped_files(ROCKET2_CLASSES)}
     files = {"config.json", "model.safetensors", "self_test.safetensors", "README.md"}
     assert {path.name for path in published.iterdir()} == code | files
@@ -148,15 +152,15 @@ def test_a_folder_holds_the_policy_and_nothing_of_its_training(model, published)
     assert json.loads((published / "config.json").read_text())["auxiliary_heads"] == KEPT
 
 
-def test_a_dtype_is_chosen_and_its_distance_told(model, tmp_path):
-    folder = publish_rocket2_to_folder(model, tmp_path / "half", PROVENANCE, dtype=torch.bfloat16)
+def test_published_dtype_is_chosen_and_self_test_reports_its_distance(model, tmp_path):
+    folder = write_to_folder(Rocket2Package(model, PROVENANCE, dtype=torch.bfloat16), tmp_path / "half")
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
-    report = verify(str(folder)).report
+    report = verify_policy(str(folder)).report
     assert report.dtype == "bfloat16" and 0 < report.distances["scores"] < report.tolerance
     assert "not part of this repository" in (folder / "README.md").read_text()
 
 
-def test_the_heads_that_people_see_may_be_left_behind_when_it_is_loaded(published):
+def test_kept_heads_may_be_dropped_on_loading(published):
     report = Rocket2ForActionPrediction.from_pretrained(published, auxiliary_heads=["point"]).self_test()
     assert report.distances.keys() == {"scores", "point"} and report.others == 0
 
@@ -170,48 +174,50 @@ def test_the_heads_that_people_see_may_be_left_behind_when_it_is_loaded(publishe
         ("auxiliary.point.weight", "the values of the head 'point' differ by"),
     ],
 )
-def test_a_damaged_weight_is_noticed(folder, name, sentence):
+def test_damaged_weight_fails_self_test(folder, name, sentence):
     weights = load_file(folder / "model.safetensors")
     weights[name].neg_()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         ValueError, match=f"self-test failed: {sentence} .* in float32 they may differ by 0.50%. .* torch"
     ):
-        verify(str(folder))
+        verify_policy(str(folder))
 
 
-def test_a_policy_that_does_not_follow_its_goals_is_refused(model, tmp_path):
-    deaf = random_model()
+def test_policy_that_ignores_its_goals_is_rejected(model, tmp_path):
+    ignorant = random_model()
     with torch.no_grad():
-        deaf.views.goal_projection.weight.zero_()
-    with pytest.raises(ValueError, match="the same when its goals mark something else: it does not follow them"):
-        publish_rocket2_to_folder(deaf, tmp_path / "deaf", PROVENANCE)
+        ignorant.views.goal_projection.weight.zero_()
+    with pytest.raises(
+        ValueError, match="marking other goals leaves the actions unchanged: the policy ignores its goals"
+    ):
+        write_to_folder(Rocket2Package(ignorant, PROVENANCE), tmp_path / "ignorant")
     assert not list(tmp_path.iterdir())
 
 
 def with_weight(name: str) -> Callable[[Path], object]:
-    def spoil(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors") | {name: torch.zeros(3)}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
-    return spoil
+    return damage
 
 
-SPOILS: list[tuple[Callable[[Path], object], str]] = [
+PROBLEMS: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     (lambda folder: (folder / "self_test.safetensors").unlink(), "self_test.safetensors is missing"),
     (lambda folder: (folder / "rocket2_views.py").unlink(), "rocket2_views.py is missing"),
-    (lambda folder: (folder / "processor_config.json").write_text("{}"), "processor_config.json does not belong"),
-    (lambda folder: (folder / "modeling_rocket.py").write_text(""), "modeling_rocket.py does not belong"),
-    (with_weight("auxiliary.box.bias"), "1 weights are missing, left over .* auxiliary.box.bias"),
-    (with_weight("optimizer.step"), "optimizer.step, which is of training alone"),
+    (lambda folder: (folder / "processor_config.json").write_text("{}"), "processor_config.json is not allowed"),
+    (lambda folder: (folder / "modeling_rocket.py").write_text(""), "modeling_rocket.py is not allowed"),
+    (with_weight("auxiliary.box.bias"), "1 weights are missing, unexpected .* auxiliary.box.bias"),
+    (with_weight("optimizer.step"), "optimizer.step, which belongs to training"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), SPOILS, ids=[sentence for _, sentence in SPOILS])
-def test_what_does_not_belong_is_refused(folder, spoil, sentence):
-    spoil(folder)
-    with pytest.raises(ValueError, match=sentence):
+@pytest.mark.parametrize(("damage", "message"), PROBLEMS, ids=[message for _, message in PROBLEMS])
+def test_folder_with_a_problem_is_rejected(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
         check_policy(folder)
 
 
@@ -223,15 +229,16 @@ def publish(*arguments: object) -> int:
 
 
 @pytest.mark.needs_lerobot
-def test_the_card_tells_what_is_known(exported, report, tmp_path, capsys):
-    told = ("--license", "mit", "--base", "ada/eyes@" + "c" * 40, "--evaluation", report, "--success", "maze=9/10")
+def test_card_contains_known_facts(exported, report, tmp_path, capsys):
+    facts = ("--license", "mit", "--base", "ada/encoder@" + "c" * 40, "--evaluation", report, "--success", "maze=9/10")
     more = ("--rate", 8.75, "--conventions", "turn 4 is straight on", "--keep", "none", "--tag", "v2")
-    assert publish(exported, "--to", tmp_path / "scout", *told, *more) == 0
-    assert "heads      none kept" in capsys.readouterr().out
+    assert publish(exported, "--to", tmp_path / "scout", *facts, *more) == 0
+    assert "heads      keeps the auxiliary heads: none" in capsys.readouterr().out
     card = (tmp_path / "scout" / "README.md").read_text()
     for words in (
         "| `walk` | 2 | 0 |\n| `turn` | 9 | 4 |\n| `strafe` | 3 | 0 |", "of 32 x 48 pixels", "turn 4 is straight on",
-        "It takes 8.75 steps per second", "eyes) at `" + "c" * 40, "## Evaluation in vizdoom", "in at most 60 steps",
+        "The policy takes 8.75 steps per second", "encoder) at `" + "c" * 40, "## Evaluation in vizdoom",
+        "after at most 60 steps",
         "| at every step | this policy | 87.5 % (52.9 - 97.8 %) | 12.5 % (2.2 - 47.1 %) | 8 |",
         "| every 30 steps | this policy | 50.0 % (21.5 - 78.5 %) | 25.0 % (7.1 - 59.1 %) | 8 |",
         "|  | random | 12.5 % (2.2 - 47.1 %) | 75.0 % (40.9 - 92.9 %) | 8 |", "| maze | 90.0 % | 10 |",
@@ -239,10 +246,12 @@ def test_the_card_tells_what_is_known(exported, report, tmp_path, capsys):
     ):  # fmt: skip
         assert words in card, words
     assert "\n\n\n\n" not in card and "None |" not in card and "AutoProcessor" not in card
+    figures = {path.name for path in (tmp_path / "scout" / "figures").iterdir()}
+    assert figures == {"rocket2_success_rates_1.png", "success_rates.png"}
 
 
 @pytest.mark.needs_lerobot
-def test_a_converted_policy_keeps_no_head_but_those_asked_for(exported, tmp_path):
+def test_converted_policy_keeps_only_requested_heads(exported, tmp_path):
     converted = shutil.copytree(exported, tmp_path / "converted")
     (converted / "conversion.json").write_text(json.dumps({"source": "ada/public", "revision": "d" * 40}))
     assert publish(converted, "--to", tmp_path / "none", "--license", "mit") == 0
@@ -254,42 +263,42 @@ def test_a_converted_policy_keeps_no_head_but_those_asked_for(exported, tmp_path
 
 @pytest.mark.needs_lerobot
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
-        (("--adapter",), "ROCKET-2 is trained whole, so there is no adapter of it: leave --adapter out"),
-        (("--keep", "box"), "this policy has no head 'box' to keep"),
-        (("--evaluation", "metaworld.json"), "is no report of `rocket-hf eval --env vizdoom`"),
+        (("--adapter",), "--adapter does not apply to ROCKET-2, which is trained without LoRA: remove it"),
+        (("--keep", "box"), "this policy has no auxiliary head 'box' to keep"),
+        (("--evaluation", "metaworld.json"), "is not a report of `rocket-hf eval --env vizdoom`"),
         (("--evaluation", "none.json"), "none.json"),
-        ((), "nothing says under which license this policy is: pass --license"),
+        ((), "the license of this policy is unknown: pass --license"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(exported, tmp_path, monkeypatch, capsys, arguments, sentence):
+def test_wrong_arguments_end_with_one_sentence(exported, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     overall = {"suite": "metaworld", "overall": {"successes": 1, "episodes": 2}, "policy": {"fingerprint": "x"}}
     Path("metaworld.json").write_text(json.dumps(overall))
     license = ("--license", "mit") if arguments else ()
     assert publish(exported, "--to", "out", *license, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("rocket-hf publish: ") and sentence in error
+    assert error.startswith("rocket-hf publish: ") and message in error
     assert not Path("out").exists()
 
 
 @pytest.mark.needs_lerobot
-def test_folders_of_another_kind_are_told_by_name(exported, report, tmp_path, capsys):
-    told = ("--to", tmp_path / "out", "--license", "mit")
+def test_wrong_policy_folders_are_named_in_errors(exported, report, tmp_path, capsys):
+    options = ("--to", tmp_path / "out", "--license", "mit")
     other = tmp_path / "llama"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "llama"}')
-    assert publish(other, *told) == main(["verify", str(other)]) == 2
+    assert publish(other, *options) == main(["verify", str(other)]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
-    sentence = "is of a model of type 'llama': give a policy's folder, of a VLA or of ROCKET-2"
+    sentence = "has the model type 'llama': give the folder of a VLA or ROCKET-2 policy"
     assert all(sentence in error for error in errors[-2:])
     bare = shutil.copytree(exported, tmp_path / "bare", ignore=lambda *_: ["model.safetensors"])
-    assert publish(bare, *told) == 2
+    assert publish(bare, *options) == 2
     assert "model.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
     Rocket2ForActionPrediction(random_model().config).save_pretrained(tmp_path / "other")
-    assert publish(tmp_path / "other", *told, "--evaluation", report) == 2
-    assert "is of another policy than the one that would be published" in capsys.readouterr().err
+    assert publish(tmp_path / "other", *options, "--evaluation", report) == 2
+    assert "is of another policy than the one to publish" in capsys.readouterr().err
     vla = write_published(tmp_path / "vla", tiny_policy())
-    assert publish(vla, *told, "--base", "ada/base", "--keep", "point") == 2
-    assert "--keep is for the heads of ROCKET-2, and this is a VLA" in capsys.readouterr().err
+    assert publish(vla, *options, "--base", "ada/base", "--keep", "point") == 2
+    assert "--keep applies to ROCKET-2's auxiliary heads only, but this is a VLA policy" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.openvla_actions import ActionTokens
+from rocket_hf.modeling.openvla_actions import ActionTokenizer
 from rocket_hf.tiny import tiny_config
 
 from .conftest import randomised
@@ -245,7 +245,7 @@ def test_cached_decoding_is_llamas_argmax_without_a_cache(checkpointing):
 
 def test_action_tokens_are_the_published_ones():
     """256 edges from -1 to 1, ids counted down from 32,000, and bin centers; what is outside counts as the nearest."""
-    tokens = ActionTokens(OpenVLAPolicyConfig())
+    tokens = ActionTokenizer(OpenVLAPolicyConfig())
     actions = torch.cat([torch.linspace(-1.2, 1.2, 10_001), torch.tensor([-1.0, 1.0])])
     encoded = tokens.encode(actions)
     edges = np.linspace(-1, 1, 256)

@@ -76,7 +76,7 @@ def test_the_state_may_be_left_out_where_nothing_reads_it():
     assert "state" not in batch
     with pytest.raises(ValueError, match="the batch lacks 'state'"):
         randomised(CONFIG).predict_action_chunk(**batch)
-    with pytest.raises(ValueError, match="reads the state in its prompt: pass the state"):
+    with pytest.raises(ValueError, match="prompt of this policy contains the state: pass `state`"):
         make("pi05")(**arguments)
     config = tiny_config("openvla", alignment=None)
     batch = make("openvla")(images={config.cameras[0]: frames()["front"]}, task="a")
@@ -96,19 +96,19 @@ def test_missing_cameras():
     [
         ({"images": {"front": frames()["front"]}}, "the observation lacks the camera 'wrist'"),
         ({"images": frames() | {"wrists": None}}, "this policy has no camera 'wrists': did you mean 'wrist'?"),
-        ({"images": {"front": None, "wrist": None}}, "every camera is None"),
+        ({"images": {"front": None, "wrist": None}}, "all cameras are None"),
         ({"images": frames() | {"wrist": torch.rand(2, 28, 28)}}, r"camera 'wrist': an image must be \(H, W, 3\)"),
         (
             {"images": frames() | {"wrist": frames()["wrist"].float()}},
             r"camera 'wrist': a float image must lie in \[0, 1\]",
         ),
         ({"images": frames() | {"wrist": frames()["wrist"].int()}}, "must be uint8 or float"),
-        ({"state": torch.zeros(2, 7)}, "the state has 7 dimensions, the policy was made for 6"),
-        ({"actions": torch.zeros(2, 4, 4)}, "the action has 4 dimensions, the policy was made for 5"),
-        ({"state": torch.zeros(3, 6), "task": ["a", "b"]}, "state has 3 samples, the images have 2"),
-        ({"task": ["a", "b", "c"]}, "task has 3 samples, the images have 2"),
-        ({"actions": torch.zeros(1, 4, 5)}, "actions has 1 samples, the images have 2"),
-        ({"task": "x" * 60}, "a prompt has 62 tokens, max_prompt_length is 48: shorten the task"),
+        ({"state": torch.zeros(2, 7)}, "the state has 7 dimensions, but the policy needs 6"),
+        ({"actions": torch.zeros(2, 4, 4)}, "the action has 4 dimensions, but the policy needs 5"),
+        ({"state": torch.zeros(3, 6), "task": ["a", "b"]}, "state has 3 samples, but there are images of 2"),
+        ({"task": ["a", "b", "c"]}, "task has 3 samples, but there are images of 2"),
+        ({"actions": torch.zeros(1, 4, 5)}, "actions has 1 samples, but there are images of 2"),
+        ({"task": "x" * 60}, "a prompt has 62 tokens, but max_prompt_length is 48: shorten the task"),
     ],
 )
 def test_wrong_input_is_named(changes, sentence):
@@ -155,10 +155,10 @@ def test_known_values():
         (
             "quantile",
             {"mean": [0.0], "std": [1.0]},
-            "needs the statistic 'q01' of the action, which has only: mean, std",
+            "needs the statistic 'q01' of the action; available: mean, std",
         ),
-        ("mean_std", {}, "needs the statistic 'mean' of the action, which has only: nothing"),
-        ("mean_std", {"mean": [0.0, 0.0], "std": [1.0]}, "'mean' of the action has 2 values, action_dim is 1"),
+        ("mean_std", {}, "needs the statistic 'mean' of the action; available: none"),
+        ("mean_std", {"mean": [0.0, 0.0], "std": [1.0]}, "'mean' of the action has 2 values, but action_dim is 1"),
         ("mean_std", {"mean": [0.0], "std": [1.0], "mask": [True, True]}, "'mask' of the action has 2 values"),
         ("z", {}, "action_normalization must be one of identity, mean_std, min_max, quantile, got 'z'"),
     ],

@@ -1,4 +1,4 @@
-"""A policy for another robot: what stays, what is new, what is refused."""
+"""Adaptation of a policy to another robot: shared weights, new layers and rejected robots."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.robot_adaptation import robot_of
+from rocket_hf.modeling.robot_adaptation import robot_settings
 from rocket_hf.tiny import TINY_POLICIES, tiny_config
 
 OTHER = {"cameras": ["top"], "state_dim": 4, "action_dim": 3, "action_names": ["x", "y", "grip"]}
@@ -20,12 +20,12 @@ NEW = {
 }
 
 
-def make(family: str) -> RocketForActionPrediction:
+def create_policy(family: str) -> RocketForActionPrediction:
     torch.manual_seed(0)
     return RocketForActionPrediction(tiny_config(family, alignment=None)).eval()
 
 
-def observed(model: RocketForActionPrediction) -> dict:
+def fixed_batch(model: RocketForActionPrediction) -> dict:
     batch = model.config.fake_batch()
     if model.config.policy_config.draws_noise:
         shape = (2, model.config.chunk_size, model.config.policy_config.max_action_dim)
@@ -34,44 +34,44 @@ def observed(model: RocketForActionPrediction) -> dict:
 
 
 @pytest.mark.parametrize("family", TINY_POLICIES)
-def test_only_layers_whose_sizes_the_robot_sets_are_new(family):
-    base = make(family)
+def test_only_layers_with_sizes_of_robot_are_new(family):
+    base = create_policy(family)
     policy = base.for_robot(OTHER)
     assert policy.new_layers == NEW.get(family, [])
-    assert robot_of(policy.config) == robot_of(base.config) | OTHER
+    assert robot_settings(policy.config) == robot_settings(base.config) | OTHER
     own = base.state_dict()
     for name, weight in policy.state_dict().items():
         if name.rpartition(".")[0] not in policy.new_layers:
             assert weight.data_ptr() == own[name].data_ptr(), name
-    losses = policy.train()(**observed(policy)).losses
+    losses = policy.train()(**fixed_batch(policy)).losses
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(parameter).all() for parameter in policy.parameters())
-    assert policy.eval().predict_action_chunk(**observed(policy)).shape[-1] == 3
+    assert policy.eval().predict_action_chunk(**fixed_batch(policy)).shape[-1] == 3
 
 
 @pytest.mark.parametrize("family", TINY_POLICIES)
-def test_the_same_robot_is_the_same_policy(family):
-    base = make(family)
-    policy = base.for_robot(robot_of(base.config))
+def test_policy_for_same_robot_gives_same_actions(family):
+    base = create_policy(family)
+    policy = base.for_robot(robot_settings(base.config))
     assert policy.new_layers == [] and not policy.training
-    assert torch.equal(policy.predict_action_chunk(**observed(base)), base.predict_action_chunk(**observed(base)))
+    assert torch.equal(policy.predict_action_chunk(**fixed_batch(base)), base.predict_action_chunk(**fixed_batch(base)))
 
 
-def test_the_specification_may_lie_beside_an_adapter(tmp_path):
+def test_robot_is_read_from_adapter_folder(tmp_path):
     (tmp_path / "robot.json").write_text(json.dumps(OTHER))
-    assert make("pi0").for_robot(tmp_path).config.action_names == ["x", "y", "grip"]
+    assert create_policy("pi0").for_robot(tmp_path).config.action_names == ["x", "y", "grip"]
     (tmp_path / "robot.json").unlink()
-    with pytest.raises(ValueError, match=r"says nothing of its robot: it has no robot.json"):
-        make("pi0").for_robot(tmp_path)
+    with pytest.raises(ValueError, match=r"does not describe its robot: it has no robot\.json"):
+        create_policy("pi0").for_robot(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("robot", "sentence"),
+    ("robot", "message"),
     [
-        ({"action_dim": 40, "state_dim": 9}, "state_dim at most 8 against 9; action_dim at most 8 against 40"),
-        ({"color": 1}, "a robot has no 'color'"),
+        ({"action_dim": 40, "state_dim": 9}, "state_dim is 9, at most 8; action_dim is 40, at most 8"),
+        ({"color": 1}, "a robot has no setting 'color'"),
     ],
 )
-def test_what_does_not_fit_is_told_side_by_side(robot, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        make("pi0").for_robot(robot)
+def test_error_lists_every_limit_that_robot_exceeds(robot, message):
+    with pytest.raises(ValueError, match=message):
+        create_policy("pi0").for_robot(robot)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_auxiliary import describe_masks
+from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
 
 from .rocket2_tiny import FACTORED, STEPS, TINY, goal_at, random_model
 
@@ -53,7 +53,7 @@ def test_losses_are_torchs_on_what_counts(model, batch):
 
 def test_empty_masks_cost_nothing_and_are_finite(model, batch):
     empty = torch.zeros(2, STEPS, 8, 12)
-    batch |= describe_masks(empty)
+    batch |= auxiliary_targets(empty)
     assert (batch["point"] == -1).all() and (batch["box"] == -1).all() and not batch["visibility"].any()
     batch["goal_masks"] = torch.zeros_like(batch["goal_masks"])
     losses = model.train()(**batch).losses
@@ -66,7 +66,7 @@ def test_empty_masks_cost_nothing_and_are_finite(model, batch):
 def test_masks_are_described_as_shares_of_the_picture():
     masks = torch.zeros(2, 4, 8)
     masks[0, 1:3, 4:8] = 1
-    told = describe_masks(masks)
+    told = auxiliary_targets(masks)
     assert told["visibility"].tolist() == [True, False]
     assert told["point"].tolist() == [[0.5, 0.75], [-1, -1]]  # y, x
     assert told["box"].tolist() == [[0.5, 0.25, 1.0, 0.75], [-1, -1, -1, -1]]  # x0, y0, x1, y1
@@ -102,7 +102,7 @@ def test_dropping_heads_leaves_actions_as_they_are(model, batch, keep):
 
 
 def test_a_head_that_is_not_there_cannot_be_kept(model):
-    with pytest.raises(ValueError, match="no head 'point' to keep"):
+    with pytest.raises(ValueError, match="no auxiliary head 'point' to keep"):
         model.for_inference().for_inference(["point"])
 
 
@@ -125,11 +125,14 @@ def test_gradient_checkpointing_changes_no_gradient(batch):
     [
         ({"image_size": (30, 48)}, "multiples of patch_size=16"),
         ({"heads": 3}, "must be a multiple of heads=3"),
-        ({"action_factors": {"turn": 1}}, "each of two choices or more"),
-        ({"action_factors": {"turn.left": 2}}, "has no dot"),
+        ({"action_factors": {"turn": 1}}, "each with at least two choices"),
+        ({"action_factors": {"turn.left": 2}}, "must not contain a dot"),
         ({"rest_action": [0, 5]}, "one choice of each"),
-        ({"auxiliary_heads": ["center"]}, "auxiliary_heads has 'center'; known: visibility, point, box"),
-        ({"previous_action_dropout": 2.0}, "is a probability"),
+        (
+            {"auxiliary_heads": ["center"]},
+            "auxiliary_heads has the unknown head 'center'; known: visibility, point, box",
+        ),
+        ({"previous_action_dropout": 2.0}, "must be a probability"),
         ({"widht": 32}, "did you mean 'width'"),
     ],
 )
@@ -162,5 +165,5 @@ def test_steps_are_checked(model, batch):
         model.step(image, replace(goal_at(batch, 0), environments=torch.tensor([True, False])), state)
     with pytest.raises(ValueError, match=r"goal.interactions must lie in -1..8, got \[9, 9\]"):
         model.step(image, replace(goal_at(batch, 0), interactions=torch.tensor([9, 9])), state)
-    with pytest.raises(ValueError, match="guidance is 0 for none"):
+    with pytest.raises(ValueError, match="guidance must be 0"):
         model.initial_state(1, guidance=-1)

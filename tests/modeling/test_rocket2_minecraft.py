@@ -9,9 +9,9 @@ from rocket_hf.modeling.rocket2_minecraft import (
     BUTTONS,
     INVENTORY,
     close_camera,
-    read_action,
-    read_buttons,
-    write_action,
+    decode_action,
+    decode_buttons,
+    encode_action,
 )
 
 
@@ -38,36 +38,36 @@ def press(*buttons: str, camera=(0.0, 0.0)) -> dict[str, torch.Tensor]:
 )
 def test_actions_are_counted_as_published(action, choices):
     """Groups of 10, 3, 3, 3, 2, 2, 2, 2 and the camera's 2, the last one fastest; the inventory by itself."""
-    assert write_action(action).tolist() == list(choices)
+    assert encode_action(action).tolist() == list(choices)
 
 
 def test_every_combination_comes_back():
     assert MINECRAFT_FACTORS["buttons"] == INVENTORY + 1
     index = torch.arange(MINECRAFT_FACTORS["buttons"])
-    moved = torch.where(read_buttons(index)["camera"], 71, 60)
+    moved = torch.where(decode_buttons(index)["camera"], 71, 60)
     actions = torch.stack([index, moved], dim=-1)
-    assert torch.equal(write_action(read_action(actions)), actions)
+    assert torch.equal(encode_action(decode_action(actions)), actions)
     cameras = torch.stack([torch.ones(121, dtype=torch.long), torch.arange(121)], dim=-1)
-    back = write_action(read_action(cameras))
+    back = encode_action(decode_action(cameras))
     assert torch.equal(back[:, 1], cameras[:, 1])
 
 
 def test_the_camera_moves_by_the_mu_law():
     """The step after the middle is 2 of 10 degrees before the law: (11 ** 0.2 - 1) / 10 of 10 degrees after it."""
-    camera = read_action(torch.tensor([1, 6 * 11 + 10]))["camera"]
+    camera = decode_action(torch.tensor([1, 6 * 11 + 10]))["camera"]
     torch.testing.assert_close(camera, torch.tensor([11**0.2 - 1, 10.0]))
 
 
 def test_a_closed_camera_does_not_move():
     actions = torch.tensor([[2, 10], [3, 10]])
-    assert read_action(actions)["camera"].abs().sum(-1).gt(0).tolist() == [False, True]
+    assert decode_action(actions)["camera"].abs().sum(-1).gt(0).tolist() == [False, True]
     assert close_camera(actions).tolist() == [[2, 60], [3, 10]]
 
 
 def test_a_policy_remembers_all_buttons_but_drop():
     remember = PreviousMinecraftAction(width=4)
     torch.manual_seed(0)
-    shown = remember(write_action({name: value[None] for name, value in press("attack", "drop").items()}))
+    shown = remember(encode_action({name: value[None] for name, value in press("attack", "drop").items()}))
     tables = {name: remember.buttons[f"act_{name}"].weight for name in BUTTONS if name != "drop"}
     wanted = remember.camera.bias + sum(table[int(name == "attack")] for name, table in tables.items())
     torch.testing.assert_close(shown[0], wanted)

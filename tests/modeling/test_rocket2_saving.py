@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_surroundings
+from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_files
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
 from .rocket2_tiny import goal_at, random_model
@@ -106,7 +106,7 @@ def test_a_stranger_without_this_package_steps_the_same(model, tmp_path):
     folder, out = tmp_path / "policy", tmp_path / "actions.safetensors"
     policy = model.for_inference(keep=["visibility", "point"])
     policy.save_pretrained(folder)
-    write_rocket2_surroundings(folder, policy.config)
+    write_rocket2_files(folder, policy.config)
     code = {path.name for path in shipped_files(ROCKET2_CLASSES)}
     assert {path.name for path in folder.iterdir()} == code | {"config.json", "model.safetensors"}
     assert not code & {"modeling_rocket.py", "policy_pi0.py"}

@@ -1,4 +1,4 @@
-"""`rocket-hf adapt`: a policy learns a robot with other cameras, state and actions; PEFT puts it on its base again."""
+"""`rocket-hf adapt` for a robot with other cameras, state and actions, and the exported adapter in PEFT."""
 
 import json
 
@@ -8,15 +8,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from rocket_hf.commands import main as rocket_hf
-from rocket_hf.evaluation.trained_policy import find_origin, load_adapted
+from rocket_hf.evaluation.trained_policy import find_trained_policy, load_unmerged_checkpoint
 from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.publishing.adapter import write_adapter
 from rocket_hf.tiny_dataset import write_tiny_dataset
 
-from .conftest import forget_processes, settings
+from .conftest import reset_accelerate_state, set_options
 
-QUICK = settings(
+QUICK_OPTIONS = set_options(
     run__steps=3, run__batch_size=4, run__save_every=3, run__log_every=3, run__validation_samples=4, data__workers=0
 )
 CAMERAS = {"top": (40, 40), "wrist": (32, 32)}
@@ -24,28 +24,28 @@ CAMERAS = {"top": (40, 40), "wrist": (32, 32)}
 
 @pytest.fixture(scope="module")
 def other_robot(tmp_path_factory):
-    """Camera top instead of front, four numbers of state, three of action."""
+    """Dataset with camera top instead of front, four state dimensions and three action dimensions."""
     folder = tmp_path_factory.mktemp("datasets") / "other"
     return write_tiny_dataset(folder, cameras=CAMERAS, state_dim=4, action_dim=3)
 
 
 def adapt(*words) -> int:
-    forget_processes()
+    reset_accelerate_state()
     try:
         return rocket_hf(["adapt", *map(str, words)])
     finally:
-        forget_processes()
+        reset_accelerate_state()
 
 
 @pytest.mark.parametrize("family", ["smolvla", "openvla-oft"])
-def test_an_adapter_of_a_new_robot_is_the_trained_policy(family, policies, other_robot, tmp_path, capsys):
+def test_adapter_for_a_new_robot_equals_the_trained_policy(family, policies, other_robot, tmp_path, capsys):
     out, folder = tmp_path / "run", tmp_path / "adapter"
-    assert adapt(policies(family), "--dataset", other_robot, "--out", out, *QUICK) == 0
+    assert adapt(policies(family), "--dataset", other_robot, "--out", out, *QUICK_OPTIONS) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[1].split() == ["cameras", "front,", "wrist", "wrist,", "top", "-"]
     assert table[3].split()[:3] == ["action_dim", "5", "3"]
 
-    model, _ = load_adapted(find_origin(out))
+    model, _ = load_unmerged_checkpoint(find_trained_policy(out))
     folder.mkdir()
     adapter = write_adapter(model, Source("ada/base", "0" * 40), folder)
     assert ("policy.action_head.fc_out" in adapter.full) == (family == "openvla-oft")
@@ -66,19 +66,21 @@ def test_an_adapter_of_a_new_robot_is_the_trained_policy(family, policies, other
     torch.testing.assert_close(published.eval().predict_action_chunk(**batch), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_robot_that_the_backbone_cannot_drive_is_told_side_by_side(policies, tmp_path, capsys):
+def test_robot_with_too_many_action_dimensions_is_refused(policies, tmp_path, capsys):
     data = write_tiny_dataset(tmp_path / "wide", episodes=1, cameras={"front": (32, 32)}, action_dim=20)
-    assert adapt(policies("pi0"), "--dataset", data, "--out", tmp_path / "run", *QUICK) == 2
+    assert adapt(policies("pi0"), "--dataset", data, "--out", tmp_path / "run", *QUICK_OPTIONS) == 2
     printed = capsys.readouterr()
     assert (
-        printed.err.strip() == "rocket-hf adapt: this policy cannot drive that robot: action_dim at most 8 against 20"
+        printed.err.strip()
+        == "rocket-hf adapt: the robot exceeds the limits of this policy: action_dim is 20, at most 8"
     )
     assert "action_dim  5             20             8" in printed.out
     assert not (tmp_path / "run").exists()
 
 
-def test_new_layers_that_would_not_be_trained_are_refused(policies, other_robot, tmp_path, capsys):
+def test_new_layers_that_would_not_train_are_refused(policies, other_robot, tmp_path, capsys):
     out = tmp_path / "run"
     frozen = ["--set", "parts.heads=frozen"]
-    assert adapt(policies("openvla-oft"), "--dataset", other_robot, "--out", out, *QUICK, *frozen) == 2
-    assert "the robot needs new layers, which parts.heads=frozen would not train" in capsys.readouterr().err
+    assert adapt(policies("openvla-oft"), "--dataset", other_robot, "--out", out, *QUICK_OPTIONS, *frozen) == 2
+    error = capsys.readouterr().err
+    assert "the robot needs new layers (" in error and "which parts.heads=frozen does not train" in error

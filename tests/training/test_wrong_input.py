@@ -1,4 +1,4 @@
-"""What a user can mend: one sentence and exit code 2, before any training, and nothing in the way of a second try."""
+"""Invalid input: one message and exit code 2 before training starts, and no files that block a second run."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rocket_hf.tiny_dataset import write_tiny_dataset
 
-from .conftest import run_training, settings, write_policy
+from .conftest import run_training, set_options, write_policy
 
 pytestmark = pytest.mark.needs_lerobot
 
@@ -22,26 +22,26 @@ FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
 @pytest.fixture(scope="module")
 def other_data(tmp_path_factory) -> Callable[..., Path]:
-    """Other datasets than the one that the policies were made for."""
-    folder = tmp_path_factory.mktemp("others")
+    """Function that writes datasets that differ from the one that the policies fit."""
+    folder = tmp_path_factory.mktemp("other_datasets")
     return lambda name, **changes: write_tiny_dataset(folder / name, 2, 4, **changes)
 
 
 @pytest.fixture
-def refused(stored, teacher, policies, tmp_path) -> Callable[..., None]:
-    """Runs the tiny recipe with one thing wrong, and asks for one sentence that says so and nothing left behind."""
-    right = {"recipe": "tiny", "policy": policies("smolvla"), "dataset": stored, "teacher": teacher}
+def refused(image_dataset, teacher, policies, tmp_path) -> Callable[..., None]:
+    """Function that trains with one invalid argument, and requires one error message and an unchanged output folder."""
+    valid = {"recipe": "tiny", "policy": policies("smolvla"), "dataset": image_dataset, "teacher": teacher}
 
-    def run(*sentences: str, out: Path | None = None, more: tuple = (), changes: dict | None = None, **given) -> None:
+    def run(*messages: str, out: Path | None = None, more: tuple = (), changes: dict | None = None, **given) -> None:
         out = tmp_path / "run" if out is None else out
         before = sorted(out.rglob("*")) if out.exists() else None
-        options = [word for name, value in (right | given).items() for word in (f"--{name}", value) if value]
-        outcome = run_training(*options, "--out", out, *settings(**changes or {}), *more)
+        options = [word for name, value in (valid | given).items() for word in (f"--{name}", value) if value]
+        outcome = run_training(*options, "--out", out, *set_options(**changes or {}), *more)
         assert outcome.code == 2, outcome
         assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
         assert outcome.stderr.startswith("train.py: ")
-        for sentence in sentences:
-            assert sentence in outcome.stderr
+        for message in messages:
+            assert message in outcome.stderr
         assert (sorted(out.rglob("*")) if out.exists() else None) == before
 
     return run
@@ -51,27 +51,27 @@ def refused(stored, teacher, policies, tmp_path) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        ({"optimizer__lrr": 1}, "a recipe has no key optimizer.lrr: did you mean 'lr'?"),
+        ({"optimizer__lrr": 1}, "OptimizerConfig has no key optimizer.lrr: did you mean 'lr'?"),
         ({"run__steps": "many"}, "run.steps must be int, got 'many'"),
         ({"optimizer__lr": -1}, "optimizer.lr must be above 0"),
-        ({"optimizer__betas": [0.9, 1.5]}, "optimizer.betas are two numbers from 0 to below 1"),
-        ({"data__validation": 1}, "data.validation must lie between 0 and"),
-        ({"schedule__kind": "step"}, "schedule.kind step needs schedule.at"),
-        ({"alignment__schedule": "linear"}, "alignment.until, a step, is given exactly when"),
-        ({"run__batch_size": 4, "run__device_batch_size": 3}, "run.batch_size=4 is no multiple of"),
+        ({"optimizer__betas": [0.9, 1.5]}, "optimizer.betas must be two numbers from 0 to below 1"),
+        ({"data__validation": 1}, "data.validation must be between 0 and"),
+        ({"schedule__kind": "step"}, "schedule.kind=step needs schedule.at"),
+        ({"alignment__schedule": "linear"}, "alignment.until, a step, must be given exactly when"),
+        ({"run__batch_size": 4, "run__device_batch_size": 3}, "run.batch_size=4 is not a multiple of"),
         ({"run__trackers": ["wandbb"]}, "there is no tracker 'wandbb': did you mean 'wandb'?"),
         ({"run__base_dtype": "bfloat16"}, "accelerate launch --mixed_precision bf16"),
         ({"parts__vision": "frozen", "parts__language": "frozen", "parts__expert": "frozen", "parts__heads": "frozen"},
          "every part of the policy is frozen"),
-        ({"parts__vision": "frozen", "parts__language": "frozen"}, "alignment would train nothing that it taps"),
-        ({"alignment__student_layers": [1, 2, 7]}, "layer 7 does not exist: this model has 3 blocks"),
+        ({"parts__vision": "frozen", "parts__language": "frozen"}, "the alignment of student layers [1, 2, -1] would train no weight before these layers"),
+        ({"alignment__student_layers": [1, 2, 7]}, "layer 7 does not exist: the model has 3 blocks"),
         ({"alignment__teacher_layers": [2, 3, 9]}, "vggt has no layer 9: its 4 blocks are layers 1..4"),
         ({"alignment__teacher_layers": [2, 3]}, "3 student layers and 2 teacher layers"),
         ({"alignment__student_layers": [2, 1, 3]}, "student_layers must go from shallow to deep"),
-        ({"alignment__nested_widths": [3]}, "nested_widths is given exactly when"),
-        ({"teacher__resolution": "best"}, "teacher.resolution is camera, teacher or a number of pixels"),
+        ({"alignment__nested_widths": [3]}, "nested_widths must be given exactly when"),
+        ({"teacher__resolution": "best"}, "teacher.resolution must be camera, teacher or a number of pixels"),
         ({"teacher__revision": "v1"}, "is a folder, which has no revision 'v1'"),
         ({"robot__cameras": ["front", "front"]}, "cameras must be 1 to 4 different names"),
         ({"robot__action_normalization": "quantiles"}, "'action_normalization' expected one of ('identity', "),
@@ -85,60 +85,60 @@ def refused(stored, teacher, policies, tmp_path) -> Callable[..., None]:
          "the policy has no camera 'wirst'"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_does_not_fit(refused, change, sentence):
-    refused(sentence, changes=change)
+def test_invalid_recipe_settings(refused, change, message):
+    refused(message, changes=change)
 
 
-def test_an_unknown_recipe(refused):
+def test_unknown_recipe(refused):
     refused("there is no recipe 'tinny': did you mean 'tiny'", recipe="tinny")
 
 
-@pytest.mark.parametrize(("missing", "sentence"), [("policy", "pass --policy"), ("dataset", "pass --dataset")])
-def test_what_is_not_given(refused, missing, sentence):
-    refused(sentence, **{missing: None})
+@pytest.mark.parametrize(("missing", "message"), [("policy", "pass --policy"), ("dataset", "pass --dataset")])
+def test_missing_policy_or_dataset(refused, missing, message):
+    refused(message, **{missing: None})
 
 
-def test_a_tracker_that_is_not_installed(refused):
+def test_tracker_that_is_not_installed(refused):
     from accelerate.tracking import get_available_trackers
 
-    there = {str(tracker) for tracker in get_available_trackers()}
-    absent = sorted({"trackio", "wandb", "tensorboard"} - there)
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    absent = sorted({"trackio", "wandb", "tensorboard"} - installed)
     if not absent:
-        pytest.skip("all of them are installed")
+        pytest.skip("all trackers are installed")
     refused(f"{absent[0]} is not installed", changes={"run__trackers": absent[:1]})
 
 
 # The dataset
 
 
-def test_a_dataset_without_the_camera(refused, other_data):
+def test_dataset_without_a_camera_of_the_policy(refused, other_data):
     folder = other_data("one-camera", cameras={"front": (48, 64)})
     refused("has no camera 'wrist', which the policy needs", dataset=folder)
 
 
-@pytest.mark.parametrize("what", ["state", "action"])
-def test_a_dataset_of_another_dimension(refused, other_data, what):
-    folder = other_data(f"other-{what}", **{f"{what}_dim": 4})
-    dim = {"state": 6, "action": 5}[what]
-    refused(f"has 4 dimensions, the policy was made for {what}_dim={dim}", dataset=folder)
+@pytest.mark.parametrize("column", ["state", "action"])
+def test_dataset_with_another_number_of_dimensions(refused, other_data, column):
+    folder = other_data(f"other-{column}", **{f"{column}_dim": 4})
+    dim = {"state": 6, "action": 5}[column]
+    refused(f"has 4 dimensions, the policy was made for {column}_dim={dim}", dataset=folder)
 
 
-def test_a_dataset_that_is_no_folder_and_not_on_the_hub(refused):
+def test_dataset_that_is_neither_a_folder_nor_on_the_hub(refused):
     refused("nobody/no-such-data", dataset="nobody/no-such-data")
     refused("no-such-folder", dataset="./no-such-folder")
 
 
-def test_a_folder_that_is_no_dataset(refused, tmp_path):
+def test_folder_that_is_not_a_dataset(refused, tmp_path):
     (tmp_path / "nothing").mkdir()
     refused("is not a LeRobot dataset", dataset=tmp_path / "nothing")
 
 
-def test_a_dataset_without_frames(refused, copied):
-    info = json.loads((copied / "meta" / "info.json").read_text())
-    (copied / "meta" / "info.json").write_text(json.dumps(info | {"total_episodes": 0, "total_frames": 0}))
-    for path in [*(copied / "data").rglob("*.parquet"), *(copied / "meta" / "episodes").rglob("*.parquet")]:
+def test_dataset_without_frames(refused, dataset_copy):
+    info = json.loads((dataset_copy / "meta" / "info.json").read_text())
+    (dataset_copy / "meta" / "info.json").write_text(json.dumps(info | {"total_episodes": 0, "total_frames": 0}))
+    for path in [*(dataset_copy / "data").rglob("*.parquet"), *(dataset_copy / "meta" / "episodes").rglob("*.parquet")]:
         pq.write_table(pq.read_table(path).slice(0, 0), path)
-    refused(copied.name, dataset=copied)
+    refused(dataset_copy.name, dataset=dataset_copy)
 
 
 def rewrite(folder: Path, key: str, change: Callable[[list], list]) -> None:
@@ -148,38 +148,38 @@ def rewrite(folder: Path, key: str, change: Callable[[list], list]) -> None:
     pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
 
 
-def test_actions_that_are_not_finite(refused, copied):
-    rewrite(copied, "action", lambda rows: [*rows[:13], [np.nan] * 5, *rows[14:]])
-    refused("the action of copied is not finite at episode 1, frame 1", dataset=copied)
+def test_non_finite_actions(refused, dataset_copy):
+    rewrite(dataset_copy, "action", lambda rows: [*rows[:13], [np.nan] * 5, *rows[14:]])
+    refused("the action of dataset_copy is not finite at episode 1, frame 1", dataset=dataset_copy)
 
 
-def test_pictures_that_cannot_be_read(refused, copied):
-    rewrite(copied, FRONT, lambda rows: [row | {"bytes": row["bytes"][:40]} for row in rows])
-    refused("the image of camera 'front' of copied at episode", "cannot be read", dataset=copied)
+def test_truncated_images(refused, dataset_copy):
+    rewrite(dataset_copy, FRONT, lambda rows: [row | {"bytes": row["bytes"][:40]} for row in rows])
+    refused("the image of camera 'front' of dataset_copy at episode", "cannot be read", dataset=dataset_copy)
 
 
-def test_videos_that_cannot_be_read(refused, filmed, tmp_path):
-    folder = shutil.copytree(filmed, tmp_path / "filmed")
+def test_truncated_videos(refused, video_dataset, tmp_path):
+    folder = shutil.copytree(video_dataset, tmp_path / "video_dataset")
     for path in (folder / "videos").rglob("*.mp4"):
         path.write_bytes(path.read_bytes()[:200])
     refused("the image of camera", "cannot be read", dataset=folder)
 
 
-def test_a_video_that_is_missing(refused, filmed, tmp_path):
-    folder = shutil.copytree(filmed, tmp_path / "filmed")
+def test_missing_video(refused, video_dataset, tmp_path):
+    folder = shutil.copytree(video_dataset, tmp_path / "video_dataset")
     next((folder / "videos").rglob("*.mp4")).unlink()
     refused("lacks the video", dataset=folder)
 
 
-def test_a_prompt_that_is_too_long_though_it_comes_late(refused, other_data):
+def test_prompt_of_the_last_task_that_is_too_long(refused, other_data):
     folder = other_data("wordy", tasks=("push", "push the blue square, and then whatever else there is to be pushed"))
-    refused("tokens, max_prompt_length is 24: shorten the task", dataset=folder)
+    refused("tokens, but max_prompt_length is 24: shorten the task", dataset=folder)
 
 
 # The policy
 
 
-def test_a_policy_that_is_missing_or_is_none(refused, tmp_path, policies):
+def test_missing_policy_and_folders_that_are_not_policies(refused, tmp_path, policies):
     refused("nobody/no-such-policy", policy="nobody/no-such-policy")
     (tmp_path / "empty").mkdir()
     refused("holds no policy: there is no config.json", policy=tmp_path / "empty")
@@ -190,7 +190,7 @@ def test_a_policy_that_is_missing_or_is_none(refused, tmp_path, policies):
     refused("describes a model 'bert': `rocket-hf convert` makes a policy of it", policy=copy)
 
 
-def test_weights_that_are_torn_or_of_another_policy(refused, tmp_path, policies):
+def test_truncated_incomplete_and_missing_weights(refused, tmp_path, policies):
     copy = shutil.copytree(policies("smolvla"), tmp_path / "policy")
     weights = load_file(copy / "model.safetensors")
     content = (copy / "model.safetensors").read_bytes()
@@ -203,26 +203,26 @@ def test_weights_that_are_torn_or_of_another_policy(refused, tmp_path, policies)
     refused("policy", policy=copy)
 
 
-def test_a_policy_without_its_processor(refused, tmp_path, policies):
+def test_policy_without_processor(refused, tmp_path, policies):
     copy = shutil.copytree(policies("smolvla"), tmp_path / "policy")
     (copy / "processor_config.json").unlink()
     refused("processor_config.json", policy=copy)
 
 
-def test_a_chunk_that_the_policy_cannot_predict(refused, policies):
-    refused("chunk_size at most 1 against 9", policy=policies("openvla"), changes={"robot__chunk_size": 9})
+def test_chunk_size_above_the_limit_of_the_policy(refused, policies):
+    refused("chunk_size is 9, at most 1", policy=policies("openvla"), changes={"robot__chunk_size": 9})
 
 
 # The teacher and its cache
 
 
-def test_a_teacher_that_is_missing_or_is_none(refused, tmp_path):
+def test_missing_teacher_and_folder_that_is_not_a_teacher(refused, tmp_path):
     refused("nobody/no-such-teacher", teacher="nobody/no-such-teacher")
     (tmp_path / "empty").mkdir()
     refused("cannot be a teacher: it has no config.json", teacher=tmp_path / "empty")
 
 
-def test_a_teacher_whose_weights_are_torn_or_missing(refused, tmp_path, teacher):
+def test_truncated_and_missing_teacher_weights(refused, tmp_path, teacher):
     copy = shutil.copytree(teacher, tmp_path / "vggt")
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
@@ -231,24 +231,27 @@ def test_a_teacher_whose_weights_are_torn_or_missing(refused, tmp_path, teacher)
     refused("has no weights", teacher=copy)
 
 
-def test_a_cache_of_another_dataset(refused, caches, other_data):
+def test_feature_cache_of_another_dataset(refused, caches, other_data):
     refused(
-        "holds features of stored@", "not of other-frames", dataset=other_data("other-frames"), cache=caches("int8")
+        "holds features of image_dataset@",
+        "not of other-frames",
+        dataset=other_data("other-frames"),
+        cache=caches("int8"),
     )
 
 
-def test_a_cache_that_lacks_a_layer(refused, caches):
+def test_feature_cache_without_a_layer(refused, caches):
     refused("has no teacher layer 1", cache=caches("int8"), changes={"alignment__teacher_layers": [1, 2, 3]})
 
 
-def test_a_cache_that_is_missing_or_unfinished(refused, caches, tmp_path):
+def test_missing_and_incomplete_feature_cache(refused, caches, tmp_path):
     refused("nowhere", cache=tmp_path / "nowhere")
     copy = shutil.copytree(caches("int8"), tmp_path / "copy")
     next(path for path in copy.rglob("*.safetensors") if "shard" in path.name or "shard" in path.parent.name).unlink()
     refused("is unfinished, 1 of 1 shards are missing", cache=copy)
 
 
-def test_a_cache_whose_bytes_have_changed(refused, caches, tmp_path):
+def test_feature_cache_with_changed_bytes(refused, caches, tmp_path):
     copy = shutil.copytree(caches("int8"), tmp_path / "copy")
     path = next(path for path in copy.rglob("*.safetensors") if "shard" in path.name or "shard" in path.parent.name)
     content = bytearray(path.read_bytes())
@@ -257,30 +260,30 @@ def test_a_cache_whose_bytes_have_changed(refused, caches, tmp_path):
     refused(path.name, cache=copy)
 
 
-def test_one_cache_for_two_datasets(refused, caches, stored, filmed):
+def test_one_feature_cache_for_two_datasets(refused, caches, image_dataset, video_dataset):
     refused("teacher.caches needs one folder per dataset: 1 for 2 datasets", cache=caches("int8"),
-            more=("--dataset", filmed))  # fmt: skip
+            more=("--dataset", video_dataset))  # fmt: skip
 
 
 # The folder of the run
 
 
-def test_a_folder_that_is_not_empty_or_is_a_file(refused, tmp_path):
+def test_output_folder_that_is_not_empty_or_is_a_file(refused, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    refused("is not empty: pass --resume to go on with the run in it, or another --out", out=tmp_path / "full")
+    refused("is not empty: pass --resume to resume the run in it, or choose another --out", out=tmp_path / "full")
     refused("full", out=tmp_path / "full" / "notes.txt")
 
 
-def test_nothing_to_resume(refused, tmp_path):
-    refused("there is no run in", "to resume: leave --resume out to begin one", more=("--resume",))
+def test_resume_without_a_run(refused, tmp_path):
+    refused("there is no run to resume in", "remove --resume to start one", more=("--resume",))
 
 
-def test_after_an_error_the_same_command_begins(tiny_run, refused, tmp_path):
+def test_same_output_folder_can_be_used_after_an_error(tiny_run, refused, tmp_path):
     refused("layer 7 does not exist", changes={"alignment__student_layers": [1, 2, 7]})
     tiny_run(tmp_path / "run", run__steps=1)
 
 
-def test_a_policy_made_for_another_robot_says_what_it_was_made_for(refused, tmp_path):
-    odd = write_policy(tmp_path / "odd", "smolvla", action_dim=3)
-    refused("has 5 dimensions, the policy was made for action_dim=3", policy=odd)
+def test_policy_for_another_robot(refused, tmp_path):
+    other = write_policy(tmp_path / "other", "smolvla", action_dim=3)
+    refused("has 5 dimensions, the policy was made for action_dim=3", policy=other)
