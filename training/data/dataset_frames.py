@@ -45,7 +45,12 @@ class DatasetFrames:
 
     def read_images(self, indices: Sequence[int]) -> list[Tensor]:
         """Return the images of some frames for each camera, (frames, 3, H, W) uint8."""
-        return [
-            torch.stack([self.image_readers[camera].read(index, int(self.episodes[index])) for index in indices])
-            for camera in self.sizes
-        ]
+        return [torch.stack([self.read_image(camera, index) for index in indices]) for camera in self.sizes]
+
+    def read_image(self, camera: str, index: int) -> Tensor:
+        try:
+            return self.image_readers[camera].read(index, int(self.episodes[index]))
+        except UserError as error:
+            raise UserError(
+                f"the image of camera {camera!r} of {self.dataset} at frame {index} cannot be read: {error}"
+            ) from error

@@ -5,7 +5,7 @@ from typing import Any
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.robot_adaptation import COUNTED
+from rocket_hf.modeling.robot_adaptation import LIMITED_SETTINGS
 
 from ..recipe import DatasetConfig
 from .lerobot_data import camera_name
@@ -39,7 +39,7 @@ def read_robot_from_dataset(config: DatasetConfig, policy: RocketConfig) -> dict
 def format_robot_comparison(policy: RocketConfig, robot: Mapping[str, Any]) -> list[str]:
     """Return the rows of a table with the policy's robot, the dataset's robot and the limits of the backbone."""
     rows = [("", "policy", "dataset", "maximum")]
-    for name in COUNTED:
+    for name in LIMITED_SETTINGS:
         value = getattr(policy, name)
         limit = getattr(policy.policy_config, f"max_{name}")
         rows.append(
