@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress = record_rooms(arguments) if arguments.suite == "vizdoom" else record_demonstrations(arguments)
     except KeyboardInterrupt:
         print(
-            f"\nrocket-hf simulate: interrupted. Run the same command again to resume the recording in {arguments.out}.",
+            f"\nrocket-hf simulate: interrupted. Run the same command again to resume {arguments.out}.",
             file=sys.stderr,
         )
         return 130

@@ -5,7 +5,7 @@ import torch
 from rocket_hf.evaluation.rocket2.players import PlayerOutput
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.sims.vizdoom.actions import FACTORS, REST
+from rocket_hf.sims.vizdoom.actions import FACTORS, IDLE
 from rocket_hf.sims.vizdoom.bot import Bot
 from rocket_hf.sims.vizdoom.maps import make_room
 
@@ -50,4 +50,4 @@ class IdlePlayer:
 
     def act(self, inputs):
         self.goals += [(each.reply.steps, each.reply.goal) for _, each in sorted(inputs.items())]
-        return dict.fromkeys(inputs, PlayerOutput(REST))
+        return dict.fromkeys(inputs, PlayerOutput(IDLE))

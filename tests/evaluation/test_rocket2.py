@@ -103,20 +103,20 @@ def test_policy_without_visibility_head_predicts_no_visibility(run):
 @pytest.mark.parametrize("start", [STARTS[1], STARTS[6]])
 def test_goal_views_show_the_target_away_from_the_path_to_it(start):
     world, begin = DoomWorld([make_room(start.seed)]), start_pose(start)
-    target = world.rooms[start.seed].objects[start.target].place
+    target = world.rooms[start.seed].objects[start.target].position
     try:
         goals = find_goal_views(world, start, begin, 5)
         for goal in goals:
-            world.move_to(goal.pose)
-            sight = world.look()
+            world.teleport(goal.pose)
+            sight = world.observe()
             pose = world.pose()
-            assert np.abs(np.subtract(pose.place, goal.pose.place)).max() < 1
+            assert np.abs(np.subtract(pose.position, goal.pose.position)).max() < 1
             assert (sight.mask(start.target) == goal.mask).mean() > 0.99  # flames have moved
             assert goal.mask.sum() >= MIN_GOAL_PIXELS
-            assert distance_to_path(goal.pose.place, begin.place, target) >= MIN_GOAL_DISTANCE
+            assert distance_to_path(goal.pose.position, begin.position, target) >= MIN_GOAL_DISTANCE
             columns = np.flatnonzero(goal.mask.any(axis=0)) + 0.5
             left = -np.degrees(np.arctan2(columns - 40, 40))  # the field of view has 90 degrees
-            half_width = np.degrees(np.arctan2(48, math.dist(pose.place, target)))  # a part of it may be hidden
+            half_width = np.degrees(np.arctan2(48, math.dist(pose.position, target)))  # a part of it may be hidden
             assert left.min() - half_width < goal.pose.bearing(target) < left.max() + half_width
         assert all(first.pose != second.pose for first, second in combinations(goals, 2))
     finally:

@@ -244,9 +244,7 @@ def test_recording_killed_during_write_raises(recorded, tmp_path):
     recording = json.loads((folder / "meta" / "simulation.json").read_text())
     recording["progress"]["episodes"] = 1  # the progress before the last write
     (folder / "meta" / "simulation.json").write_text(json.dumps(recording))
-    with pytest.raises(
-        UserError, match="is damaged, its recording was killed during a write: remove it and record again"
-    ):
+    with pytest.raises(UserError, match="was killed during a write: remove it and record again"):
         record(folder, "metaworld", TASKS, 2, image_size=32, depth=True, workers=1)
 
 
@@ -263,7 +261,7 @@ def test_recording_killed_during_write_raises(recorded, tmp_path):
         ({"workers": 0}, "workers must be at least 1, got 0"),
         (
             {"image_size": 33},
-            "the image size must be even and at least 16, because the video encoder requires it: got 33",
+            "the image size must be even and at least 16, .*: got 33",
         ),
     ],
 )
@@ -277,7 +275,7 @@ def test_invalid_plan_raises_before_anything_is_written(arguments, message, tmp_
 def test_folder_with_other_content_raises(tmp_path):
     with pytest.raises(
         UserError,
-        match="is not a recording of `rocket-hf simulate`: it has no meta/simulation.json. Choose another folder",
+        match=r"is not a recording of .*: it has no meta/simulation.json. Choose another folder",
     ):
         record(tmp_path, "metaworld", ["reach-v3"], 1)
 

@@ -14,8 +14,8 @@ from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket2 import INTERACTIONS, Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.rocket2_interface import Goal
-from rocket_hf.sims.vizdoom.actions import FACTORS, REST
-from rocket_hf.sims.vizdoom.world import SIZE
+from rocket_hf.sims.vizdoom.actions import FACTORS, IDLE
+from rocket_hf.sims.vizdoom.world import IMAGE_SIZE
 
 from .simulator import GoalView, Rocket2Reply, Rocket2Start
 
@@ -128,10 +128,11 @@ def require_fit(config: Rocket2Config) -> None:
     """Raise a UserError if the policy's image size or actions are not those of the ViZDoom rooms."""
     image_size, actions = tuple(config.image_size), list(config.factors.items())
     rest = tuple(config.rest_action or ())
-    if (image_size, actions, rest) != (SIZE, list(FACTORS.items()), REST):
+    if (image_size, actions, rest) != (IMAGE_SIZE, list(FACTORS.items()), IDLE):
         raise UserError(
             f"the policy has {describe_interface(image_size, dict(actions), rest)}; vizdoom has "
-            f"{describe_interface(SIZE, FACTORS, REST)}: train a policy on a dataset of `rocket-hf simulate vizdoom`"
+            f"{describe_interface(IMAGE_SIZE, FACTORS, IDLE)}: train a policy on a dataset of "
+            "`rocket-hf simulate vizdoom`"
         )
     if config.interactions <= INTERACTIONS["approach"]:
         raise UserError(

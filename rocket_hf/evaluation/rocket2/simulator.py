@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from rocket_hf.errors import UserError
-from rocket_hf.sims.vizdoom.maps import OBJECTS, Point, Pose, Room, make_room
+from rocket_hf.sims.vizdoom.maps import OBJECTS_PER_ROOM, Point, Pose, Room, make_room
 from rocket_hf.sims.vizdoom.world import DoomWorld, DoomWorldCache, Event
 
 MIN_GOAL_DISTANCE = 96  # from a goal view to the straight path to the target, in map units
@@ -87,10 +87,10 @@ class Rocket2Simulator:
 
     def start(self, request: Rocket2StartRequest) -> Rocket2Reply:
         start, refresh_steps = request.start, range(0, request.max_steps, request.refresh)
-        world, pose = self.worlds.with_room(start.seed), start_pose(start)
+        world, pose = self.worlds.load_room(start.seed), start_pose(start)
         self.goals = dict(zip(refresh_steps, find_goal_views(world, start, pose, len(refresh_steps)), strict=True))
         self.steps, self.max_steps = 0, request.max_steps
-        world.enter(start.seed, start.target, pose)
+        world.start_episode(start.seed, start.target, pose)
         return self.reply(world, "none")
 
     def step(self, request: Rocket2StepRequest) -> Rocket2Reply:
@@ -101,7 +101,7 @@ class Rocket2Simulator:
         return self.reply(world, event)
 
     def reply(self, world: DoomWorld, event: Event) -> Rocket2Reply:
-        view, goal = world.look(), self.goals.get(self.steps)
+        view, goal = world.observe(), self.goals.get(self.steps)
         return Rocket2Reply(view.image, goal, self.steps, event, self.max_steps, view.mask(world.target), world.pose())
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Rocket2Simulator:
 
 def episode_starts(episodes: int, first_seed: int) -> list[Rocket2Start]:
     """Return the starts of all episodes: episode k is in room `first_seed` + k and its target is object k modulo 4."""
-    return [Rocket2Start(first_seed + number, number % OBJECTS) for number in range(episodes)]
+    return [Rocket2Start(first_seed + number, number % OBJECTS_PER_ROOM) for number in range(episodes)]
 
 
 def start_pose(start: Rocket2Start) -> Pose:
@@ -130,10 +130,10 @@ def find_goal_views(world: DoomWorld, start: Rocket2Start, begin: Pose, count: i
 def goal_views(world: DoomWorld, start: Rocket2Start, begin: Pose) -> Iterator[GoalView]:
     """Yield views of the target from poses that the player will hardly pass."""
     room = world.rooms[start.seed]
-    world.enter(start.seed, start.target, begin)
-    for pose in goal_poses(room, start, begin.place):
-        world.move_to(pose)
-        view = world.look()
+    world.start_episode(start.seed, start.target, begin)
+    for pose in goal_poses(room, start, begin.position):
+        world.teleport(pose)
+        view = world.observe()
         mask = view.mask(start.target)
         if mask.sum() >= MIN_GOAL_PIXELS:
             yield GoalView(view.image, mask, pose)
@@ -141,10 +141,10 @@ def goal_views(world: DoomWorld, start: Rocket2Start, begin: Pose) -> Iterator[G
 
 def goal_poses(room: Room, start: Rocket2Start, begin: Point) -> Iterator[Pose]:
     """Yield poses that face the target and are not near the straight path to it."""
-    target = room.objects[start.target].place
+    target = room.objects[start.target].position
     for pose in islice(room.poses(random.Random(f"goals {start.target} of {room.seed}")), ATTEMPTS):
         is_facing = abs(pose.bearing(target)) < MAX_GOAL_BEARING
-        if is_facing and distance_to_path(pose.place, begin, target) >= MIN_GOAL_DISTANCE:
+        if is_facing and distance_to_path(pose.position, begin, target) >= MIN_GOAL_DISTANCE:
             yield pose
 
 

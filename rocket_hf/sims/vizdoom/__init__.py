@@ -1,1 +1,1 @@
-"""A world for goals that are pointed at: rooms made from a seed, in ViZDoom's engine."""
+"""Simulator for ROCKET-2 in ViZDoom's engine: rooms generated from a seed, with objects as goals."""

@@ -1,4 +1,6 @@
-"""What a policy's choices mean to ViZDoom. Another engine is another table of this form, and a world of its own.
+"""Action space of ViZDoom: the meaning of each choice of a policy's action factors.
+
+Another engine needs another table of this form.
 
     factor  choice    engine
     walk    0         -
@@ -17,16 +19,16 @@ from collections.abc import Sequence
 
 TURNS = (0.0, -30.0, -12.0, -5.0, -2.0, 2.0, 5.0, 12.0, 30.0)
 FACTORS = {"walk": 3, "strafe": 3, "turn": len(TURNS)}
-REST = (0,) * len(FACTORS)
+IDLE = (0,) * len(FACTORS)
 BUTTONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "TURN_LEFT_RIGHT_DELTA")
 
 
-def buttons(choices: Sequence[int], tics: int) -> list[float]:
-    """The values of BUTTONS in each of the tics that a step lasts: the turn is shared by them."""
+def button_values(choices: Sequence[int], tics: int) -> list[float]:
+    """Return the values of BUTTONS in each tic of a step. The turn is divided among the tics."""
     walk, strafe, turn = choices
     return [float(walk == 1), float(walk == 2), float(strafe == 1), float(strafe == 2), TURNS[turn] / tics]
 
 
 def nearest_turn(left: float) -> int:
-    """The choice that comes nearest to so many degrees to the left."""
+    """Return the choice whose turn is nearest to `left` degrees to the left."""
     return min(range(len(TURNS)), key=lambda choice: abs(TURNS[choice] + left))

@@ -1,7 +1,7 @@
-"""What is recorded of a room: views from anywhere, and the bot on its way to each object, now and then pushed off it.
+"""Recorded episodes of a room: random views, and the bot's path to each object with random perturbations.
 
-The bot's mistakes are not its own: for some steps at a time the player does something else than it says. So there is a
-right action for places where only a policy that errs will be.
+For a few steps at a time the player executes a random action instead of the bot's action. The recorded label is the
+bot's action, so the dataset contains correct actions also for positions that only an imperfect policy reaches.
 """
 
 import random
@@ -17,137 +17,142 @@ from rocket_hf.modeling.configuration_rocket2 import INTERACTIONS
 from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
 
 from ..expert import Demonstration
-from .actions import FACTORS, REST
+from .actions import FACTORS, IDLE
 from .bot import Bot
-from .maps import OBJECTS, make_room
-from .world import EVENTS, MAX_STEPS, SIZE, DoomWorld, DoomWorldCache, Sight
+from .maps import OBJECTS_PER_ROOM, make_room
+from .world import EVENTS, IMAGE_SIZE, MAX_STEPS, DoomView, DoomWorld, DoomWorldCache
 
-PUSHED = 0.08  # how often, per step
-LONGEST_PUSH = 4  # steps
+PERTURBATION_PROBABILITY = 0.08  # per step
+MAX_PERTURBATION_STEPS = 4
 ATTEMPTS = 50
-ROOMS_OF_A_FILE = 50  # which the engine reads at a time
-VIEWS = "look round the room"
+ROOMS_PER_FILE = 50  # rooms that the engine loads at a time
+VIEWS_TASK = "look round the room"  # task of the views in recorded datasets
 
 
 @dataclass(frozen=True)
-class Job:
-    """One episode: of views, or with the object `target`."""
+class RoomEpisodeRequest:
+    """Request to a simulator process for one episode: views of the room, or the path to the object `target`."""
 
-    room: int  # its seed
+    room: int  # seed of the room
     target: int | None
-    views: int
+    views: int  # number of views
 
     @property
     def task(self) -> str:
-        return VIEWS if self.target is None else instruction(make_room(self.room).objects[self.target].kind)
+        return VIEWS_TASK if self.target is None else instruction(make_room(self.room).objects[self.target].kind)
 
 
 def instruction(kind: str) -> str:
     return f"go to the {kind}"
 
 
-def columns() -> dict[str, Any]:
-    """As lerobot describes them. A step's event is what came of its action."""
-    picture = {"dtype": "image", "shape": (*SIZE, 3), "names": ["height", "width", "channels"]}
+def dataset_features() -> dict[str, Any]:
+    """Return the columns of the dataset in lerobot's format. A frame's event is the result of its action."""
+    image = {"dtype": "image", "shape": (*IMAGE_SIZE, 3), "names": ["height", "width", "channels"]}
     return {
-        "observation.images.view": picture,
-        "observation.images.objects": picture,  # 0, or 1 + the number of an object, in all three channels
-        "observation.state": numbers("float32", "x", "y", "angle"),
-        "action": numbers("int64", *FACTORS),  # what the bot says
-        "executed": numbers("int64", *FACTORS),  # what the player did
-        "interaction": numbers("int64", "interaction"),
-        "room": numbers("int64", "seed"),
-        "target": numbers("int64", "number"),  # 1 + that of the object; 0 in views
-        "target.visible": numbers("bool", "visible"),
-        "target.point": numbers("float32", "y", "x"),
-        "target.box": numbers("float32", "x0", "y0", "x1", "y1"),
-        "event": numbers("int64", "event"),
+        "observation.images.view": image,
+        "observation.images.objects": image,  # 0, or 1 + the index of an object, in all three channels
+        "observation.state": vector_feature("float32", "x", "y", "angle"),
+        "action": vector_feature("int64", *FACTORS),  # the bot's action
+        "executed": vector_feature("int64", *FACTORS),  # the executed action, which may be a perturbation
+        "interaction": vector_feature("int64", "interaction"),
+        "room": vector_feature("int64", "seed"),
+        "target": vector_feature("int64", "number"),  # 1 + index of the target; 0 in views
+        "target.visible": vector_feature("bool", "visible"),
+        "target.point": vector_feature("float32", "y", "x"),
+        "target.box": vector_feature("float32", "x0", "y0", "x1", "y1"),
+        "event": vector_feature("int64", "event"),
     }
 
 
-def numbers(dtype: str, *names: str) -> dict[str, Any]:
+def vector_feature(dtype: str, *names: str) -> dict[str, Any]:
     return {"dtype": dtype, "shape": (len(names),), "names": list(names)}
 
 
-class DoomWorker:
-    def __init__(self) -> None:
-        self.worlds = DoomWorldCache(ROOMS_OF_A_FILE)
+class DoomSimulator:
+    """Simulator that records episodes of rooms."""
 
-    def handle(self, job: Job) -> Demonstration:
-        world = self.worlds.with_room(job.room)
-        if job.target is None:
-            return Demonstration(VIEWS, job.room, 0, views(world, job.room, job.views))
-        return approach(world, job.room, job.target)
+    def __init__(self) -> None:
+        self.worlds = DoomWorldCache(ROOMS_PER_FILE)
+
+    def handle(self, request: RoomEpisodeRequest) -> Demonstration:
+        world = self.worlds.load_room(request.room)
+        if request.target is None:
+            return Demonstration(VIEWS_TASK, request.room, 0, record_views(world, request.room, request.views))
+        return record_path(world, request.room, request.target)
 
     def close(self) -> None:
         self.worlds.close()
 
 
-def views(world: DoomWorld, seed: int, count: int) -> list[dict[str, Any]]:
+def record_views(world: DoomWorld, seed: int, count: int) -> list[dict[str, Any]]:
     poses = world.rooms[seed].poses(random.Random(f"views of {seed}"))
-    world.enter(seed, 0, next(poses))
+    world.start_episode(seed, 0, next(poses))
     frames = []
     for pose in islice(poses, count):
-        world.move_to(pose)
-        frames.append(frame(world, None, world.look(), REST, REST))
+        world.teleport(pose)
+        frames.append(make_frame(world, None, world.observe(), IDLE, IDLE))
     return frames
 
 
-def approach(world: DoomWorld, seed: int, target: int) -> Demonstration:
+def record_path(world: DoomWorld, seed: int, target: int) -> Demonstration:
     for attempt in range(ATTEMPTS):
-        frames = walk(world, seed, target, random.Random(f"{attempt} to {target} of {seed}"))
+        frames = walk_to_target(world, seed, target, random.Random(f"{attempt} to {target} of {seed}"))
         if frames:
             return Demonstration(instruction(world.room.objects[target].kind), seed, attempt, frames)
-    raise UserError(f"the bot failed {ATTEMPTS} times to reach object {target} of room {seed}: leave the room out")
+    raise UserError(
+        f"the bot failed {ATTEMPTS} times to reach object {target} of the room with seed {seed}: "
+        "choose other rooms with --seed"
+    )
 
 
-def walk(world: DoomWorld, seed: int, target: int, draw: random.Random) -> list[dict[str, Any]]:
-    """The frames of an episode that ends at the target; none of others."""
+def walk_to_target(world: DoomWorld, seed: int, target: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Return the frames of an episode that ends at the target; an empty list if the bot does not reach it."""
     room = world.rooms[seed]
-    world.enter(seed, target, next(room.poses(draw)))
-    bot, frames, pushed, push = Bot(room, target), [], 0, REST
+    world.start_episode(seed, target, next(room.poses(rng)))
+    bot, frames, perturbed_steps, perturbation = Bot(room, target), [], 0, IDLE
     for _ in range(MAX_STEPS):
-        sight = world.look()
-        says = bot.act(world.pose(), sight.sees(target))
-        if not pushed and draw.random() < PUSHED:
-            pushed, push = draw.randint(1, LONGEST_PUSH), any_action(draw)
-        does, pushed = (push, pushed - 1) if pushed else (says, 0)
-        frames.append(frame(world, target, sight, says, does))
-        event = world.step(does)
+        view = world.observe()
+        action = bot.act(world.pose(), view.is_visible(target))
+        if not perturbed_steps and rng.random() < PERTURBATION_PROBABILITY:
+            perturbed_steps, perturbation = rng.randint(1, MAX_PERTURBATION_STEPS), random_action(rng)
+        executed, perturbed_steps = (perturbation, perturbed_steps - 1) if perturbed_steps else (action, 0)
+        frames.append(make_frame(world, target, view, action, executed))
+        event = world.step(executed)
         if event != "none":
             frames[-1]["event"] = np.array([EVENTS.index(event)])
             return frames if event == "target" else []
     return []
 
 
-def any_action(draw: random.Random) -> tuple[int, ...]:
-    return tuple(draw.randrange(choices) for choices in FACTORS.values())
+def random_action(rng: random.Random) -> tuple[int, ...]:
+    return tuple(rng.randrange(choices) for choices in FACTORS.values())
 
 
-def frame(
-    world: DoomWorld, target: int | None, sight: Sight, says: tuple[int, ...], does: tuple[int, ...]
+def make_frame(
+    world: DoomWorld, target: int | None, view: DoomView, action: tuple[int, ...], executed: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Before its action is done, so without an event."""
+    """Return the frame before its action is executed, so without an event."""
     pose = world.pose()
-    mask = sight.mask(target) if target is not None else np.zeros(SIZE, dtype=bool)
-    told = auxiliary_targets(torch.from_numpy(mask))
+    mask = view.mask(target) if target is not None else np.zeros(IMAGE_SIZE, dtype=bool)
+    mask_targets = auxiliary_targets(torch.from_numpy(mask))
     return {
-        "observation.images.view": sight.image,
-        "observation.images.objects": np.repeat(sight.objects[..., None], 3, axis=2),
-        "observation.state": np.array([*pose.place, pose.angle], dtype=np.float32),
-        "action": np.array(says),
-        "executed": np.array(does),
+        "observation.images.view": view.image,
+        "observation.images.objects": np.repeat(view.objects[..., None], 3, axis=2),
+        "observation.state": np.array([*pose.position, pose.angle], dtype=np.float32),
+        "action": np.array(action),
+        "executed": np.array(executed),
         "interaction": np.array([INTERACTIONS["none" if target is None else "approach"]]),
         "room": np.array([world.room.seed]),
         "target": np.array([0 if target is None else 1 + target]),
-        "target.visible": told["visibility"][None].numpy(),
-        "target.point": told["point"].float().numpy(),
-        "target.box": told["box"].float().numpy(),
+        "target.visible": mask_targets["visibility"][None].numpy(),
+        "target.point": mask_targets["point"].float().numpy(),
+        "target.box": mask_targets["box"].float().numpy(),
         "event": np.array([EVENTS.index("none")]),
     }
 
 
-def jobs_of(rooms: int, first: int, count: int) -> list[Job]:
-    """Of each room its views, then the way to each object."""
-    targets: list[int | None] = [None, *range(OBJECTS)]
-    return [Job(first + number, target, count) for number in range(rooms) for target in targets]
+def episode_requests(rooms: int, first_seed: int, views: int) -> list[RoomEpisodeRequest]:
+    """Return the episodes of all rooms: for each room its views, then the path to each object."""
+    targets: list[int | None] = [None, *range(OBJECTS_PER_ROOM)]
+    return [RoomEpisodeRequest(first_seed + number, target, views) for number in range(rooms) for target in targets]

@@ -1,6 +1,7 @@
-"""Rooms recorded as a LeRobot dataset: of each one its views, then the bot's way to each of its objects.
+"""Recording of rooms as a LeRobot dataset: for each room some views, then one episode of the bot for each object.
 
-Pictures and masks are PNG, without loss. An interruption leaves a readable dataset; the same call goes on from there.
+Images and masks are stored as lossless PNG. An interrupted recording is a readable dataset, and the same call resumes
+it.
 """
 
 from dataclasses import dataclass
@@ -10,35 +11,38 @@ from typing import Any
 
 from rocket_hf.errors import UserError
 
-from ..demonstrations import Recorded, record_jobs
-from .episodes import DoomWorker, columns, jobs_of
+from ..demonstrations import record_episodes
+from ..recording import RecordingProgress
+from .episodes import DoomSimulator, dataset_features, episode_requests
 from .world import FPS, require_engine
 
 
 @dataclass(frozen=True)
-class RoomPlan:
-    """All that decides what is recorded."""
+class RoomRecordingPlan:
+    """All settings that determine the recorded data."""
 
     suite: str
     rooms: int
-    views: int  # of each room
+    views: int  # per room
     first_seed: int
 
 
-def record_rooms(folder: Path, rooms: int, views: int, workers: int = 2, first_seed: int = 0) -> Recorded:
+def record_rooms(folder: Path, rooms: int, views: int, workers: int = 2, first_seed: int = 0) -> RecordingProgress:
+    """Record the rooms with the seeds first_seed, first_seed + 1, ..."""
     for name, value in (("rooms", rooms), ("views", views), ("workers", workers)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     require_engine()
-    plan = RoomPlan("vizdoom", rooms, views, first_seed)
-    jobs = jobs_of(rooms, first_seed, views)
-    return record_jobs(folder, plan, jobs, DoomWorker, workers, partial(open_dataset, folder))
+    plan = RoomRecordingPlan("vizdoom", rooms, views, first_seed)
+    requests = episode_requests(rooms, first_seed, views)
+    return record_episodes(folder, plan, requests, DoomSimulator, workers, partial(open_dataset, folder))
 
 
 def open_dataset(folder: Path, resume: bool) -> Any:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    where = {"repo_id": f"local/{folder.name}", "root": folder}
+    options = {"repo_id": f"local/{folder.name}", "root": folder}
     if resume:
-        return LeRobotDataset.resume(**where)
-    return LeRobotDataset.create(fps=FPS, features=columns(), robot_type="vizdoom", use_videos=False, **where)
+        return LeRobotDataset.resume(**options)
+    features = dataset_features()
+    return LeRobotDataset.create(fps=FPS, features=features, robot_type="vizdoom", use_videos=False, **options)

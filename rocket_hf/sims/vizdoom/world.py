@@ -1,4 +1,4 @@
-"""ViZDoom's engine: a player in a room, what is in sight of it, and which object it has come to."""
+"""ViZDoom's engine: a player in a room, its view, and the object that it has reached."""
 
 import math
 import os
@@ -12,30 +12,30 @@ import numpy as np
 
 from rocket_hf.errors import UserError
 
-from .actions import BUTTONS, buttons
+from .actions import BUTTONS, button_values
 from .maps import Pose, Room, make_room, write_wad
 
-SIZE = (60, 80)  # height, width of pictures; the engine draws twice as finely
-TICS = 4  # of a step
-FPS = 9  # 35 tics a second, nearly
-REACH = 64  # from a player's middle to an object's, in units of the map
-MAX_STEPS = 60  # of an episode
-AT_REST = 12  # tics after which a player who has just come can turn
-SMALLEST = 4  # pixels of an object that is visible
+IMAGE_SIZE = (60, 80)  # height and width of images; the engine renders at twice this resolution
+TICS_PER_STEP = 4
+FPS = 9  # approximately: the engine runs 35 tics per second
+REACH_DISTANCE = 64  # between the centers of the player and of an object, in map units
+MAX_STEPS = 60  # per episode
+SETTLING_TICS = 12  # tics after which a new player can turn
+MIN_VISIBLE_PIXELS = 4  # objects with fewer pixels count as invisible
 
-EVENTS = ("none", "target", "wrong")  # which object the player has come to
+EVENTS = ("none", "target", "wrong")  # object that the player has reached
 Event = Literal["none", "target", "wrong"]
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A picture, and which objects of the room are where in it."""
+class DoomView:
+    """The player's image, and the pixels of each visible object."""
 
     image: np.ndarray  # (height, width, 3) uint8
-    objects: np.ndarray  # (height, width) uint8: 0, or 1 + the number of an object
+    objects: np.ndarray  # (height, width) uint8: 0, or 1 + the index of an object
 
     def mask(self, target: int) -> np.ndarray:
-        """(height, width) bool"""
+        """Return the mask (height, width) bool of an object."""
         return self.objects == target + 1
 
     def sees(self, target: int) -> bool:
@@ -43,7 +43,7 @@ class Sight:
 
 
 class DoomWorld:
-    """Some rooms; one at a time is entered, with one of its objects for a target."""
+    """ViZDoom's engine with some rooms. An episode takes place in one room, with one of its objects as the target."""
 
     def __init__(self, rooms: Sequence[Room]):
         self.rooms = {room.seed: room for room in rooms}
@@ -51,29 +51,33 @@ class DoomWorld:
         self.folder = tempfile.TemporaryDirectory()
         path = Path(self.folder.name) / "rooms.wad"
         path.write_bytes(write_wad(rooms))
-        self.game = open_game(path, rooms[0].name)
+        self.game = create_game(path, rooms[0].name)
 
     def enter(self, seed: int, target: int, pose: Pose) -> None:
         self.room, self.target = self.rooms[seed], target
-        self.game.set_seed(1 + seed)  # flames begin as they did before
+        self.game.set_seed(1 + seed)  # makes animations such as flames reproducible
         self.game.set_doom_map(self.room.name)
         self.game.new_episode()
-        self.game.make_action([0.0] * len(BUTTONS), AT_REST)
-        self.move_to(pose)
+        self.game.make_action([0.0] * len(BUTTONS), SETTLING_TICS)
+        self.teleport(pose)
 
-    def move_to(self, pose: Pose) -> None:
-        """Without a way there: for starts, and for views of a room."""
-        self.game.send_game_command(f"warp {pose.place[0]:.0f} {pose.place[1]:.0f}")
+    def teleport(self, pose: Pose) -> None:
+        """Place the player at a pose, for the start of an episode and for views of a room."""
+        self.game.send_game_command(f"warp {pose.position[0]:.0f} {pose.position[1]:.0f}")
         self.game.make_action([*[0.0] * (len(BUTTONS) - 1), self.pose().angle - pose.angle], 1)
 
     def step(self, choices: Sequence[int]) -> Event:
-        self.game.make_action(buttons(choices, TICS), TICS)
+        self.game.make_action(button_values(choices, TICS_PER_STEP), TICS_PER_STEP)
         return self.event()
 
     def event(self) -> Event:
-        """Which object the player has come to, the target before others."""
-        place = self.pose().place
-        near = [number for number, item in enumerate(self.room.objects) if math.dist(place, item.place) <= REACH]
+        """Return which object the player has reached; the target has priority."""
+        position = self.pose().position
+        near = [
+            number
+            for number, item in enumerate(self.room.objects)
+            if math.dist(position, item.position) <= REACH_DISTANCE
+        ]
         if self.target in near:
             return "target"
         return "wrong" if near else "none"
@@ -82,16 +86,18 @@ class DoomWorld:
         x, y, angle = self.game.get_state().game_variables
         return Pose((float(x), float(y)), float(angle))
 
-    def look(self) -> Sight:
-        """Objects of fewer pixels than SMALLEST are not in sight."""
+    def observe(self) -> DoomView:
+        """Render the player's view. Objects with fewer than MIN_VISIBLE_PIXELS pixels are not in its masks."""
         state = self.game.get_state()
-        objects = np.zeros(SIZE, dtype=np.uint8)
+        objects = np.zeros(IMAGE_SIZE, dtype=np.uint8)
         for number, item in enumerate(self.room.objects):
-            values = [label.value for label in state.labels if at(label, item.place)]
-            mask = halved(np.isin(state.labels_buffer, values)) >= 0.5 if values else np.zeros(SIZE, dtype=bool)
-            if mask.sum() >= SMALLEST:
+            values = [label.value for label in state.labels if is_label_at(label, item.position)]
+            mask = (
+                downsample(np.isin(state.labels_buffer, values)) >= 0.5 if values else np.zeros(IMAGE_SIZE, dtype=bool)
+            )
+            if mask.sum() >= MIN_VISIBLE_PIXELS:
                 objects[mask & (objects == 0)] = number + 1
-        return Sight(halved(state.screen_buffer).round().astype(np.uint8), objects)
+        return DoomView(downsample(state.screen_buffer).round().astype(np.uint8), objects)
 
     def close(self) -> None:
         self.game.close()
@@ -99,19 +105,21 @@ class DoomWorld:
 
 
 class DoomWorldCache:
-    """Keeps the world of the last room asked for, and of its neighbors: starting the engine takes longer than an
-    episode."""
+    """Cache of one engine with the last requested room and its neighbors.
 
-    def __init__(self, together: int):
-        """`together` rooms are in the file that the engine reads."""
-        self.together = together
+    Starting the engine takes longer than an episode.
+    """
+
+    def __init__(self, rooms_per_file: int):
+        """The engine reads files of `rooms_per_file` rooms with consecutive seeds."""
+        self.rooms_per_file = rooms_per_file
         self.world: DoomWorld | None = None
 
-    def with_room(self, seed: int) -> DoomWorld:
+    def load_room(self, seed: int) -> DoomWorld:
         if self.world is None or seed not in self.world.rooms:
             self.close()
-            first = seed // self.together * self.together
-            self.world = DoomWorld([make_room(number) for number in range(first, first + self.together)])
+            first = seed // self.rooms_per_file * self.rooms_per_file
+            self.world = DoomWorld([make_room(number) for number in range(first, first + self.rooms_per_file)])
         return self.world
 
     def close(self) -> None:
@@ -120,12 +128,12 @@ class DoomWorldCache:
         self.world = None
 
 
-def at(label: Any, place: tuple[float, float]) -> bool:
-    return math.dist((label.object_position_x, label.object_position_y), place) < 1
+def is_label_at(label: Any, position: tuple[float, float]) -> bool:
+    return math.dist((label.object_position_x, label.object_position_y), position) < 1
 
 
-def halved(pixels: np.ndarray) -> np.ndarray:
-    """(2 H, 2 W, ...) to (H, W, ...), the mean of each four."""
+def downsample(pixels: np.ndarray) -> np.ndarray:
+    """Average blocks of 2 x 2 pixels: (2 H, 2 W, ...) to (H, W, ...)."""
     fine = pixels.astype(np.float32)
     return (fine[::2, ::2] + fine[::2, 1::2] + fine[1::2, ::2] + fine[1::2, 1::2]) / 4
 
@@ -134,11 +142,13 @@ def require_engine() -> Any:
     try:
         import vizdoom
     except ModuleNotFoundError:
-        raise UserError("the world of ViZDoom needs its engine: pip install 'rocket-hf[sim]'") from None
+        raise UserError("ViZDoom is not installed: run `pip install 'rocket-hf[sim]'`") from None
+    except ImportError as error:  # a system library is missing
+        raise UserError(f"ViZDoom cannot be imported ({error}): install the missing system library") from None
     return vizdoom
 
 
-def open_game(wad: Path, first_map: str) -> Any:
+def create_game(wad: Path, first_map: str) -> Any:
     vizdoom = require_engine()
     game = vizdoom.DoomGame()
     game.set_doom_scenario_path(os.fspath(wad))
@@ -158,5 +168,10 @@ def open_game(wad: Path, first_map: str) -> Any:
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_episode_timeout(0)
     game.set_seed(0)
-    game.init()
+    try:
+        game.init()
+    except vizdoom.ViZDoomErrorException as error:
+        raise UserError(
+            f"ViZDoom's engine cannot start ({error}): run `pip install --force-reinstall vizdoom`"
+        ) from error
     return game

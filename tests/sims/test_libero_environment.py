@@ -1,4 +1,4 @@
-"""LIBERO's worlds against lerobot's own: starts, steps, pictures, depth; the expert; evaluations of both.
+"""Environments of LIBERO, compared with lerobot's: initial states, steps, images, depth; the expert; evaluations.
 
 make test-libero
 """
@@ -23,13 +23,15 @@ from .test_metaworld import ray_point, world_points
 pytestmark = [pytest.mark.needs_libero, pytest.mark.needs_lerobot]
 TASK, SIZE = "libero_spatial/1", 64
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (3, 7))
-DRAWN = np.array([0, 1, 0, 0, 0, 0], np.uint8)  # the group of geoms that are drawn, and touch nothing
+VISUAL_GROUP = np.array([0, 1, 0, 0, 0, 0], np.uint8)  # group of geoms that are rendered and have no collisions
 
 
 @pytest.fixture(scope="module")
-def lerobots():
-    """What lerobot's environment shows, by its own processor, of a start and of the steps from it. It comes before
-    ours, because its renderer expects to be the only one."""
+def lerobot_rollout():
+    """Processed observations of lerobot's environment after a reset and some steps, and its joint positions.
+
+    lerobot's environment runs before ours, because its renderer must be the only one.
+    """
     import_libero()
     from lerobot.envs.libero import LiberoEnv, _get_suite
     from lerobot.envs.utils import preprocess_observation
@@ -39,10 +41,10 @@ def lerobots():
         _get_suite("libero_spatial"), 1, "libero_spatial", obs_type="pixels_agent_pos", episode_index=7,
         observation_width=SIZE, observation_height=SIZE,
     )  # fmt: skip
-    seen = [environment.reset(seed=7)[0]] + [environment.step(action)[0] for action in ACTIONS]
+    observations = [environment.reset(seed=7)[0]] + [environment.step(action)[0] for action in ACTIONS]
     positions = environment._env.sim.data.qpos.copy()
     environment.close()
-    batches = [{"pixels": one["pixels"], "robot_state": batched(one["robot_state"])} for one in seen]
+    batches = [{"pixels": one["pixels"], "robot_state": batched(one["robot_state"])} for one in observations]
     return [LiberoProcessorStep().observation(preprocess_observation(one)) for one in batches], positions
 
 
@@ -51,10 +53,10 @@ def batched(values):
 
 
 @pytest.fixture(scope="module")
-def environment(lerobots):
-    made = LiberoEnvironment(TASK, SIZE)
-    yield made
-    made.close()
+def environment(lerobot_rollout):
+    environment = LiberoEnvironment(TASK, SIZE)
+    yield environment
+    environment.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,66 +69,68 @@ def policy(tmp_path_factory):
     return export_policy(model, processor, tmp_path_factory.mktemp("policy") / "tiny")
 
 
-# Starts, steps and pictures
+# Initial states, steps and images
 
 
-def test_starts_steps_states_and_pictures_are_lerobots(environment, lerobots):
-    """Bit for bit, whatever was played before."""
-    theirs, positions = lerobots
+def test_initial_states_steps_and_images_equal_lerobot(environment, lerobot_rollout):
+    """They are identical bit for bit, and do not depend on earlier episodes."""
+    theirs, positions = lerobot_rollout
     environment.reset(3)
     environment.observe()
     environment.step(ACTIONS[0])
     environment.reset(7)
-    for number, wanted in enumerate(theirs):
+    for number, expected in enumerate(theirs):
         if number:
             environment.step(ACTIONS[number - 1])
-        seen = environment.observe()
-        for camera, picture in seen.images.items():
-            as_theirs = wanted[f"observation.images.{camera}"][0].permute(1, 2, 0).mul(255).round().byte().numpy()
-            np.testing.assert_array_equal(picture, as_theirs)
-        np.testing.assert_allclose(seen.state, wanted["observation.state"][0].numpy(), atol=1e-5)
-    np.testing.assert_array_equal(environment._world.sim.data.qpos, positions)
+        observation = environment.observe()
+        for camera, image in observation.images.items():
+            expected_image = (
+                expected[f"observation.images.{camera}"][0].permute(1, 2, 0).mul(255).round().byte().numpy()
+            )
+            np.testing.assert_array_equal(image, expected_image)
+        np.testing.assert_allclose(observation.state, expected["observation.state"][0].numpy(), atol=1e-5)
+    np.testing.assert_array_equal(environment._control_env.sim.data.qpos, positions)
 
 
-def test_the_instruction_is_the_benchmarks(environment):
+def test_instruction_and_limit_equal_benchmark(environment):
     assert environment.instruction == "pick up the black bowl next to the ramekin and place it on the plate"
     assert (environment.max_steps, environment.fps) == (220, 20)
 
 
-def test_seeds_take_the_stored_starts_in_turn(environment):
-    starts = []
+def test_seeds_select_stored_initial_states_in_order(environment):
+    states = []
     for seed in (0, 50, 1, 1_000_000):
         environment.reset(seed)
-        starts.append(environment._world.sim.data.qpos.copy())
-    assert abs(starts[0] - starts[1]).max() < 0.02, "the same stored start"
-    assert abs(starts[0] - starts[2]).max() > 0.01
-    assert abs(starts[2] - starts[3]).max() < 0.02, "where the expert fails, the next start is tried"
+        states.append(environment._control_env.sim.data.qpos.copy())
+    assert abs(states[0] - states[1]).max() < 0.02, "the same stored state"
+    assert abs(states[0] - states[2]).max() > 0.01
+    assert abs(states[2] - states[3]).max() < 0.02, "a retry of a failed expert uses the next state"
 
 
-def test_depth_and_poses_give_the_points_that_rays_meet_in_the_mirrored_world(environment):
+def test_depth_and_poses_agree_with_ray_casting_in_mirrored_world(environment):
     environment.reset(4)
-    pictures = environment.observe().images
+    images = environment.observe().images
     for camera, view in environment.depth_views().items():
-        assert view.depth.shape == pictures[camera].shape[:2] and view.depth.dtype == np.float32
+        assert view.depth.shape == images[camera].shape[:2] and view.depth.dtype == np.float32
         assert np.linalg.det(view.pose[:3, :3]) == pytest.approx(1, abs=1e-5)
         points = world_points(view) @ MIRRORED_WORLD
         start = (MIRRORED_WORLD @ view.pose[:3, 3]).astype(np.float64)
         rows, columns = (each.ravel() for each in np.mgrid[2:SIZE:4, 2:SIZE:4])
         errors = [
-            np.linalg.norm(ray_to(environment, start, points[row, column]) - points[row, column])
+            np.linalg.norm(hit_point(environment, start, points[row, column]) - points[row, column])
             for row, column in zip(rows, columns, strict=True)
         ]
         assert np.mean(np.array(errors) < 0.01) > 0.9, camera
 
 
-def ray_to(environment, start, towards):
-    return ray_point(environment._moment, start, towards.astype(np.float64), DRAWN)
+def hit_point(environment, start, towards):
+    return ray_point(environment._snapshot, start, towards.astype(np.float64), VISUAL_GROUP)
 
 
-# The expert, and evaluations
+# Expert and evaluations
 
 
-def test_the_expert_puts_the_bowl_on_the_plate_and_is_recorded(tmp_path, capsys):
+def test_expert_solves_task_and_is_recorded(tmp_path, capsys):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     folder = tmp_path / "demonstrations"
@@ -139,7 +143,7 @@ def test_the_expert_puts_the_bowl_on_the_plate_and_is_recorded(tmp_path, capsys)
     assert last["observation.state"].shape == (8,) and last["action"].shape == (7,)
 
 
-def test_a_policy_is_evaluated_under_the_benchmarks_protocol(policy, tmp_path, capsys):
+def test_policy_is_evaluated_with_benchmark_protocol(policy, tmp_path, capsys):
     command = ["eval", str(policy), "--env", "libero", "--tasks", TASK, "--episodes", "1", "--workers", "0"]
     videos = ["--videos", str(tmp_path / "videos")]
     assert main([*command, "--max-steps", "3", "--image-size", "32", "--out", str(tmp_path), *videos]) == 0, (
@@ -150,7 +154,7 @@ def test_a_policy_is_evaluated_under_the_benchmarks_protocol(policy, tmp_path, c
     assert [path.name for path in (tmp_path / "videos").iterdir()] == ["libero_spatial-1-100000-failure.mp4"]
 
 
-def test_lerobots_own_evaluation_runs_our_policy(policy, tmp_path, monkeypatch):
+def test_lerobot_eval_runs_exported_policy(policy, tmp_path, monkeypatch):
     import_libero()
     from lerobot.scripts import lerobot_eval
 
