@@ -158,7 +158,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def unreadable_file(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read {path} ({error}): remove {path.parent.name} to resume from an earlier checkpoint")
+    return UserError(f"{path} cannot be read ({error}): remove {path.parent.name} to resume from an earlier checkpoint")
 
 
 def load_trainable_weights(model: nn.Module, values: Mapping[str, Tensor], folder: Path) -> None:

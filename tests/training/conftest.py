@@ -1,4 +1,4 @@
-"""What a run needs, generated once: datasets, policies, a teacher, its cached features; and a way to start one here."""
+"""Fixtures of training: generated datasets, policies, a teacher and its feature caches; and functions that train."""
 
 import contextlib
 import io
@@ -32,46 +32,46 @@ from tests.tiny_vggt import write_tiny_vggt
 
 from ..clean_processes import free_port, run_clean
 
-LONGEST_PROMPT = {"pi05": 110, "openvla": 80, "openvla-oft": 80}  # of their templates, in characters
+MAX_PROMPT_LENGTH = {"pi05": 110, "openvla": 80, "openvla-oft": 80}  # in characters, which are tokens here
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_page_of_libraries_that_torchcodec_lacks():
+def no_warnings_about_missing_torchcodec_libraries():
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network():
-    """Names that are no folders are looked for in the cache of the Hub alone."""
+    """Hub ids are resolved from the local cache only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
 
 
 @pytest.fixture(scope="session")
-def stored(tmp_path_factory):
+def image_dataset(tmp_path_factory):
     """Four episodes of 12, 15, 12 and 15 frames, cameras front (48 x 64) and wrist (32 x 32)."""
-    return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "stored")
+    return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "image_dataset")
 
 
 @pytest.fixture(scope="session")
-def filmed(tmp_path_factory):
-    return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "filmed", video=True)
+def video_dataset(tmp_path_factory):
+    return write_tiny_dataset(tmp_path_factory.mktemp("datasets") / "video_dataset", video=True)
 
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory):
-    """Three rooms, six views of each, and the bot's ways to their objects: 7 to 52 frames long, most about twenty."""
+    """Three rooms with six views each, and demonstrations to their objects: 7 to 52 frames long, most about twenty."""
     folder = tmp_path_factory.mktemp("datasets") / "rooms"
-    with contextlib.chdir(folder.parent):  # where the engine leaves its settings
+    with contextlib.chdir(folder.parent):  # The engine writes its settings file into the current folder.
         record_rooms(folder, rooms=3, views=6, workers=1)
     return folder
 
 
 @pytest.fixture
-def copied(stored, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(stored, tmp_path / "copied")
+def dataset_copy(image_dataset, tmp_path):
+    """A copy of the image dataset that a test may modify."""
+    return shutil.copytree(image_dataset, tmp_path / "dataset_copy")
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def policies(tmp_path_factory) -> Callable[[str], Path]:
-    """The folder of a tiny policy of a family, written when it is first asked for."""
+    """Function that returns the folder of a tiny policy of a family, written on its first call."""
     folder = tmp_path_factory.mktemp("policies")
 
     def policy(family: str) -> Path:
@@ -94,9 +94,9 @@ def write_policy(folder: Path, family: str, **changes: Any) -> Path:
     config = tiny_config(family, **changes)
     torch.manual_seed(0)
     model = RocketForActionPrediction(config)
-    longest = LONGEST_PROMPT.get(family, 24)
+    max_prompt_length = MAX_PROMPT_LENGTH.get(family, 24)
     processor = RocketProcessor.for_config(
-        config, character_tokenizer(), tiny_statistics(config), max_prompt_length=longest
+        config, character_tokenizer(), tiny_statistics(config), max_prompt_length=max_prompt_length
     )
     return export_policy(model, processor, folder)
 
@@ -107,15 +107,15 @@ def teacher(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def caches(stored, teacher, tmp_path_factory) -> Callable[..., Path]:
-    """The teacher's features of the stored dataset, cached as `rocket-hf cache build` does when first asked for."""
+def caches(image_dataset, teacher, tmp_path_factory) -> Callable[..., Path]:
+    """Function that returns a feature cache of the image dataset, built on its first call."""
     folder = tmp_path_factory.mktemp("caches")
 
     def cache(storage: str, *more: str) -> Path:
         out = folder / "-".join([storage, *more])
         if not out.exists():
-            command = ["cache", "build", str(stored), "--teacher", str(teacher), "--out", str(out), "--device", "cpu"]
-            command += ["--workers", "0", "--layers", "2,3,4", "--storage", storage, *more]
+            command = ["cache", "build", str(image_dataset), "--teacher", str(teacher), "--out", str(out)]
+            command += ["--device", "cpu", "--workers", "0", "--layers", "2,3,4", "--storage", storage, *more]
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 assert rocket_hf(command) == 0
         return out
@@ -125,8 +125,10 @@ def caches(stored, teacher, tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture
 def limit_files() -> Iterator[Callable[[int], None]]:
-    """Files may not grow beyond so many bytes from then on: as a full disk, but for this process alone. Without its
-    signal the write fails as an error."""
+    """Function that limits the size of files that this process writes, in bytes, to simulate a full disk.
+
+    The signal of the limit is ignored, so that the write fails with an OSError instead.
+    """
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -135,29 +137,31 @@ def limit_files() -> Iterator[Callable[[int], None]]:
 
 
 @dataclass
-class Outcome:
+class TrainingOutcome:
     code: int
     stdout: str
     stderr: str
 
 
-def run_training(*arguments: Any) -> Outcome:
-    """`training/train.py` with these arguments, in this process and as if it were the first run here."""
+def run_training(*arguments: Any) -> TrainingOutcome:
+    """Run `training/train.py` in this process, with accelerate's state reset before and after."""
     out, err = io.StringIO(), io.StringIO()
-    forget_processes()
+    reset_accelerate_state()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
     finally:
         signal.signal(signal.SIGTERM, handler)
-        forget_processes()
-    return Outcome(code, out.getvalue(), err.getvalue())
+        reset_accelerate_state()
+    return TrainingOutcome(code, out.getvalue(), err.getvalue())
 
 
 def run_ranks(count: int, out: Path, *arguments: Any, **environment: str) -> list[int | None]:
-    """The same as processes of one run, as `accelerate launch` with accelerate_configs/cpu.yaml starts them. Their exit
-    codes; what they print is in `ranks.txt` beside `out`."""
+    """Run `training/train.py` in `count` processes, as `accelerate launch --config_file cpu.yaml` does.
+
+    Return their exit codes. Their output is written to `ranks.txt` in the parent folder of `out`.
+    """
     command = [*map(str, arguments), "--out", str(out)]
     return run_clean(count, run_as_rank, count, free_port(), command, environment)
 
@@ -169,36 +173,36 @@ def run_as_rank(rank: int, count: int, port: int, command: list[str], environmen
         "HF_DEACTIVATE_ASYNC_LOAD": "1",
     }  # fmt: skip
     huggingface_hub.constants.HF_HUB_OFFLINE = True
-    said = Path(command[-1]).with_name("ranks.txt")
-    with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    log = Path(command[-1]).with_name("ranks.txt")
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             code = main(command)
         except BaseException:
             traceback.print_exc()
             code = 70
-    os._exit(code)  # without waiting for the threads of gloo
+    os._exit(code)  # does not wait for the threads of gloo
 
 
-def forget_processes() -> None:
+def reset_accelerate_state() -> None:
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
     GradientState._reset_state()
 
 
-def settings(**values: Any) -> list[str]:
-    """`--set` arguments: `run__steps=3` is `--set run.steps=3`."""
+def set_options(**values: Any) -> list[str]:
+    """Return `--set` options: `run__steps=3` becomes `--set run.steps=3`."""
     pairs = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]
     return [word for pair in pairs for word in ("--set", pair)]
 
 
 @pytest.fixture(scope="session")
-def tiny_run(stored, teacher, policies) -> Callable[..., Outcome]:
-    """A run of the tiny recipe that has to end well."""
+def tiny_run(image_dataset, teacher, policies) -> Callable[..., TrainingOutcome]:
+    """Function that trains with the tiny recipe and requires success."""
 
-    def run(out: Path, *more: Any, family: str = "smolvla", **changes: Any) -> Outcome:
+    def run(out: Path, *more: Any, family: str = "smolvla", **changes: Any) -> TrainingOutcome:
         outcome = run_training(
-            "--recipe", "tiny", "--policy", policies(family), "--dataset", stored, "--teacher", teacher, "--out", out,
-            *settings(**changes), *more,
+            "--recipe", "tiny", "--policy", policies(family), "--dataset", image_dataset, "--teacher", teacher,
+            "--out", out, *set_options(**changes), *more,
         )  # fmt: skip
         assert outcome.code == 0, outcome.stderr
         return outcome
@@ -206,20 +210,20 @@ def tiny_run(stored, teacher, policies) -> Callable[..., Outcome]:
     return run
 
 
-def journal(out: Path) -> list[dict[str, Any]]:
+def journal_records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
 
 
-def steps_of(out: Path) -> list[dict[str, Any]]:
-    """The lines of the steps themselves."""
-    return [line for line in journal(out) if "loss" in line]
+def step_records(out: Path) -> list[dict[str, Any]]:
+    """Return the journal records of training steps."""
+    return [line for line in journal_records(out) if "loss" in line]
 
 
-def checkpoint(out: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
+def checkpoint_tensors(out: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
     return load_file(out / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
 
 
-def exported(out: Path) -> dict[str, torch.Tensor]:
+def exported_weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "policy" / "model.safetensors")
 
 
