@@ -73,7 +73,7 @@ def load_trained_policy(source: TrainedPolicySource) -> tuple[RocketForActionPre
     if source.policy is not None:
         with weight_errors_as_user_errors(source.policy):
             model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
-        return model, RocketProcessor.from_pretrained(source.policy)
+        return model, read_processor(source.policy)
     model, processor = load_unmerged_checkpoint(source)
     return policy_from_weights(model.config, merge_lora_weights(model)), processor
 
@@ -133,6 +133,18 @@ def load_processor(source: TrainedPolicySource, recipe: VLARecipe, base: Path, c
     assert source.run is not None
     exported = source.run / POLICY
     if (exported / "processor_config.json").is_file():
-        return RocketProcessor.from_pretrained(exported)
+        return read_processor(exported)
     datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
     return create_processor(base, config, compute_dataset_statistics(datasets))
+
+
+def read_processor(folder: Path) -> RocketProcessor:
+    try:
+        return RocketProcessor.from_pretrained(folder)
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError) as error:  # of transformers; ImportError if there is no tokenizer.json
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"cannot read the processor or tokenizer in {folder}: {reason}; export or download the policy again"
+        ) from error

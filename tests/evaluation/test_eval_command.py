@@ -1,6 +1,7 @@
 """The command `rocket-hf eval` in MetaWorld."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -89,6 +90,27 @@ def test_missing_renderer_prints_one_sentence(pushing, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "linux")
     code, printed = run(capsys, pushing, *SHORT, "--workers", 0)
     assert code == 2 and "apt-get install" in printed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", None),
+        ("model.safetensors", "{"),
+        ("config.json", "{"),
+        ("processor_config.json", "{"),
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{"),
+    ],
+)
+def test_damaged_policy_prints_one_sentence(file, content, pushing, tmp_path, capsys):
+    folder = shutil.copytree(pushing, tmp_path / "damaged")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    code, printed = run(capsys, folder, *SHORT, "--workers", 0)
+    last = printed.err.splitlines()[-1]
+    assert code == 2 and last.startswith("rocket-hf eval: ") and str(folder) in last and " again" in last
 
 
 def test_report_of_another_policy_is_not_published(pushing, weak, tmp_path, capsys):
