@@ -1,10 +1,12 @@
-"""rocket_hf's policies in lerobot's own tools. lerobot imports this package by its name; importing it registers them.
+"""Plugin that lets lerobot's tools load, train and evaluate the policies of rocket_hf.
 
-lerobot-eval    --policy.path=PUBLISHED --env.type=metaworld --env.task=door-close-v3
-lerobot-train   --policy.type=rocket --policy.pretrained_path=PUBLISHED --dataset.repo_id=...
-lerobot-rollout --policy.path=PUBLISHED ...
+lerobot discovers and imports this package by its name, and the import registers policy and environment:
 
-PUBLISHED is a folder or a repository as rocket_hf publishes it.
+    lerobot-eval    --policy.path=POLICY --env.type=metaworld --env.task=door-close-v3
+    lerobot-train   --policy.type=rocket --policy.pretrained_path=POLICY --dataset.repo_id=...
+    lerobot-rollout --policy.path=POLICY ...
+
+POLICY is a folder or Hub repository that `rocket-hf publish` wrote.
 """
 
 from . import configuration_rocket, simulated_env  # noqa: F401

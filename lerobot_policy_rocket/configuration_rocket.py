@@ -1,6 +1,6 @@
-"""lerobot's configuration of our policies: the keys of a published config.json, and what lerobot's tools may set.
+"""lerobot configuration of a rocket_hf policy: the keys of its config.json, and options of lerobot's tools.
 
-The files are the same for transformers and for lerobot, so every key of the one is a field here.
+transformers and lerobot read the same config.json, so every key of `RocketConfig` is a field here.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +10,12 @@ from typing import Any
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
+from rocket_hf.errors import UserError
 from rocket_hf.export.lerobot_pipelines import IMAGES, MODES, features
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
-# The fields that are keys of config.json.
-OURS = (
+# Fields that are keys of RocketConfig.
+ROCKET_CONFIG_KEYS = (
     "policy_config", "cameras", "state_dim", "action_dim", "state_names", "action_names", "chunk_size",
     "state_normalization", "action_normalization",
 )  # fmt: skip
@@ -23,7 +24,10 @@ OURS = (
 @PreTrainedConfig.register_subclass("rocket")
 @dataclass
 class LeRobotRocketConfig(PreTrainedConfig):
-    """Without cameras it is a policy that is yet to be made, for the robot of a dataset."""
+    """Configuration with which lerobot's tools create a policy.
+
+    Without `cameras` it describes a new policy, whose robot is taken from the dataset.
+    """
 
     policy_config: dict[str, Any] | None = None
     cameras: list[str] = field(default_factory=list)
@@ -35,15 +39,15 @@ class LeRobotRocketConfig(PreTrainedConfig):
     state_normalization: str = "mean_std"
     action_normalization: str = "mean_std"
 
-    # Written for transformers.
+    # Keys that only transformers reads
     model_type: str = "rocket"
     architectures: list[str] | None = None
     auto_map: dict[str, Any] | None = None
     dtype: str | None = None
     transformers_version: str | None = None
 
-    n_action_steps: int | None = None  # of a chunk, executed before the policy looks again; None: all
-    tokenizer: str = "google/paligemma-3b-pt-224"  # a Hub id or a folder, of a policy made from scratch
+    n_action_steps: int | None = None  # of a chunk, executed before the next prediction (default: all)
+    tokenizer: str = "google/paligemma-3b-pt-224"  # Hub id or folder, for a policy without a base policy
     optimizer_lr: float = 2.5e-5
     optimizer_weight_decay: float = 0.01
     optimizer_grad_clip_norm: float = 1.0
@@ -55,33 +59,33 @@ class LeRobotRocketConfig(PreTrainedConfig):
         super().__post_init__()
         if self.cameras:
             inputs, outputs = features(self.rocket_config())
-            self.input_features, self.output_features = features_of(inputs), features_of(outputs)
+            self.input_features, self.output_features = to_policy_features(inputs), to_policy_features(outputs)
 
     def rocket_config(self) -> RocketConfig:
-        return RocketConfig(**{name: getattr(self, name) for name in OURS})
+        return RocketConfig(**{name: getattr(self, name) for name in ROCKET_CONFIG_KEYS})
 
-    def take_robot_from_features(self) -> None:
-        """The cameras and dimensions of the dataset, which lerobot has written to the features."""
+    def set_robot_from_features(self) -> None:
+        """Set cameras and dimensions to those of the dataset, which lerobot has written to the features."""
         if self.action_feature is None or self.robot_state_feature is None or not self.image_features:
-            raise ValueError("a rocket policy needs a dataset with pictures, observation.state and action")
-        self.cameras = [camera_of(key) for key in self.image_features]
+            raise UserError("a rocket policy needs a dataset with images, observation.state and action")
+        self.cameras = [camera_name(key) for key in self.image_features]
         self.state_dim, self.action_dim = self.robot_state_feature.shape[0], self.action_feature.shape[0]
 
-    def take_policy(self, config: RocketConfig) -> None:
-        """What stands in our own configuration of the model."""
+    def copy_rocket_config(self, config: RocketConfig) -> None:
+        """Set the fields that are keys of RocketConfig."""
         values = config.to_dict()
-        for name in OURS:
+        for name in ROCKET_CONFIG_KEYS:
             setattr(self, name, values[name])
 
     def validate_features(self) -> None:
-        """The actions of the dataset or the environment are those of the policy, and as many can be executed."""
+        """Check the number of executed actions and the action dimensions of the dataset or environment."""
         if self.n_action_steps is not None and not 1 <= self.n_action_steps <= self.chunk_size:
-            raise ValueError(f"n_action_steps must lie in 1..{self.chunk_size}, the chunk, got {self.n_action_steps}")
-        theirs = self.action_feature.shape[0] if self.action_feature else 0
-        if theirs != self.action_dim:
-            raise ValueError(
-                f"the policy has {self.action_dim} action dimensions, the dataset or environment {theirs}: train with "
-                "--policy.type=rocket --policy.pretrained_path=..., which adapts a policy to another robot"
+            raise UserError(f"n_action_steps must lie in 1..chunk_size={self.chunk_size}, got {self.n_action_steps}")
+        action_dim = self.action_feature.shape[0] if self.action_feature else 0
+        if action_dim != self.action_dim:
+            raise UserError(
+                f"the policy has {self.action_dim} action dimensions, but the dataset or environment has {action_dim}: "
+                "train with --policy.type=rocket --policy.pretrained_path=..., which adapts the policy to the robot"
             )
 
     @property
@@ -120,16 +124,18 @@ class LeRobotRocketConfig(PreTrainedConfig):
         )
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """As we publish it, so that transformers reads it too."""
+        """Write config.json as rocket_hf does, so that transformers can read it too."""
         self.rocket_config().save_pretrained(save_directory)
 
 
-def features_of(written: dict[str, Any]) -> dict[str, PolicyFeature]:
+def to_policy_features(described: dict[str, Any]) -> dict[str, PolicyFeature]:
+    """Convert features as described in lerobot's JSON files to lerobot's objects."""
     return {
-        name: PolicyFeature(FeatureType(feature["type"]), tuple(feature["shape"])) for name, feature in written.items()
+        name: PolicyFeature(FeatureType(feature["type"]), tuple(feature["shape"]))
+        for name, feature in described.items()
     }
 
 
-def camera_of(key: str) -> str:
-    """`observation.images.front` is the camera `front`, and `observation.image` the camera `image`."""
+def camera_name(key: str) -> str:
+    """Return the camera of a dataset key: `observation.images.front` is `front`, `observation.image` is `image`."""
     return key.removeprefix(IMAGES).removeprefix("observation.")

@@ -1,4 +1,4 @@
-"""Our policies as lerobot's tools call them: normalized batches in, a loss or normalized actions out."""
+"""Policy class with which lerobot's tools run rocket_hf's policies."""
 
 from collections import deque
 from pathlib import Path
@@ -9,20 +9,25 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import write_policy_files
 from rocket_hf.export.lerobot_pipelines import ACTION, NEUTRAL, STATE
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.normalization import Statistics
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publishing.package import write_surroundings
 
-from .configuration_rocket import LeRobotRocketConfig, camera_of
+from .configuration_rocket import LeRobotRocketConfig, camera_name
 
-MODEL = "model."  # what this class puts before the names of our weights
+MODEL_PREFIX = "model."  # of the names of weights in this class, in front of rocket_hf's own
 
 
 class LeRobotRocketPolicy(PreTrainedPolicy):
-    """The processor makes pictures and prompts; lerobot's pipelines normalize."""
+    """rocket_hf policy with the interface of lerobot's policies.
+
+    Batches come from lerobot's pipelines, which normalize state and actions; the policy's own processor prepares images
+    and prompts.
+    """
 
     config_class = LeRobotRocketConfig
     name = "rocket"
@@ -34,14 +39,21 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         dataset_meta: Any = None,
         base: tuple[RocketForActionPrediction, RocketProcessor] | None = None,
     ):
-        """`base` is what a pretrained policy is loaded from; without it the weights are new."""
+        """Create a policy.
+
+        Args:
+            config: lerobot's configuration of the policy.
+            dataset_stats: lerobot's statistics of the dataset on which the policy is trained.
+            dataset_meta: lerobot's metadata of that dataset; not used.
+            base: Model and processor of a pretrained policy; without it the weights are new.
+        """
         super().__init__(config)
         if not config.cameras:
-            config.take_robot_from_features()
+            config.set_robot_from_features()
         config.validate_features()
         robot = config.rocket_config()
         self.model = base[0] if base else RocketForActionPrediction(robot)
-        self.processor = processor_for(config, robot, base[1] if base else None, dataset_stats)
+        self.processor = create_processor(config, robot, base[1] if base else None, dataset_stats)
         self.reset()
 
     @classmethod
@@ -51,19 +63,19 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         *,
         config: LeRobotRocketConfig | None = None,
         revision: str | None = None,
-        **given: Any,
+        **kwargs: Any,
     ) -> Self:
-        """A published policy, adapted to the dataset's robot where the configuration is a new one."""
+        """Load a published policy; if the configuration describes a new one, adapt it to the dataset's robot."""
         pinned: dict[str, Any] = {"revision": revision} if revision else {}
         if config is None:
             config = LeRobotRocketConfig.from_pretrained(pretrained_name_or_path, **pinned)
         model = RocketForActionPrediction.from_pretrained(pretrained_name_or_path, alignment=None, **pinned)
         processor = RocketProcessor.from_pretrained(pretrained_name_or_path, **pinned)
         if not config.cameras:
-            config.take_robot_from_features()
-            model = for_robot(model, config)
-            config.take_policy(model.config)
-        policy = cls(config, given.get("dataset_stats"), given.get("dataset_meta"), (model, processor))
+            config.set_robot_from_features()
+            model = adapt_to_robot(model, config)
+            config.copy_rocket_config(model.config)
+        policy = cls(config, kwargs.get("dataset_stats"), kwargs.get("dataset_meta"), (model, processor))
         return policy.to(config.device).eval()
 
     def reset(self) -> None:
@@ -74,29 +86,29 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         if reduction != "mean":
-            raise ValueError("a rocket policy has one loss for a batch: train it without sample_weighting")
-        inputs = self.inputs(batch)
+            raise UserError("a rocket policy computes one loss per batch: train without sample_weighting")
+        inputs = self.model_inputs(batch)
         inputs |= {"actions": batch[ACTION], "action_is_pad": batch[f"{ACTION}_is_pad"]}
         output = self.model(**inputs)
         return output.loss, {name: loss.item() for name, loss in output.losses.items()}
 
     @torch.no_grad()
-    def predict_action_chunk(self, batch: dict[str, Any], **more: Any) -> Tensor:
-        """Normalized actions (B, chunk, action_dim); `noise` may be given, (B, chunk, widest action)."""
-        noise = {"noise": more["noise"]} if more.get("noise") is not None else {}
-        return self.model.predict_action_chunk(**self.inputs(batch), **noise)
+    def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Return normalized actions (B, chunk, action_dim); `noise` (B, chunk, max_action_dim) is optional."""
+        noise = {"noise": kwargs["noise"]} if kwargs.get("noise") is not None else {}
+        return self.model.predict_action_chunk(**self.model_inputs(batch), **noise)
 
     @torch.no_grad()
-    def select_action(self, batch: dict[str, Any], **more: Any) -> Tensor:
-        """The next action (B, action_dim); the policy looks again when those it has chosen are executed."""
+    def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Tensor:
+        """Return the next action (B, action_dim), predicting a new chunk when the previous one has been executed."""
         if not self.queue:
-            chunk = self.predict_action_chunk(batch, **more)
+            chunk = self.predict_action_chunk(batch, **kwargs)
             self.queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
         return self.queue.popleft()
 
-    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Our batch, of lerobot's, whose state is normalized and whose pictures lie in 0..1."""
-        images = {camera_of(key): batch[key] for key in self.config.image_features if key in batch}
+    def model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Convert lerobot's batch, with normalized state and images in [0, 1], to inputs of the model."""
+        images = {camera_name(key): batch[key] for key in self.config.image_features if key in batch}
         images = {camera: images.get(camera) for camera in self.config.cameras}
         pixels, present = self.processor.prepare_images(images, {})
         state = batch[STATE]
@@ -104,41 +116,41 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         return {"images": pixels, "camera_mask": present, "state": state, **tokens}
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """As we export a policy: transformers' AutoModel loads the folder too."""
-        weights = {name.removeprefix(MODEL): weight for name, weight in (state_dict or self.state_dict()).items()}
+        """Write the folder as rocket_hf does, so that transformers' AutoModel can load it too."""
+        weights = {
+            name.removeprefix(MODEL_PREFIX): weight for name, weight in (state_dict or self.state_dict()).items()
+        }
         self.model.save_pretrained(save_directory, state_dict=weights)
-        write_surroundings(save_directory, self.model.config, self.processor)
+        write_policy_files(save_directory, self.model.config, self.processor)
 
     def _validate_peft_config(self, peft_config: Any) -> None:
-        raise ValueError(
-            "adapters of rocket policies are made by `rocket-hf adapt`, and published by `rocket-hf publish`"
-        )
+        raise UserError("lerobot cannot train adapters of rocket policies: use `rocket-hf adapt`")
 
 
-def for_robot(model: RocketForActionPrediction, config: LeRobotRocketConfig) -> RocketForActionPrediction:
-    """The base for the dataset's robot. Layers that have to be new are new."""
+def adapt_to_robot(model: RocketForActionPrediction, config: LeRobotRocketConfig) -> RocketForActionPrediction:
+    """Return the model for the dataset's robot, with new layers where sizes differ; the model itself if none do."""
     names = ("cameras", "state_dim", "action_dim", "chunk_size", "state_normalization", "action_normalization")
     robot = {name: getattr(config, name) for name in names}
-    same = RocketConfig(policy_config=model.config.policy_config, **robot).to_dict()
-    ours = model.config.to_dict()
-    return model if all(same[name] == ours[name] for name in names) else model.for_robot(robot)
+    required = RocketConfig(policy_config=model.config.policy_config, **robot).to_dict()
+    current = model.config.to_dict()
+    return model if all(required[name] == current[name] for name in names) else model.for_robot(robot)
 
 
-def processor_for(
+def create_processor(
     config: LeRobotRocketConfig, robot: RocketConfig, base: RocketProcessor | None, dataset_stats: dict[str, Any] | None
 ) -> RocketProcessor:
-    """The base's own, with the dataset's statistics where it is trained on one."""
+    """Return the base policy's processor, with the dataset's statistics if it is trained on a dataset."""
     if base is None:
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
-        return RocketProcessor.for_config(robot, tokenizer, statistics_from(dataset_stats))
+        return RocketProcessor.for_config(robot, tokenizer, rocket_statistics(dataset_stats))
     if dataset_stats is None:
         return base
     kept = {name: getattr(base, name) for name in ("image_size", "resize", "prompt_template", "max_prompt_length")}
-    return RocketProcessor.for_config(robot, base.tokenizer, statistics_from(dataset_stats), **kept)
+    return RocketProcessor.for_config(robot, base.tokenizer, rocket_statistics(dataset_stats), **kept)
 
 
-def statistics_from(dataset_stats: dict[str, Any] | None) -> dict[str, Statistics]:
-    """Of state and action, from lerobot's statistics of a dataset."""
+def rocket_statistics(dataset_stats: dict[str, Any] | None) -> dict[str, Statistics]:
+    """Convert lerobot's statistics of a dataset to those of state and action for the processor."""
     stats = dataset_stats or {}
     return {
         part: {

@@ -1,4 +1,4 @@
-"""lerobot's pipelines around a policy that is yet to be trained; those of a published one lie beside its weights."""
+"""lerobot's processor pipelines for a policy to be trained. Those of a published policy are in its folder."""
 
 from typing import Any
 
@@ -21,24 +21,25 @@ from .configuration_rocket import LeRobotRocketConfig
 def make_rocket_pre_post_processors(
     config: LeRobotRocketConfig, dataset_stats: dict[str, Any] | None = None
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline[PolicyAction, PolicyAction]]:
-    before, after = (file.removesuffix(".json") for file in FILES)
+    """Create the pipelines; lerobot finds this function by its name."""
+    preprocessor_name, postprocessor_name = (file.removesuffix(".json") for file in FILES)
     mapping = config.normalization_mapping
-    covered = {**(config.input_features or {}), **(config.output_features or {})}
+    all_features = {**(config.input_features or {}), **(config.output_features or {})}
     preprocessor: PolicyProcessorPipeline = PolicyProcessorPipeline(
         steps=[
             RenameObservationsProcessorStep(rename_map={}),
             AddBatchDimensionProcessorStep(),
             DeviceProcessorStep(device=config.device or "cpu"),
-            NormalizerProcessorStep(features=covered, norm_map=mapping, stats=dataset_stats),
+            NormalizerProcessorStep(features=all_features, norm_map=mapping, stats=dataset_stats),
         ],
-        name=before,
+        name=preprocessor_name,
     )
     postprocessor = PolicyProcessorPipeline[PolicyAction, PolicyAction](
         steps=[
             UnnormalizerProcessorStep(features=config.output_features or {}, norm_map=mapping, stats=dataset_stats),
             DeviceProcessorStep(device="cpu"),
         ],
-        name=after,
+        name=postprocessor_name,
         to_transition=policy_action_to_transition,
         to_output=transition_to_policy_action,
     )

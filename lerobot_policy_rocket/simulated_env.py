@@ -1,7 +1,7 @@
-"""The simulated tasks of rocket_hf in lerobot-eval, as its demonstrations were recorded: `--env.type=rocket_metaworld`.
+"""rocket_hf's Meta-World environment for lerobot-eval (`--env.type=rocket_metaworld`), as used for recording.
 
-lerobot's own `--env.type=metaworld` starts equally and draws one camera with shadows, at 480 pixels, a hundred times as
-slowly.
+lerobot's own `--env.type=metaworld` has the same initial states, but renders one camera with shadows at 480 pixels,
+which is a hundred times slower.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ SUITE = "metaworld"
 @EnvConfig.register_subclass("rocket_metaworld")
 @dataclass
 class RocketMetaWorldConfig(EnvConfig):
-    task: str = "reach-v3"  # or several, between commas
+    """Options of `--env.type=rocket_metaworld`."""
+
+    task: str = "reach-v3"  # one task, or several separated by commas
     fps: int = MetaWorldEnvironment.fps
     image_size: int = 128
     episode_length: int | None = None
@@ -35,13 +37,13 @@ class RocketMetaWorldConfig(EnvConfig):
 
     def __post_init__(self) -> None:
         actions, states = len(MetaWorldEnvironment.action_names), len(MetaWorldEnvironment.state_names)
-        picture = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
-        pictures = {f"pixels/{camera}": picture for camera in CAMERAS}
-        numbers = {
+        image = PolicyFeature(FeatureType.VISUAL, (self.image_size, self.image_size, 3))
+        images = {f"pixels/{camera}": image for camera in CAMERAS}
+        vectors = {
             "action": PolicyFeature(FeatureType.ACTION, (actions,)),
             "agent_pos": PolicyFeature(FeatureType.STATE, (states,)),
         }
-        self.features = numbers | pictures
+        self.features = vectors | images
         self.features_map = {"action": ACTION, "agent_pos": STATE}
         self.features_map |= {f"pixels/{camera}": f"{IMAGES}{camera}" for camera in CAMERAS}
 
@@ -51,9 +53,11 @@ class RocketMetaWorldConfig(EnvConfig):
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, gym.vector.VectorEnv]]:
         tasks = [task.strip() for task in self.task.split(",")]
-        return {SUITE: {number: self.batch_of(task, n_envs, use_async_envs) for number, task in enumerate(tasks)}}
+        return {
+            SUITE: {number: self.create_vector_env(task, n_envs, use_async_envs) for number, task in enumerate(tasks)}
+        }
 
-    def batch_of(self, task: str, count: int, in_processes: bool) -> gym.vector.VectorEnv:
+    def create_vector_env(self, task: str, count: int, in_processes: bool) -> gym.vector.VectorEnv:
         make = freeze_after_episode_end(partial(SimulatedTask, task, self.image_size, self.episode_length))
         if in_processes and count > 1:
             return gym.vector.AsyncVectorEnv([make] * count, context="spawn")
@@ -61,7 +65,7 @@ class RocketMetaWorldConfig(EnvConfig):
 
 
 class SimulatedTask(gym.Env):
-    """One of our environments, in gymnasium's words."""
+    """Gymnasium interface of a rocket_hf environment."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": MetaWorldEnvironment.fps}
     render_mode = "rgb_array"
@@ -70,10 +74,10 @@ class SimulatedTask(gym.Env):
         self.inner: Environment = make_environment(SUITE, task, image_size, max_steps)
         self.task, self.task_description = task, self.inner.instruction
         self._max_episode_steps, self.steps = self.inner.max_steps, 0
-        picture = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        image = gym.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         state = gym.spaces.Box(-np.inf, np.inf, (len(self.inner.state_names),), np.float32)
-        pictures = gym.spaces.Dict({camera: picture for camera in self.inner.cameras})
-        self.observation_space = gym.spaces.Dict({"pixels": pictures, "agent_pos": state})
+        images = gym.spaces.Dict({camera: image for camera in self.inner.cameras})
+        self.observation_space = gym.spaces.Dict({"pixels": images, "agent_pos": state})
         self.action_space = gym.spaces.Box(-1, 1, (len(self.inner.action_names),), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict[str, Any]]:
@@ -89,8 +93,8 @@ class SimulatedTask(gym.Env):
         return self.observe(), float(success), success, ended and not success, {"is_success": success}
 
     def observe(self) -> dict[str, Any]:
-        seen = self.inner.observe()
-        return {"pixels": dict(seen.images), "agent_pos": seen.state}
+        observation = self.inner.observe()
+        return {"pixels": dict(observation.images), "agent_pos": observation.state}
 
     def render(self) -> np.ndarray:
         return concatenate_cameras(self.inner.observe())

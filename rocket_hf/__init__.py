@@ -1,12 +1,12 @@
-"""Teach vision-language-action policies 3D space (ROCKET), from LeRobot datasets to the Hugging Face Hub.
+"""Alignment of vision-language-action policies with a 3D vision model (ROCKET), from LeRobot datasets to the Hub.
 
-The names below are loaded when they are first used, so that `import rocket_hf` and `rocket-hf --help` cost nothing.
+The public names are imported on first access, so that `import rocket_hf` and `rocket-hf --help` are fast.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .export.export_files import export_policy
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .modeling.processing_rocket import RocketProcessor
     from .teachers.load import load_teacher
 
-HOMES = {
+MODULES = {
     "OpenVLAPolicyConfig": ".modeling.configuration_openvla",
     "Pi0Config": ".modeling.configuration_pi0",
     "SmolVLAConfig": ".modeling.configuration_smolvla",
@@ -49,6 +49,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(HOMES[name], __name__), name)
+    return getattr(importlib.import_module(MODULES[name], __name__), name)

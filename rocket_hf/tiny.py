@@ -1,4 +1,4 @@
-"""Small enough for a CPU and made without a download: sizes, a tokenizer, statistics. For demos and tests."""
+"""Tiny policies with tokenizer and statistics that need no download and run on a CPU, for demos and tests."""
 
 import string
 from collections.abc import Callable
@@ -80,7 +80,7 @@ OPENVLA_SIZES = {
     "end_token_id": 1,
     "action_head_width": 32,
 }
-# The smallest instance of every family of policies.
+# Tiny backbone configuration of every policy family.
 TINY_POLICIES: dict[str, Callable[[], StrictConfig]] = {
     "pi0": lambda: Pi0Config(variant="pi0", **PI0_SIZES),
     "pi05": lambda: Pi0Config(variant="pi05", **PI0_SIZES),
@@ -91,8 +91,14 @@ TINY_POLICIES: dict[str, Callable[[], StrictConfig]] = {
 
 
 def tiny_config(family: str = "pi0", **changes: Any) -> RocketConfig:
-    """A policy of about 60,000 parameters with an alignment head of three pairs: two cameras and chunks of four steps,
-    or as many as the backbone can."""
+    """Return the configuration of a policy with about 60,000 parameters and three aligned layer pairs.
+
+    It has two cameras and chunks of four steps, or fewer if the backbone has a lower limit.
+
+    Args:
+        family: Key of `TINY_POLICIES`.
+        **changes: Other values of `RocketConfig` keys.
+    """
     alignment = AlignmentConfig(student_layers=(1, 2, -1), teacher_layers=(2, 3, 4), hidden_width=32, target_width=24)
     policy = TINY_POLICIES[family]()
     settings: dict[str, Any] = {
@@ -107,7 +113,7 @@ def tiny_config(family: str = "pi0", **changes: Any) -> RocketConfig:
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, and a first token as PaliGemma has it."""
+    """Return a tokenizer with one token per character that starts with a BOS token, as PaliGemma's does."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
@@ -118,13 +124,13 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_statistics(config: RocketConfig) -> dict[str, Statistics]:
-    """Statistics of a made-up robot, different in every dimension."""
+    """Return statistics of a made-up robot, which differ between dimensions."""
 
-    def of(dim: int) -> Statistics:
-        spread = [0.5 + index / 4 for index in range(dim)]
+    def vector_statistics(dim: int) -> Statistics:
+        std = [0.5 + index / 4 for index in range(dim)]
         mean = [index / 10 for index in range(dim)]
-        low = [middle - 2 * width for middle, width in zip(mean, spread, strict=True)]
-        high = [middle + 2 * width for middle, width in zip(mean, spread, strict=True)]
-        return {"mean": mean, "std": spread, "min": low, "max": high, "q01": low, "q99": high}
+        low = [center - 2 * deviation for center, deviation in zip(mean, std, strict=True)]
+        high = [center + 2 * deviation for center, deviation in zip(mean, std, strict=True)]
+        return {"mean": mean, "std": std, "min": low, "max": high, "q01": low, "q99": high}
 
-    return {"state": of(config.state_dim), "action": of(config.action_dim)}
+    return {"state": vector_statistics(config.state_dim), "action": vector_statistics(config.action_dim)}

@@ -91,7 +91,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place, without_warnings():
         for kind in KINDS:
             folder = write_tiny_dataset(
-                Path(place, kind), EPISODES, FRAMES, CAMERAS, video=kind == "video", codec="libsvtav1", grain=GRAIN
+                Path(place, kind), EPISODES, FRAMES, CAMERAS, video=kind == "video", codec="libsvtav1", noise=GRAIN
             )
             figures[kind] = compare(folder, rounds)
     ratios = {f"{kind}_chunk50_to_lerobot": round(figures[kind]["ratio"], 2) for kind in KINDS}
