@@ -1,6 +1,6 @@
-"""The model, adapter and dataset cards that go to the Hub: their templates and what renders them.
+"""Model, adapter and dataset cards for the Hub: their templates, figures and renderer.
 
-This room lies on the ground floor: it imports nothing of ours, so a card can be made from plain values alone.
+This package imports nothing of `rocket_hf`, so that a card can be rendered from plain values.
 """
 
 if __name__ != "rocket_hf.hub_cards":

@@ -1,4 +1,4 @@
-"""What a card tells, in plain values. What is not known is left out of the card."""
+"""Facts that cards show, as plain values. Facts that are unknown are left out of the card."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,9 +6,13 @@ from typing import Any
 Z95 = 1.959964  # the standard normal's quantile for a two-sided 95 % interval
 
 
+class CardError(ValueError):
+    """Facts that no card can show, such as a metric that is not finite."""
+
+
 @dataclass
 class Source:
-    """A repository that something came from, at one commit where that is known."""
+    """Hub repository of a model or a dataset, with its commit or tag where that is known."""
 
     id: str
     revision: str | None = None
@@ -16,7 +20,7 @@ class Source:
 
 @dataclass
 class Evaluation:
-    """Episodes that succeeded, of a suite of tasks."""
+    """Number of successful episodes on a suite of tasks."""
 
     suite: str
     successes: int
@@ -24,7 +28,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.episodes or not self.episodes:
-            raise ValueError(f"{self.suite}: {self.successes} of {self.episodes} episodes cannot have succeeded")
+            raise CardError(f"{self.suite}: {self.successes} of {self.episodes} episodes cannot have succeeded")
 
     @property
     def rate(self) -> float:
@@ -32,7 +36,7 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's, at 95 %: honest for few episodes and for rates near 0 and 1."""
+        """Wilson's 95 % interval, which stays correct for few episodes and for rates near 0 and 1."""
         n, rate, square = self.episodes, self.rate, Z95**2
         center = (rate + square / (2 * n)) / (1 + square / n)
         half = Z95 * ((rate * (1 - rate) + square / (4 * n)) / n) ** 0.5 / (1 + square / n)
@@ -40,10 +44,27 @@ class Evaluation:
 
 
 @dataclass
-class Rocket2Rates:
-    """Of one player: how often it came to what was marked, and how often to something else first."""
+class BenchmarkResult:
+    """Evaluation on a benchmark that has a dataset on the Hub; it is written to `.eval_results/`."""
 
-    shown: str  # how often the goal was marked anew; empty for who does not look
+    dataset_id: str
+    task_id: str
+    evaluation: Evaluation
+
+
+@dataclass
+class RolloutImages:
+    """Image strips (PNG) of one successful and one failed episode of an evaluation."""
+
+    success: bytes | None = None
+    failure: bytes | None = None
+
+
+@dataclass
+class Rocket2Rates:
+    """Rates at which one player reached the target, or another object first, in ROCKET-2's evaluation."""
+
+    goal_refresh: str  # how often the goal was marked again, such as "every 30 steps"; empty for the random player
     player: str
     reached: Evaluation
     wrong: Evaluation
@@ -51,53 +72,59 @@ class Rocket2Rates:
 
 @dataclass
 class Rocket2Evaluation:
-    """Episodes after goals, of the policy and of chance from the same starts."""
+    """Evaluation of a ROCKET-2 policy and of the random player from the same start states."""
 
     suite: str
-    most_steps: int | None
+    max_steps: int | None
     rates: list[Rocket2Rates]
 
 
 @dataclass
-class Teacher:
-    """The 3D vision model that the policy was aligned with; it is not part of what is published."""
+class TeacherFacts:
+    """The frozen 3D vision model that the policy was aligned with. It is not part of the repository."""
 
     name: str
     revision: str | None = None
     license: str | None = None
-    note: str = ""  # what its license means for this policy
+    note: str = ""  # consequences of the teacher's license for the policy
 
 
 @dataclass
-class Training:
+class TrainingFacts:
+    """Recipe, losses and cost of a training run."""
+
     recipe: str
     about: str = ""
     steps: int = 0
     batch_size: int = 0
-    settings: list[tuple[str, Any]] = field(default_factory=list)  # beyond the recipe's defaults
-    # student layer, teacher layer, and the width of the projector's part, where it is known
+    settings: list[tuple[str, Any]] = field(default_factory=list)  # settings that differ from the defaults
+    # (student layer, teacher layer, width of the projector's part or None if unknown)
     pairs: list[tuple[int, int, int | None]] = field(default_factory=list)
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # by loss: (step, value)
-    teacher: Teacher | None = None
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # loss name -> [(step, value)]
+    teacher: TeacherFacts | None = None
     compute: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class Provenance:
-    """What only those who publish a policy know of it."""
+    """Facts about a policy's origin and evaluation, which the policy's own files do not contain."""
 
     license: str
-    base_model: Source | None  # none of a policy that began with nothing
+    base_model: Source | None  # None for a policy that was trained from scratch
     datasets: list[Source] = field(default_factory=list)
-    training: Training | None = None
+    training: TrainingFacts | None = None
     evaluations: list[Evaluation] = field(default_factory=list)
     control_rate: float | None = None  # Hz
-    conventions: str = ""  # rotation, gripper, frames of reference, in a sentence
-    after_goals: list[Rocket2Evaluation] = field(default_factory=list)
+    conventions: str = ""  # rotation, gripper and frames of reference, in a sentence
+    rocket2_evaluations: list[Rocket2Evaluation] = field(default_factory=list)
+    benchmark_results: list[BenchmarkResult] = field(default_factory=list)
+    rollouts: RolloutImages | None = None
 
 
 @dataclass
-class Robot:
+class RobotFacts:
+    """Inputs and outputs of a VLA policy on its robot."""
+
     cameras: list[str]
     image_size: int
     resize: str
@@ -112,14 +139,14 @@ class Robot:
 
 @dataclass
 class Artifact:
-    """What is published, as it is found in the files."""
+    """Facts about a published VLA policy or adapter, read from its files."""
 
     repo: str
     revision: str  # a tag, or the branch
     backbone: str
     parameters: int
     dtype: str
-    robot: Robot
+    robot: RobotFacts
     versions: dict[str, str]
     tolerances: dict[str, float] = field(default_factory=dict)
     image_effect: float = 0.0
@@ -127,37 +154,39 @@ class Artifact:
 
 @dataclass
 class Rocket2Artifact:
-    """The same of a policy that goes after what is marked in a picture."""
+    """Facts about a published ROCKET-2 policy, read from its files."""
 
     repo: str
     revision: str
     parameters: int
     dtype: str
     image_size: tuple[int, ...]  # height, width
-    actions: list[tuple[str, int, int]]  # by factor, in the order of an action's columns: choices, and that of rest
-    minecraft: bool  # whether they are Minecraft's buttons and camera
-    interactions: dict[str, int]  # what can be done with the goal
+    actions: list[
+        tuple[str, int, int]
+    ]  # (factor, number of choices, rest choice), in the order of the action's columns
+    minecraft: bool  # whether the factors are Minecraft's buttons and camera
+    interactions: dict[str, int]  # name -> number of each interaction with the goal object
     window_steps: int
-    heads: list[str]  # that were kept
+    heads: list[str]  # auxiliary heads that were kept
     versions: dict[str, str]
     tolerances: dict[str, float] = field(default_factory=dict)
     effects: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
-class Adapter:
-    """What an adapter adds to its base."""
+class AdapterFacts:
+    """Weights that an adapter adds to its base policy."""
 
     base: Source
     rank: int
     alpha: float
-    targets: int  # modules with LoRA
-    full: list[str]  # modules that were trained in full
+    targets: int  # number of modules with LoRA layers
+    full: list[str]  # names of the modules that were trained in full
 
 
 @dataclass
 class GeneratedDataset:
-    """A dataset that a simulator made."""
+    """Facts about a dataset that was recorded in a simulator."""
 
     repo: str
     revision: str
@@ -167,10 +196,10 @@ class GeneratedDataset:
     episodes: int
     frames: int
     rate: float
-    cameras: dict[str, tuple[int, int]]  # height, width
+    cameras: dict[str, tuple[int, int]]  # name -> (height, width)
     state_dim: int
     action_dim: int
     robot: str = ""
     seed: int = 0
-    command: str = ""  # that makes it again
+    command: str = ""  # the command that reproduces the dataset
     versions: dict[str, str] = field(default_factory=dict)

@@ -1,84 +1,140 @@
-"""Small figures for cards: SVG inside the card's own text, so that a repository holds no other file for them."""
+"""Figures of cards as PNG files: loss curves, success rates and image strips of rollouts.
 
-import base64
+The same facts give the same bytes, so that publishing an unchanged policy makes no commit.
+"""
+
+import io
 import math
 from collections.abc import Sequence
-from html import escape
+from typing import TYPE_CHECKING
 
-from .facts import Evaluation
+from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 60, 150, 20, 40
+from .facts import CardError, Evaluation, RolloutImages
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLORS = ("#2a6fdb", "#d1495b", "#3c8d53", "#8f5bb5", "#c98a1b", "#4b5563")
-POINTS = 160  # of a curve, at most
-Points = Sequence[tuple[int, float]]
+POINTS = 160  # maximum number of points of a curve
+DPI = 120
+
+STRIP_WIDTHS = (1200, 1000, 800, 640, 480, 320)  # pixels; the first one whose file is small enough is used
+STRIP_BYTES = 150_000
+TITLE_HEIGHT, MARGIN = 24, 8  # pixels
+
+Curve = Sequence[tuple[int, float]]
 
 
-def inline(svg: str, alt: str) -> str:
-    """The figure as an image in Markdown."""
-    return f"![{alt}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+def loss_curves(curves: dict[str, Curve]) -> bytes:
+    return to_png(draw_loss_curves(curves))
 
 
-def loss_curves(curves: dict[str, Points]) -> str:
-    """Losses by step on a logarithmic scale, each point the mean of its stretch of steps."""
-    thinned = {name: thin(points) for name, points in curves.items()}
-    values = [value for points in thinned.values() for _, value in points if value > 0]
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError("a loss of the run is not finite, so its curve cannot be drawn: publish an earlier checkpoint")
-    low, high = math.log10(min(values)), math.log10(max(values))
-    high = high if high > low else low + 1
-    last = max(step for points in thinned.values() for step, _ in points)
-
-    def place(step: int, value: float) -> str:
-        across = LEFT + (WIDTH - LEFT - RIGHT) * step / max(1, last)
-        down = TOP + (HEIGHT - TOP - BOTTOM) * (high - math.log10(value)) / (high - low)
-        return f"{across:.1f},{down:.1f}"
-
-    lines = axes(low, high, last)
-    for number, (name, points) in enumerate(thinned.items()):
-        color = COLORS[number % len(COLORS)]
-        path = " ".join(place(step, value) for step, value in points if value > 0)
-        lines.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-        lines.append(text(WIDTH - RIGHT + 8, TOP + 12 + 16 * number, name, "start", color))
-    return frame(lines, HEIGHT)
+def success_rates(evaluations: Sequence[Evaluation]) -> bytes:
+    return to_png(draw_success_rates(evaluations))
 
 
-def thin(points: Points) -> list[tuple[int, float]]:
-    size = -(-len(points) // POINTS)
-    stretches = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in stretches]
+def draw_loss_curves(curves: dict[str, Curve]) -> "Figure":
+    """Draw losses by step on a logarithmic scale. Each point is the mean of a window of steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, curve) in enumerate(curves.items()):
+        points = average_windows(curve)
+        if not all(math.isfinite(value) for _, value in points):
+            raise CardError(f"the loss {name} is not finite: publish an earlier checkpoint")
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=COLORS[number % len(COLORS)], linewidth=1.2, label=plain_text(name))
+    if any(value > 0 for curve in curves.values() for _, value in curve):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure
 
 
-def axes(low: float, high: float, last: int) -> list[str]:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    lines = [f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#888"/>']
-    for share in (0, 0.5, 1):
-        value = 10 ** (high - share * (high - low))
-        lines.append(text(LEFT - 6, TOP + 4 + share * (bottom - TOP), f"{value:.3g}", "end"))
-        lines.append(text(LEFT + share * (right - LEFT), bottom + 16, f"{share * last:,.0f}", "middle"))
-    lines.append(text((LEFT + right) / 2, bottom + 32, "step", "middle"))
-    return lines
+def average_windows(curve: Curve) -> list[tuple[int, float]]:
+    """Return at most POINTS points: the last step and the mean value of each window of steps."""
+    size = -(-len(curve) // POINTS)
+    windows = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [(window[-1][0], sum(value for _, value in window) / len(window)) for window in windows]
 
 
-def success_rates(evaluations: Sequence[Evaluation]) -> str:
-    """A bar for each suite, with its 95 % interval."""
-    height = 28 * len(evaluations) + 16
-    lines = []
-    for number, entry in enumerate(evaluations):
-        top = 8 + 28 * number
-        low, high = (180 + 380 * end for end in entry.interval)
-        lines.append(text(172, top + 15, entry.suite, "end"))
-        lines.append(f'<rect x="180" y="{top}" width="{380 * entry.rate:.1f}" height="20" fill="{COLORS[0]}"/>')
-        lines.append(f'<path d="M{low:.1f} {top + 10}H{high:.1f}" stroke="#111" stroke-width="2"/>')
-        lines.append(text(570, top + 15, f"{entry.rate:.1%}", "start"))
-    return frame(lines, height)
+def draw_success_rates(evaluations: Sequence[Evaluation]) -> "Figure":
+    """Draw a bar with its 95 % interval for each evaluation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 0.7 + 0.35 * len(evaluations)), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    rows = range(len(evaluations))
+    rates = [entry.rate for entry in evaluations]
+    below = [max(0.0, entry.rate - entry.interval[0]) for entry in evaluations]
+    above = [max(0.0, entry.interval[1] - entry.rate) for entry in evaluations]
+    axes.barh(rows, rates, height=0.6, color=COLORS[0], xerr=[below, above], ecolor="#111111", capsize=3)
+    for row, entry in zip(rows, evaluations, strict=True):
+        axes.text(1.03, row, f"{entry.rate:.1%}", va="center", fontsize=9)
+    axes.set_yticks(rows, [plain_text(entry.suite) for entry in evaluations], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("success rate")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
-def text(x: float, y: float, words: str, anchor: str, color: str = "#444") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(words)}</text>'
+def plain_text(text: str) -> str:
+    """Escape dollar signs, which matplotlib would read as formulas."""
+    return text.replace("$", r"\$")
 
 
-def frame(lines: list[str], height: int) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-    style = 'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
-    return head + style + "".join(lines) + "</svg>"
+def to_png(figure: "Figure") -> bytes:
+    """Render with Agg, without the metadata that names matplotlib's version."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return quantize(Image.open(buffer))
+
+
+def quantize(image: Image.Image) -> bytes:
+    """Encode as a PNG with a palette of 256 colors, which is several times smaller."""
+    buffer = io.BytesIO()
+    image.convert("RGB").quantize(256).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def rollout_strips(rollouts: RolloutImages) -> bytes:
+    """Stack the strips of the successful and the failed rollout, as large as STRIP_BYTES allows."""
+    strips = {"success": rollouts.success, "failure": rollouts.failure}
+    images = {
+        title: Image.open(io.BytesIO(content)).convert("RGB")
+        for title, content in strips.items()
+        if content is not None
+    }
+    for width in STRIP_WIDTHS:
+        content = quantize(stack_strips(images, width))
+        if len(content) <= STRIP_BYTES:
+            return content
+    raise CardError(f"the rollout strips take more than {STRIP_BYTES:,} bytes at {STRIP_WIDTHS[-1]} pixels width")
+
+
+def stack_strips(images: dict[str, Image.Image], width: int) -> Image.Image:
+    """Return the images, at most `width` pixels wide, one below the other with their titles."""
+    scale = min(1.0, width / max(image.width for image in images.values()))
+    resized = {
+        title: image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        for title, image in images.items()
+    }
+    size = (
+        max(image.width for image in resized.values()) + 2 * MARGIN,
+        sum(TITLE_HEIGHT + image.height + MARGIN for image in resized.values()),
+    )
+    canvas, top = Image.new("RGB", size, "white"), 0
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
+    for title, image in resized.items():
+        draw.text((MARGIN, top + 3), title, fill="black", font=font)
+        canvas.paste(image, (MARGIN, top + TITLE_HEIGHT))
+        top += TITLE_HEIGHT + image.height + MARGIN
+    return canvas

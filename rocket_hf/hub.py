@@ -64,10 +64,7 @@ def parse_source(text: str, kind: str = "repository", revision: str | None = Non
     """Parse `OWNER/NAME` or `OWNER/NAME@REVISION`. `revision` is one that was given separately."""
     repo, _, own_revision = text.partition("@")
     if not REPO_ID.fullmatch(repo):
-        raise UserError(
-            f"the {kind} {text!r} is neither a local folder nor a Hub repository: expected a folder, OWNER/NAME or "
-            "OWNER/NAME@REVISION"
-        )
+        raise UserError(f"invalid {kind} {text!r}: expected OWNER/NAME or OWNER/NAME@REVISION")
     if own_revision and revision is not None and revision != own_revision:
         raise UserError(f"the {kind} {text!r} was given with a second revision {revision!r}: remove one of the two")
     return HubSource(repo, own_revision or revision)
@@ -91,6 +88,11 @@ def resolve(
         if revision is not None:
             raise UserError(f"{source} is a folder, which has no revision {revision!r}: remove the revision")
         return Resolved(folder, None)
+    if not REPO_ID.fullmatch(str(source).partition("@")[0]):
+        raise UserError(
+            f"the {kind} '{source}' is neither a local folder nor a Hub repository: expected a folder, OWNER/NAME or "
+            "OWNER/NAME@REVISION"
+        )
     hub_source = parse_source(str(source), kind, revision)
     try:
         with hub_errors_as_user_errors(hub_source.id):

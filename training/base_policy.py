@@ -1,10 +1,7 @@
-"""The policy that a run starts from: its folder, checked, and its weights."""
+"""The folder of the policy that a run starts from."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from rocket_hf.checkpoint_files import read_json
 from rocket_hf.errors import UserError
@@ -28,11 +25,3 @@ def find_policy_folder(
             f"{kind.model_type!r}; convert public checkpoints with `rocket-hf convert`"
         )
     return folder
-
-
-@contextmanager
-def weight_errors_as_user_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read the weights in {folder}: {error}; copy or download them again") from error

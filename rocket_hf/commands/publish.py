@@ -1,248 +1,209 @@
-"""Publishes what a run has made: the merged policy, a LoRA adapter or a ROCKET-2, to the Hub or to a folder.
+"""Publish a trained policy or its LoRA adapter on the Hub, or write the same files to a folder.
 
-Everything is put together in a temporary folder and checked before anything is sent, in one commit. Run it again after
-any failure: it goes on, and an unchanged policy makes no commit.
+All files are built in a temporary folder and checked before anything is uploaded, in one commit. The command can be run
+again after any failure; an unchanged policy makes no commit.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from rocket_hf.evaluation.trained_policy import TrainedPolicySource
+    from rocket_hf.export.policy_kinds import PolicyKind
+    from rocket_hf.hub_cards.facts import Provenance
+    from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
+    from rocket_hf.publishing import Package, Published
 
 HELP = "publish a trained policy or its adapter"
 DTYPES = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN", type=Path, help="a run's folder, a checkpoint's, or a policy's")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="the repository, made if it is not there")
+    parser.add_argument("source", metavar="RUN", type=Path, help="folder of a training run, a checkpoint or a policy")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="Hub repository, which is created if it does not exist")
     parser.add_argument("--to", metavar="FOLDER", type=Path, help="write to a new folder instead of the Hub")
-    parser.add_argument("--private", action="store_true", help="the repository is private")
-    parser.add_argument("--tag", help="of the commit, like v1; the card's snippets are pinned to it")
-    parser.add_argument("--adapter", action="store_true", help="LoRA's weights alone, for PEFT, on --base")
-    parser.add_argument("--base", metavar="OWNER/NAME[@REVISION]", help="what was trained (default: as the run says)")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--tag", help="tag for the commit, such as v1; the card's code examples use it as the revision")
+    parser.add_argument("--adapter", action="store_true", help="publish only the LoRA adapter, for PEFT")
+    parser.add_argument(
+        "--base", metavar="OWNER/NAME[@REVISION]",
+        help="Hub repository of the base model (default: read from the run's recipe)",
+    )  # fmt: skip
     parser.add_argument(
         "--keep", metavar="HEAD,...",
-        help="heads of a ROCKET-2 that people see: visibility, point, box, or none (default: as it has them)",
+        help="auxiliary heads of ROCKET-2 to keep: visibility, point, box, or none (default: those of the run)",
     )  # fmt: skip
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
-    parser.add_argument("--shard", default="5GB", metavar="SIZE", help="of a file of weights (default: %(default)s)")
-    parser.add_argument("--license", metavar="ID", help="as the Hub writes it (default: the base's)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the published weights (default: unchanged)")
     parser.add_argument(
-        "--success", action="append", default=[], metavar="SUITE=48/50", help="for the card; repeatable"
+        "--shard", default="5GB", metavar="SIZE", help="maximum weight file size (default: %(default)s)"
     )
+    parser.add_argument("--license", metavar="ID", help="license id of the Hub (default: license of the base model)")
     parser.add_argument(
-        "--evaluation", action="append", default=[], metavar="FILE", type=Path,
-        help="a report of `rocket-hf eval`, or its folder, for the card; repeatable",
+        "--success", action="append", default=[], metavar="SUITE=48/50",
+        help="success rate for the card: successes and episodes on a suite; repeatable",
     )  # fmt: skip
-    parser.add_argument("--rate", type=float, metavar="HZ", help="of control (default: the dataset's)")
-    parser.add_argument("--conventions", default="", help="what actions mean, frames of reference, in a sentence")
+    parser.add_argument(
+        "--evaluation", action="append", default=[], metavar="REPORT", type=Path,
+        help="report of `rocket-hf eval` for the card, its folder or JSON file; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--rate", type=float, metavar="HZ", help="control rate (default: that of the dataset)")
+    parser.add_argument("--conventions", default="", help="sentence on the meaning of actions and frames of reference")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.evaluation.trained_policy import find_origin
+    from rocket_hf.evaluation.trained_policy import find_trained_policy
     from rocket_hf.export.policy_kinds import ROCKET2
+    from rocket_hf.publishing import push, write_to_folder
 
     if (arguments.repo is None) == (arguments.to is None):
-        raise UserError("say where to: either --repo OWNER/NAME or --to FOLDER")
+        raise UserError("choose where to publish: either --repo OWNER/NAME or --to FOLDER")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    origin = find_origin(arguments.source)
-    goals = kind_of_origin(origin) is ROCKET2
-    require_fitting(arguments, goals)
-    provenance = tell_goal_provenance(arguments, origin) if goals else tell_provenance(arguments, origin)
-    if provenance.training and provenance.training.teacher and provenance.training.teacher.note:
-        print(f"note       {provenance.training.teacher.note}")
-    work = publish_goals if goals else publish_adapter if arguments.adapter else publish_policy
-    return work(arguments, origin, provenance)
-
-
-def kind_of_origin(origin: Any) -> Any:
-    """A VLA or a ROCKET-2, by the policy's own configuration, or by the recipe of a run that has none yet."""
-    from rocket_hf.export.policy_kinds import ROCKET2, VLA, kind_of
-
-    if origin.policy is not None:
-        return kind_of(origin.policy)
-    return ROCKET2 if origin.recipe.goals is not None else VLA
-
-
-def require_fitting(arguments: argparse.Namespace, goals: bool) -> None:
-    if goals and arguments.adapter:
-        raise UserError("ROCKET-2 is trained whole, so there is no adapter of it: leave --adapter out")
-    if not goals and arguments.keep is not None:
-        raise UserError("--keep is for the heads of ROCKET-2, and this is a VLA: leave it out")
-
-
-def publish_policy(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
-    import torch
-
-    from rocket_hf.evaluation.identity import fingerprint
-    from rocket_hf.evaluation.trained_policy import load_trained
-    from rocket_hf.export.policy_kinds import VLA
-    from rocket_hf.publishing.package import publish, publish_to_folder
-
-    model, processor = load_trained(origin)
-    require_evaluated(fingerprint(model, processor), arguments.evaluation)
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    settings: dict[str, Any] = {"tag": arguments.tag, "dtype": dtype, "shard": arguments.shard}
+    source = find_trained_policy(arguments.source)
+    is_rocket2 = policy_kind_of(source) is ROCKET2
+    require_applicable_options(arguments, is_rocket2)
+    provenance = collect_provenance(arguments, source, is_rocket2)
+    package = build_package(arguments, source, provenance, is_rocket2)
     if arguments.to is not None:
-        publish_to_folder(model, processor, arguments.to, provenance, **settings)
-        return tell_folder(arguments.to)
-    return tell(publish(model, processor, arguments.repo, provenance, private=arguments.private, **settings), VLA)
+        write_to_folder(package, arguments.to, tag=arguments.tag)
+        print_folder(arguments.to)
+    else:
+        print_commit(push(package, arguments.repo, private=arguments.private, tag=arguments.tag), package)
+    return 0
 
 
-def publish_goals(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
-    import torch
+def policy_kind_of(source: "TrainedPolicySource") -> "PolicyKind":
+    """Return the kind of a policy according to its configuration, or to the recipe of a run without exported policy."""
+    from rocket_hf.export.policy_kinds import ROCKET2, VLA, read_policy_kind
+    from rocket_hf.training.recipe import Rocket2Recipe
 
-    from rocket_hf.evaluation.identity import rocket2_fingerprint
-    from rocket_hf.evaluation.trained_policy import load_trained_rocket2
-    from rocket_hf.export.policy_kinds import ROCKET2
-    from rocket_hf.publishing.rocket2 import publish_rocket2, publish_rocket2_to_folder
-
-    model = load_trained_rocket2(origin)
-    require_evaluated(rocket2_fingerprint(model), arguments.evaluation)
-    keep = heads_to_keep(arguments.keep, origin, model)
-    print(f"heads      {', '.join(keep) or 'none'} kept, which no action depends on")
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    settings: dict[str, Any] = {"keep": keep, "tag": arguments.tag, "dtype": dtype, "shard": arguments.shard}
-    if arguments.to is not None:
-        publish_rocket2_to_folder(model, arguments.to, provenance, **settings)
-        return tell_folder(arguments.to)
-    return tell(publish_rocket2(model, arguments.repo, provenance, private=arguments.private, **settings), ROCKET2)
+    if source.policy is not None:
+        return read_policy_kind(source.policy)
+    return ROCKET2 if isinstance(source.recipe, Rocket2Recipe) else VLA
 
 
-def heads_to_keep(asked: str | None, origin: Any, model: Any) -> list[str]:
-    """Those asked for, or those that training has kept. A converted checkpoint has them all, by nobody's choice."""
-    from rocket_hf.convert.write import REPORT
-
-    if asked is not None:
-        return [] if asked == "none" else [head.strip() for head in asked.split(",")]
-    converted = origin.policy is not None and (origin.policy / REPORT).is_file()
-    return [] if converted else list(model.config.auxiliary_heads)
+def require_applicable_options(arguments: argparse.Namespace, is_rocket2: bool) -> None:
+    if is_rocket2 and arguments.adapter:
+        raise UserError("--adapter does not apply to ROCKET-2, which is trained without LoRA: remove it")
+    if not is_rocket2 and arguments.keep is not None:
+        raise UserError("--keep applies to ROCKET-2's auxiliary heads only, but this is a VLA policy: remove it")
 
 
-def publish_adapter(arguments: argparse.Namespace, origin: Any, provenance: Any) -> int:
-    from rocket_hf.evaluation.identity import fingerprint
-    from rocket_hf.evaluation.trained_policy import load_adapted, load_trained
-    from rocket_hf.publishing.adapter import publish_adapter as push_adapter
-    from rocket_hf.publishing.adapter import publish_adapter_to_folder
-    from rocket_hf.training.vla.sources import policy_folder
+def collect_provenance(arguments: argparse.Namespace, source: "TrainedPolicySource", is_rocket2: bool) -> "Provenance":
+    """Collect the facts for the card from the run and from the command's options, which take precedence."""
+    from rocket_hf.publishing.evaluations import add_evaluations, read_rocket2_evaluation
+    from rocket_hf.publishing.provenance import build_provenance
 
-    recipe = origin.recipe
-    if recipe is None or origin.checkpoint is None:
-        raise UserError("an adapter is made from a run or one of its checkpoints: give one of those")
-    if recipe.lora.init in ("pissa", "olora"):
-        raise UserError(f"lora.init {recipe.lora.init} changes the base: publish the merged policy, without --adapter")
-    if arguments.evaluation:
-        require_evaluated(fingerprint(*load_trained(origin)), arguments.evaluation)
-    model, processor = load_adapted(origin)
-    settings: dict[str, Any] = {"tag": arguments.tag, "trained_from": policy_folder(recipe.policy)}
-    if arguments.to is not None:
-        publish_adapter_to_folder(model, processor, arguments.to, provenance, **settings)
-        return tell_folder(arguments.to)
-    settings["private"] = arguments.private
-    return tell(push_adapter(model, processor, arguments.repo, provenance, **settings), None)
-
-
-def tell_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
-    """What the run says, and the user where they say otherwise."""
-    from rocket_hf.publishing import provenance as told
-
-    recipe = origin.recipe
-    base = base_given(arguments) or (told.base_of(recipe) if recipe else None)
-    if base is None:
-        raise UserError("nothing says which model on the Hub was trained: pass --base OWNER/NAME")
-    license = arguments.license or (told.base_license(recipe) if recipe else None)
-    if license is None:
-        raise UserError(f"nothing says under which license {base.id} is: pass --license")
-    return provenance_of(arguments, origin, base, license)
-
-
-def tell_goal_provenance(arguments: argparse.Namespace, origin: Any) -> Any:
-    """The same of a ROCKET-2, which may have begun with nothing."""
-    from rocket_hf.publishing import provenance as told
-    from rocket_hf.publishing.rocket2_results import read_rocket2_evaluation
-
-    recipe = origin.recipe
-    base = base_given(arguments) or (told.base_of(recipe) if recipe else told.converted_from(origin.policy))
-    license = arguments.license or (told.base_license(recipe) if recipe else None)
-    if license is None:
-        raise UserError("nothing says under which license this policy is: pass --license")
-    provenance = provenance_of(arguments, origin, base, license)
-    provenance.after_goals = [read_rocket2_evaluation(path) for path in arguments.evaluation]
+    provenance = build_provenance(
+        source.recipe, source.policy, source.run, source.checkpoint,
+        base=arguments.base, license=arguments.license, is_rocket2=is_rocket2,
+    )  # fmt: skip
+    provenance.control_rate = arguments.rate or provenance.control_rate
+    provenance.conventions = arguments.conventions
+    add_evaluations(provenance, arguments.evaluation, arguments.success)
+    if is_rocket2:
+        provenance.rocket2_evaluations = [read_rocket2_evaluation(path) for path in arguments.evaluation]
+    training = provenance.training
+    if training is not None and training.teacher is not None and training.teacher.note:
+        print(f"note       {training.teacher.note}")
     return provenance
 
 
-def base_given(arguments: argparse.Namespace) -> Any:
-    from rocket_hf.hub_cards.facts import Source
+def build_package(
+    arguments: argparse.Namespace, source: "TrainedPolicySource", provenance: "Provenance", is_rocket2: bool
+) -> "Package":
+    import torch
 
-    if not arguments.base:
-        return None
-    name, _, revision = arguments.base.partition("@")
-    return Source(name, revision or None)
-
-
-def provenance_of(arguments: argparse.Namespace, origin: Any, base: Any, license: str) -> Any:
-    from rocket_hf.hub_cards.facts import Provenance
-    from rocket_hf.publishing import provenance as told
-
-    recipe = origin.recipe
-    return Provenance(
-        license=license,
-        base_model=base,
-        datasets=told.datasets_of(recipe) if recipe else [],
-        training=told.training_of(recipe, origin.run, origin.checkpoint) if recipe else None,
-        evaluations=[read_success(text) for text in arguments.success] + read_evaluations(arguments.evaluation),
-        control_rate=arguments.rate or (told.control_rate(recipe) if recipe else None),
-        conventions=arguments.conventions,
-    )
+    if arguments.adapter:
+        return adapter_package(arguments, source, provenance)
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    settings: dict[str, Any] = {"dtype": dtype, "shard_size": arguments.shard}
+    build = rocket2_package if is_rocket2 else policy_package
+    return build(arguments, source, provenance, settings)
 
 
-def read_success(text: str) -> Any:
-    import re
+def policy_package(
+    arguments: argparse.Namespace, source: "TrainedPolicySource", provenance: "Provenance", settings: dict[str, Any]
+) -> "Package":
+    from rocket_hf.evaluation.identity import fingerprint
+    from rocket_hf.evaluation.trained_policy import load_trained_policy
+    from rocket_hf.publishing import PolicyPackage
+    from rocket_hf.publishing.evaluations import require_same_policy
 
-    from rocket_hf.hub_cards.facts import Evaluation
-
-    match = re.fullmatch(r"(.+)=(\d+)/(\d+)", text)
-    if match is None:
-        raise UserError(f"--success takes SUITE=SUCCESSES/EPISODES, like libero_spatial=48/50, got {text!r}")
-    return Evaluation(match[1], int(match[2]), int(match[3]))
-
-
-def read_evaluations(paths: list[Path]) -> list[Any]:
-    from rocket_hf.evaluation.report import read_evaluation
-
-    return [read_evaluation(path)[0] for path in paths]
+    model, processor = load_trained_policy(source)
+    require_same_policy(fingerprint(model, processor), arguments.evaluation)
+    return PolicyPackage(model, processor, provenance, **settings)
 
 
-def require_evaluated(fingerprint: str, paths: list[Path]) -> None:
-    """The reports are of this policy, not of another run's."""
-    from rocket_hf.evaluation.report import read_evaluation
+def rocket2_package(
+    arguments: argparse.Namespace, source: "TrainedPolicySource", provenance: "Provenance", settings: dict[str, Any]
+) -> "Package":
+    from rocket_hf.evaluation.identity import rocket2_fingerprint
+    from rocket_hf.evaluation.trained_policy import load_trained_rocket2
+    from rocket_hf.publishing import Rocket2Package
+    from rocket_hf.publishing.evaluations import require_same_policy
 
-    for path in paths:
-        if read_evaluation(path)[1] != fingerprint:
-            raise UserError(
-                f"{path} is of another policy than the one that would be published: evaluate this one first"
-            )
-
-
-def tell_folder(folder: Path) -> int:
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"written    {folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.2f} MB, checked")
-    return 0
+    model = load_trained_rocket2(source)
+    require_same_policy(rocket2_fingerprint(model), arguments.evaluation)
+    keep = heads_to_keep(arguments.keep, source, model)
+    print(f"heads      keeps the auxiliary heads: {', '.join(keep) or 'none'}")
+    return Rocket2Package(model, provenance, keep, **settings)
 
 
-def tell(published: Any, kind: Any) -> int:
-    """Of an adapter, which is none of the kinds, the card says how to load it."""
-    from rocket_hf.publishing.verify import snippet
+def heads_to_keep(option: str | None, source: "TrainedPolicySource", model: "Rocket2ForActionPrediction") -> list[str]:
+    """Return the heads of --keep; by default those that the run's recipe kept, and none of a converted checkpoint.
 
-    what = "published " if published.changed else "unchanged "
-    print(f"{what} {published.repo} at {published.commit}" + (f", tag {published.tag}" if published.tag else ""))
-    loading = (
-        f"\n{snippet(published.repo, published.commit, kind)}" if kind else "           its card says how to load it"
-    )
-    print(loading)
-    return 0
+    Converted checkpoints have all heads, because conversion copies every tensor.
+    """
+    from rocket_hf.convert.write import REPORT
+
+    if option is not None:
+        return [] if option == "none" else [head.strip() for head in option.split(",")]
+    is_converted = source.policy is not None and (source.policy / REPORT).is_file()
+    return [] if is_converted else list(model.config.auxiliary_heads)
+
+
+def adapter_package(
+    arguments: argparse.Namespace, source: "TrainedPolicySource", provenance: "Provenance"
+) -> "Package":
+    from rocket_hf.evaluation.identity import fingerprint
+    from rocket_hf.evaluation.trained_policy import load_trained_policy, load_unmerged_checkpoint
+    from rocket_hf.publishing import AdapterPackage
+    from rocket_hf.publishing.evaluations import require_same_policy
+    from rocket_hf.training.base_policy import find_policy_folder
+    from rocket_hf.training.recipe import VLARecipe
+
+    recipe = source.recipe
+    if not isinstance(recipe, VLARecipe) or source.checkpoint is None:
+        raise UserError("--adapter needs a training run or one of its checkpoints: give the folder of one of those")
+    if recipe.lora.init in ("pissa", "olora"):
+        raise UserError(
+            f"lora.init {recipe.lora.init} changes the base weights, so an adapter does not fit the original base: "
+            "publish the merged policy, without --adapter"
+        )
+    if arguments.evaluation:
+        require_same_policy(fingerprint(*load_trained_policy(source)), arguments.evaluation)
+    model, processor = load_unmerged_checkpoint(source)
+    return AdapterPackage(model, processor, provenance, find_policy_folder(recipe.policy))
+
+
+def print_folder(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"written    {folder}: {len(files)} files, {size / 1e6:.2f} MB, checked")
+
+
+def print_commit(published: "Published", package: "Package") -> None:
+    from rocket_hf.publishing.verify import loading_snippet
+
+    status = "published " if published.changed else "unchanged "
+    print(f"{status} {published.repo} at {published.commit}" + (f", tag {published.tag}" if published.tag else ""))
+    if package.kind is not None:
+        print(f"\n{loading_snippet(published.repo, published.commit, package.kind)}")
+    else:
+        print("           its card shows how to load the adapter")

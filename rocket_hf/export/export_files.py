@@ -1,4 +1,4 @@
-"""What lies beside the weights, and folders that are there whole or not at all."""
+"""Files of a policy folder besides the weights, and folders that are written completely or not at all."""
 
 import inspect
 import shutil
@@ -18,7 +18,7 @@ from rocket_hf.modeling.strict_config import StrictConfig
 
 from .lerobot_pipelines import write_lerobot_pipelines
 
-# Where transformers finds the classes inside a published folder.
+# Values of `auto_map`: transformers loads these classes from the code files of the policy folder.
 ROCKET2_CLASSES = {
     "AutoConfig": "configuration_rocket2.Rocket2Config",
     "AutoModel": "modeling_rocket2.Rocket2ForActionPrediction",
@@ -32,11 +32,11 @@ PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
 
 @contextmanager
 def staged(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes otherwise."""
+    """Yield a temporary folder that becomes `folder` when the block ends without an exception, else it is removed."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty: choose another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+        raise UserError(f"the output folder {folder} exists and is not empty: choose another one, or remove it")
+    make_parent(folder)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         staging = Path(temporary) / folder.name
         staging.mkdir()
@@ -46,27 +46,36 @@ def staged(folder: str | Path) -> Iterator[Path]:
         staging.rename(folder)
 
 
-def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
-    """Writes the policy without its alignment head to `folder`, whole or not at all.
+def make_parent(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder.parent} cannot be created ({error.strerror}): choose another one"
+        ) from error
 
-    The folder loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this package is missing.
+
+def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
+    """Write a policy without its alignment head to `folder`, completely or not at all.
+
+    `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it without this package.
     """
     with staged(folder) as staging:
         policy = model.for_inference()
         policy.save_pretrained(staging)
-        write_surroundings(staging, policy.config, processor)
+        write_policy_files(staging, policy.config, processor)
     return Path(folder)
 
 
-def write_surroundings(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
-    """Everything beside the weights: config.json, the processor, the code that both name, and what lerobot reads."""
+def write_policy_files(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
+    """Write all files besides the weights: configuration, processor, their code, and lerobot's processor pipelines."""
     write_config(folder, config, MODEL_CLASSES)
     write_processor(folder, processor)
     write_lerobot_pipelines(folder, config, processor)
 
 
-def write_rocket2_surroundings(folder: Path, config: Rocket2Config) -> None:
-    """The same for ROCKET-2, which has no processor: it reads pictures as they are."""
+def write_rocket2_files(folder: Path, config: Rocket2Config) -> None:
+    """Write a ROCKET-2 policy's configuration and code. It has no processor, because it takes images unchanged."""
     write_config(folder, config, ROCKET2_CLASSES)
     copy_code(folder, ROCKET2_CLASSES)
 
@@ -92,8 +101,10 @@ def copy_code(folder: Path, classes: dict[str, str]) -> None:
 
 
 def shipped_files(classes: dict[str, str] | None = None) -> list[Path]:
-    """The code that travels with the weights: the files of `modeling` that hold these classes, by default those of the
-    vision-language-action policies, and all that they need."""
+    """Return the files of `modeling` that are published with a policy: those that define `classes`, and their imports.
+
+    `classes` is a value for `auto_map`; by default those of the VLA policies.
+    """
     folder = Path(inspect.getfile(StrictConfig)).parent
     places = classes or MODEL_CLASSES | PROCESSOR_CLASSES
     entries = {folder / f"{place.partition('.')[0]}.py" for place in places.values()}

@@ -1,7 +1,7 @@
-"""What lerobot's tools read beside a policy's weights: how its observations are normalized, and its actions back.
+"""lerobot's processor pipelines for a policy: policy_preprocessor.json and policy_postprocessor.json.
 
-They normalize by their own steps, with the numbers of our processor; pictures and prompt stay the processor's, which
-lerobot_policy_rocket calls.
+lerobot's own steps normalize state and actions, with the statistics of the policy's processor. Images and prompt are
+left to that processor, which lerobot_policy_rocket calls.
 """
 
 import json
@@ -14,7 +14,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
 MODES = {"identity": "IDENTITY", "mean_std": "MEAN_STD", "min_max": "MIN_MAX", "quantile": "QUANTILES"}
 FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
-# What leaves a dimension as it is, for dimensions that are masked: lerobot has no masks.
+# Statistics that leave a dimension unchanged, for masked dimensions: lerobot has no masks.
 NEUTRAL = {"mean": 0.0, "std": 1.0, "min": -1.0, "max": 1.0, "q01": -1.0, "q99": 1.0}
 EPSILON = 1e-8
 
@@ -44,7 +44,7 @@ def write_lerobot_pipelines(folder: Path, config: RocketConfig, processor: Rocke
 
 
 def features(config: RocketConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """lerobot's input and output features of a policy."""
+    """Return the input and output features of a policy in lerobot's format."""
     side = config.policy_config.image_size
     inputs = {f"{IMAGES}{name}": {"type": "VISUAL", "shape": [3, side, side]} for name in config.cameras}
     inputs[STATE] = {"type": "STATE", "shape": [config.state_dim]}
@@ -57,7 +57,7 @@ def normalization(config: RocketConfig) -> dict[str, str]:
 
 
 def statistics_of(processor: RocketProcessor) -> dict[str, dict[str, list[float]]]:
-    """By lerobot's name of the feature. A mask becomes numbers that leave its dimensions as they are."""
+    """Return the statistics by lerobot's feature name. Masked dimensions get statistics that leave them unchanged."""
     found: dict[str, dict[str, list[float]]] = {}
     for part, feature in (("state", STATE), ("action", ACTION)):
         numbers = dict(processor.statistics.get(part, {}))

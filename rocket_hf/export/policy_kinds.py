@@ -1,4 +1,4 @@
-"""What a published policy can be, by the model_type of its config.json: a VLA with its processor, or a ROCKET-2."""
+"""Kinds of policy folders, by `model_type` in config.json: VLA policies with a processor, and ROCKET-2 policies."""
 
 import json
 from collections.abc import Callable
@@ -24,42 +24,48 @@ PROCESSOR_FILES = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class PolicyKind:
+    """Classes and files of one kind of policy."""
+
     model: type[Any]
-    code: dict[str, str]  # where transformers finds its classes
-    beside: tuple[str, ...]  # what may lie beside weights, code, self-test and card
+    code: dict[str, str]  # value of auto_map
+    extra_files: tuple[str, ...]  # names allowed besides weights, code, self-test and card
     has_processor: bool
-    has_base: bool  # whether it always was trained from another model
+    requires_base: bool  # whether every policy of this kind was trained from another model
     read_self_test: Callable[[Path], SelfTest | Rocket2SelfTest]
     report: Callable[..., SelfTestReport | Rocket2SelfTestReport]
 
 
-VLA = Kind(
+VLA = PolicyKind(
     model=RocketForActionPrediction,
     code=MODEL_CLASSES | PROCESSOR_CLASSES,
-    beside=(*PROCESSOR_FILES, *LEROBOT_FILES),
+    extra_files=(*PROCESSOR_FILES, *LEROBOT_FILES),
     has_processor=True,
-    has_base=True,
+    requires_base=True,
     read_self_test=read_self_test,
     report=SelfTestReport,
 )
-ROCKET2 = Kind(
+ROCKET2 = PolicyKind(
     model=Rocket2ForActionPrediction,
     code=ROCKET2_CLASSES,
-    beside=(),
+    extra_files=(),
     has_processor=False,
-    has_base=False,
+    requires_base=False,
     read_self_test=read_rocket2_self_test,
     report=Rocket2SelfTestReport,
 )
-KINDS = {RocketConfig.model_type: VLA, Rocket2Config.model_type: ROCKET2}
+POLICY_KINDS = {RocketConfig.model_type: VLA, Rocket2Config.model_type: ROCKET2}
 
 
-def kind_of(folder: Path) -> Kind:
+def read_policy_kind(folder: Path) -> PolicyKind:
     path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"config.json is missing in {folder}: export the policy again")
-    told = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if told not in KINDS:
-        raise UserError(f"{path} is of a model of type {told!r}: give a policy's folder, of a VLA or of ROCKET-2")
-    return KINDS[told]
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"config.json is missing in {folder}: export the policy again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): export the policy again") from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in POLICY_KINDS:
+        raise UserError(f"{path} has the model type {model_type!r}: give the folder of a VLA or ROCKET-2 policy")
+    return POLICY_KINDS[model_type]

@@ -1,4 +1,7 @@
-"""What may be in a published folder. Everything else is refused, by name, before anything is sent anywhere."""
+"""Checks of a package before it is published: only files on the allowlist, no secrets, no traces of training.
+
+Every check raises a UserError that names the first problem.
+"""
 
 import ast
 import json
@@ -6,31 +9,36 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import metadata_load
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import shipped_files
-from rocket_hf.export.policy_kinds import PROCESSOR_FILES, VLA, Kind, kind_of
-from rocket_hf.modeling.robot_adaptation import FILE as ROBOT
-from rocket_hf.modeling.self_test import FILE as SELF_TEST
+from rocket_hf.export.policy_kinds import PROCESSOR_FILES, VLA, PolicyKind, read_policy_kind
+from rocket_hf.hub import REPO_ID
+from rocket_hf.hub_cards.cards import EVAL_RESULTS, FIGURES, README
+from rocket_hf.modeling.robot_adaptation import ROBOT_FILE
+from rocket_hf.modeling.self_test import SELF_TEST_FILE
 
-README = "README.md"
+from .adapter import WEIGHTS as ADAPTER_WEIGHTS
+from .check_card import check_card, check_eval_results
+
+CARD_FILES = (README, f"{FIGURES}/*.png", EVAL_RESULTS)
 POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
-    SELF_TEST, README,
+    SELF_TEST_FILE, *CARD_FILES,
 )  # fmt: skip
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ROBOT, *PROCESSOR_FILES, README)
-NEEDED = (README, SELF_TEST, "config.json", "adapter_config.json", "adapter_model.safetensors", ROBOT)
+ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE, *PROCESSOR_FILES, *CARD_FILES)
+REQUIRED_FILES = (README, SELF_TEST_FILE, "config.json", "adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE)
+MAX_FIGURE_BYTES = 300_000  # all figures together
 
-# What shipped code may import: itself, and what AutoModel's users have or are told to install.
+# Packages that published code may import: those that users of AutoModel have, or are told to install.
 PACKAGES = {"torch", "transformers", "numpy", "huggingface_hub", "tokenizers", "safetensors", "PIL", "timm"}
 UNSAFE_MODULES = {"subprocess", "socket", "ctypes", "pickle", "marshal", "shelve", "urllib", "http", "ftplib", "pty"}
 
@@ -44,79 +52,84 @@ LOCAL_PATH = re.compile(
 )
 TRAINING_TENSORS = re.compile(r"alignment_head|\.lora_|base_layer|exp_avg|optimizer")
 TRAINING_KEYS = {"alignment", "teacher", "optimizer", "student_layers", "teacher_layers", "nested_widths"}
-BLIND = {
-    "images": "its images are turned into their negatives: it does not look, so look at its cameras and its data",
-    "goals": "its goals mark something else: it does not follow them, so look at its data",
+# Messages for a policy whose actions do not depend on one of its inputs.
+IGNORED_INPUTS = {
+    "images": "inverting the images leaves the actions unchanged: the policy ignores its cameras. Check the camera "
+    "mapping, or train longer",
+    "goals": "marking other goals leaves the actions unchanged: the policy ignores its goals. Check the training data, "
+    "or train longer",
 }
-VOCABULARY = ("vocab", "merges", "added_tokens")  # of a tokenizer: words of a language, not of this machine
-
-PIPELINE = "robotics"
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-LICENSES = {
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "openrail", "gemma", "llama2",
-    "llama3", "llama3.1", "llama3.2", "llama3.3", "unlicense", "other",
-}  # fmt: skip
+VOCABULARY = ("vocab", "merges", "added_tokens")  # keys of tokenizer.json that may contain anything
 
 
 def check_policy(folder: Path) -> None:
-    """A whole policy, as `AutoModel` loads it. ValueError names the first thing that must not be there."""
-    kind = kind_of(folder)
-    check_files(folder, (*POLICY_FILES, *kind.beside), kind)
+    """Check a complete policy, which `AutoModel` loads."""
+    kind = read_policy_kind(folder)
+    check_files(folder, (*POLICY_FILES, *kind.extra_files), kind)
     check_config(folder)
     check_weights(folder, kind)
     check_self_test(folder, kind)
-    check_common(folder, kind)
+    check_code_and_card(folder, kind)
 
 
 def check_adapter(folder: Path) -> None:
-    """A LoRA adapter, as `PeftModel` loads it."""
+    """Check a LoRA adapter, which `PeftModel` loads."""
     check_files(folder, ADAPTER_FILES, VLA)
     config = read_json(folder / "adapter_config.json")
-    if not REPOSITORY.fullmatch(config.get("base_model_name_or_path") or "") or not config.get("revision"):
-        raise UserError("adapter_config.json must name its base by Hub id and revision")
-    check_tensors(folder / "adapter_model.safetensors", re.compile(r"alignment_head|exp_avg|optimizer"))
-    check_common(folder, VLA)
+    if not REPO_ID.fullmatch(config.get("base_model_name_or_path") or "") or not config.get("revision"):
+        raise UserError(
+            "adapter_config.json must name the base model by Hub id and revision: publish the adapter again"
+        )
+    check_tensors(folder / ADAPTER_WEIGHTS, re.compile(r"alignment_head|exp_avg|optimizer"))
+    check_code_and_card(folder, VLA)
 
 
-def check_common(folder: Path, kind: Kind) -> None:
-    for path in sorted(folder.glob("*.py")):
-        check_code(path, {other.stem for other in folder.glob("*.py")})
+def check_code_and_card(folder: Path, kind: PolicyKind) -> None:
+    check_code_files(folder)
+    check_figures(folder)
     check_texts(folder)
     check_card(folder / README, kind)
+    check_eval_results(folder / EVAL_RESULTS)
 
 
 def refuse_links(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            raise UserError(f"{path.relative_to(folder)} is a symbolic link: put the file itself there")
+            raise UserError(f"{path.relative_to(folder)} is a symbolic link: replace it by the file itself")
 
 
-def check_files(folder: Path, allowed: tuple[str, ...], kind: Kind) -> None:
+def check_files(folder: Path, allowed: tuple[str, ...], kind: PolicyKind) -> None:
+    """Check that each file is allowed, and that all required files exist."""
     code = {path.name for path in shipped_files(kind.code)}
-    there = sorted(folder.rglob("*"))
-    for path in there:
-        name = str(path.relative_to(folder))
-        if path.is_dir() or not (name in code or any(fnmatch(name, pattern) for pattern in allowed)):
-            raise UserError(f"{name} does not belong into a published repository: remove it")
-    needed = {name for name in allowed if name in NEEDED} | code
-    if missing := sorted(needed - {path.name for path in there}):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    folders = {name.rpartition("/")[0] for name in allowed} - {""}
+    for name in names:
+        is_folder = (folder / name).is_dir()
+        if not (name in folders if is_folder else name in code or is_allowed(name, allowed)):
+            raise UserError(f"{name} is not allowed in a published repository: remove it")
+    required = {name for name in allowed if name in REQUIRED_FILES} | code
+    if missing := sorted(required - set(names)):
         raise UserError(f"{missing[0]} is missing: export the policy again")
 
 
-# The model
+def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
+    """Match a path with patterns whose wildcards do not match slashes."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+
+# Configuration, weights and self-test
 
 
 def check_config(folder: Path) -> None:
     values = read_json(folder / "config.json")
     for key in nested_keys(values):
         if key in TRAINING_KEYS:
-            raise UserError(f"config.json holds the key {key!r}, which is of training alone: export the policy again")
+            raise UserError(f"config.json contains the training key {key!r}: export the policy again")
     if not {"AutoConfig", "AutoModel"} <= values.get("auto_map", {}).keys():
-        raise UserError("config.json has no auto_map, so AutoModel would not find the code: export the policy again")
+        raise UserError("config.json has no auto_map, so AutoModel cannot find the code: export the policy again")
     for place in values["auto_map"].values():
         if "--" in place:
-            raise UserError(f"config.json takes its code from another repository ({place}): export the policy again")
+            raise UserError(f"config.json refers to code in another repository ({place}): export the policy again")
 
 
 def nested_keys(value: Any) -> Iterator[str]:
@@ -129,53 +142,72 @@ def nested_keys(value: Any) -> Iterator[str]:
             yield from nested_keys(inner)
 
 
-def check_weights(folder: Path, kind: Kind) -> None:
-    """Every weight of the policy once, finite, of its shape; and nothing else."""
+def check_weights(folder: Path, kind: PolicyKind) -> None:
+    """Check that the files contain each weight of the policy once, finite and with its shape, and nothing else."""
     config = kind.model.config_class.from_pretrained(folder)
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in kind.model(config).state_dict().items()}
+        expected = {name: tuple(value.shape) for name, value in kind.model(config).state_dict().items()}
     found: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         shapes = check_tensors(path, TRAINING_TENSORS)
-        if twice := sorted(found.keys() & shapes.keys()):
-            raise UserError(f"{twice[0]} is in two files: export the policy again")
+        if duplicates := sorted(found.keys() & shapes.keys()):
+            raise UserError(f"the weight {duplicates[0]} is in two files: export the policy again")
         found |= shapes
-    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise UserError(
-            f"{len(wrong)} weights are missing, left over or of another shape than config.json says, "
+            f"{len(wrong)} weights are missing, unexpected or have another shape than config.json describes, "
             f"among them {wrong[0]}: export the policy again"
         )
 
 
 def check_tensors(path: Path, forbidden: re.Pattern[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes by name. One tensor at a time is in memory."""
+    """Check names and values of a file's tensors, with one tensor in memory at a time; return their shapes."""
     shapes = {}
     try:
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (it is no dict)
+            for name in file.keys():  # noqa: SIM118  (`file` is not a dict)
                 if forbidden.search(name):
-                    raise UserError(f"{path.name} holds {name}, which is of training alone: export the policy again")
+                    raise UserError(f"{path.name} contains {name}, which belongs to training: export the policy again")
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise UserError(f"{name} in {path.name} is not finite: publish an earlier checkpoint")
                 shapes[name] = tuple(tensor.shape)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path.name} is no readable safetensors file ({error}): export the policy again") from None
+        raise UserError(f"{path.name} is not a readable safetensors file ({error}): export the policy again") from None
     return shapes
 
 
-def check_self_test(folder: Path, kind: Kind) -> None:
-    check_tensors(folder / SELF_TEST, TRAINING_TENSORS)
-    for name, effect in kind.read_self_test(folder / SELF_TEST).effects.items():
+def check_self_test(folder: Path, kind: PolicyKind) -> None:
+    """Check that the actions depend on the images, and on the goals of ROCKET-2."""
+    path = folder / SELF_TEST_FILE
+    check_tensors(path, TRAINING_TENSORS)
+    try:
+        test = kind.read_self_test(path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{SELF_TEST_FILE} is not a recorded self-test ({error!r}): publish the policy again"
+        ) from error
+    for name, effect in test.effects.items():
         if not 0 < effect < math.inf:
-            raise UserError(f"the actions of this policy are the same when {BLIND[name]}, or train it longer")
+            raise UserError(IGNORED_INPUTS[name])
 
 
-# Code and texts
+# Code, texts and figures
+
+
+def check_code_files(folder: Path) -> None:
+    """Check that the code imports only other files of the folder, allowed packages and safe standard modules."""
+    paths = sorted(folder.glob("*.py"))
+    for path in paths:
+        check_code(path, {other.stem for other in paths})
 
 
 def check_code(path: Path, siblings: set[str]) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path.name} is not Python code ({error}): export the policy again") from error
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules, level = [alias.name for alias in node.names], 0
         elif isinstance(node, ast.ImportFrom):
@@ -186,27 +218,51 @@ def check_code(path: Path, siblings: set[str]) -> None:
             top = module.split(".")[0]
             allowed = siblings if level else PACKAGES | sys.stdlib_module_names - UNSAFE_MODULES
             if level > 1 or (module if level else top) not in allowed:
-                raise UserError(f"{path.name} imports {'.' * level}{module}, which code on the Hub must not")
+                raise UserError(
+                    f"{path.name} imports {'.' * level}{module}, which published code must not: export the policy again"
+                )
+
+
+def check_figures(folder: Path) -> None:
+    paths = sorted((folder / FIGURES).glob("*"))
+    for path in paths:
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(
+                f"{FIGURES}/{path.name} is not a readable PNG file: {error}; publish the policy again"
+            ) from error
+    if (size := sum(path.stat().st_size for path in paths)) > MAX_FIGURE_BYTES:
+        raise UserError(f"the files in {FIGURES}/ have {size:,} bytes, but at most {MAX_FIGURE_BYTES:,} are allowed: "
+                         "use smaller images")  # fmt: skip
 
 
 def check_texts(folder: Path) -> None:
-    for path in sorted(folder.iterdir()):
+    """Check all text for secrets and for paths of this machine."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.suffix == ".json":
             read_json(path)
         text = text_of(path)
         if secret := SECRETS.search(text):
-            raise UserError(f"{path.name} holds what looks like a secret ({secret[0][:6]}...): remove it, revoke it")
+            raise UserError(
+                f"{path.name} contains a possible secret ({secret[0][:6]}...): remove it from the file, and revoke it"
+            )
         local = LOCAL_PATH.search(text) or re.search(own_folders(), text)
         if local is not None:
-            around = text[local.start() : local.end() + 30].split('"')[0].split("\n")[0]
-            raise UserError(f"{path.name} names a path of this machine ({around}): take it out")
+            excerpt = text[local.start() : local.end() + 30].split('"')[0].split("\n")[0]
+            raise UserError(f"{path.name} contains a path of this machine ({excerpt}): remove it from the file")
 
 
 def text_of(path: Path) -> str:
-    """What can be read in a file: of safetensors the metadata, of a tokenizer all but its words."""
+    """Return the text in a file: metadata of safetensors and images; a tokenizer without its vocabulary."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             return json.dumps(file.metadata() or {})
+    if path.suffix == ".png":
+        with Image.open(path) as image:
+            image.load()
+            return json.dumps({str(key): str(value) for key, value in image.info.items()})
     if path.name == "tokenizer.json":
         values = read_json(path)
         kept = {key: value for key, value in values.items() if key not in VOCABULARY and key != "model"}
@@ -214,69 +270,26 @@ def text_of(path: Path) -> str:
         return json.dumps(kept | {"model": model}, ensure_ascii=False)
     if path.name in ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"):
         return ""
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.name} is not a UTF-8 text file: export the policy again") from error
 
 
 def own_folders() -> str:
-    """A pattern of the folders in which this process lives."""
+    """Return a pattern that matches the home, working and temporary folder of this process."""
     folders = {str(Path.home()), str(Path.cwd()), tempfile.gettempdir()} - {"/"}
     return "|".join(rf"(?<![\w.:/]){re.escape(folder)}/" for folder in sorted(folders))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise UserError(f"{path.name} holds {constant}, which is no finite number: take it out")
+        raise UserError(f"{path.name} contains {constant}, which is not a finite number: remove it")
 
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-# The card
-
-
-def check_card(path: Path, kind: Kind) -> None:
-    """Its metadata, as the Hub wants it; without asking the Hub."""
     try:
-        values = metadata_load(path) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"the metadata of {path.name} is no valid YAML: {' '.join(str(error).split())}") from None
-    for name, (fits, wanted) in CARD.items():
-        needless = name == "base_model" and not kind.has_base and name not in values
-        if not (needless or fits(values.get(name))):
-            raise UserError(f"the card needs {name}: {wanted}; it says {values.get(name)!r}")
-    if values["license"] == "other" and not values.get("license_name"):
-        raise UserError("the card says license: other, so it needs a license_name")
-    if not all(math.isfinite(number) for number in numbers(values)):
-        raise UserError("the card holds a metric that is no finite number: take it out")
-    if "more information needed" in path.read_text(encoding="utf-8").lower():
-        raise UserError("the card says that more information is needed: say it, or leave the section out")
-
-
-def names_one(value: Any) -> bool:
-    return isinstance(value, str) and bool(REPOSITORY.fullmatch(value))
-
-
-def names_several(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(names_one(name) for name in value))
-
-
-CARD: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "license": (lambda value: value in LICENSES, f"one of {', '.join(sorted(LICENSES))}"),
-    "pipeline_tag": (lambda value: value == PIPELINE, PIPELINE),
-    "base_model": (lambda value: names_one(value), "the Hub id of the model that was trained, like owner/name"),
-    "library_name": (lambda value: value in ("transformers", "peft"), "transformers or peft"),
-    "datasets": (names_several, "a list of Hub ids"),
-    "tags": (
-        lambda value: isinstance(value, list) and bool(value) and all(isinstance(tag, str) for tag in value),
-        "a list of words",
-    ),
-}
-
-
-def numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for inner in value:
-            yield from numbers(inner)
-    elif isinstance(value, float):
-        yield value
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} is not valid JSON ({error}): export the policy again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name} contains no JSON object: export the policy again")
+    return values

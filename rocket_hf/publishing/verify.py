@@ -1,4 +1,4 @@
-"""A published policy, in a folder or on the Hub, held against its own self-test by the code that lies beside it."""
+"""Verification of a published policy, in a folder or on the Hub: checks of its files, and a run of its self-test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,87 +7,105 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.policy_kinds import VLA, Kind, kind_of
+from rocket_hf.export.policy_kinds import VLA, PolicyKind, read_policy_kind
 from rocket_hf.hub import POLICY_FILES, parse_source, resolve
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
-from rocket_hf.modeling.self_test import FILE as SELF_TEST
-from rocket_hf.modeling.self_test import SelfTest, SelfTestReport, find_self_test, read_self_test
+from rocket_hf.modeling.self_test import SELF_TEST_FILE, SelfTest, SelfTestReport, find_self_test, read_self_test
 
-from .check import check_code, check_config, check_self_test, check_weights
+from .check import check_code_files, check_config, check_self_test, check_weights
 
 PIXEL = 1 / 255
-
-LOADED = '{name} = {auto}.from_pretrained("{source}",{pin} trust_remote_code=True)'
+LOADING_LINE = '{name} = {auto_class}.from_pretrained("{source}",{revision} trust_remote_code=True)'
 
 
 @dataclass
 class Verified:
+    """A policy that passed its self-test."""
+
     source: str
-    commit: str | None  # of a repository on the Hub
+    commit: str | None  # None for a local folder
     report: SelfTestReport | Rocket2SelfTestReport
-    kind: Kind
+    kind: PolicyKind
 
     @property
     def snippet(self) -> str:
-        return snippet(self.source, self.commit, self.kind)
+        return loading_snippet(self.source, self.commit, self.kind)
 
 
-def snippet(source: str, revision: str | None, kind: Kind = VLA) -> str:
-    """How to load a policy, with its code and weights pinned to one revision."""
-    loaded = {"policy": "AutoModel"} | ({"processor": "AutoProcessor"} if kind.has_processor else {})
+def loading_snippet(source: str, revision: str | None, kind: PolicyKind = VLA) -> str:
+    """Return the code that loads a policy with its code and weights pinned to one revision."""
+    classes = {"policy": "AutoModel"} | ({"processor": "AutoProcessor"} if kind.has_processor else {})
     pin = f' revision="{revision}",' if revision else ""
-    lines = [LOADED.format(name=name, auto=auto, source=source, pin=pin) for name, auto in loaded.items()]
-    return "\n".join([f"from transformers import {', '.join(loaded.values())}", "", *lines])
+    lines = [
+        LOADING_LINE.format(name=name, auto_class=auto_class, source=source, revision=pin)
+        for name, auto_class in classes.items()
+    ]
+    return "\n".join([f"from transformers import {', '.join(classes.values())}", "", *lines])
 
 
-def verify(source: str, revision: str | None = None) -> Verified:
-    """Runs the code that lies beside the weights, after a look at what it imports. ValueError says what is wrong."""
+def verify_policy(source: str, revision: str | None = None) -> Verified:
+    """Check a policy's files and run its self-test with the code that is stored with the weights.
+
+    The imports of that code are checked before it is executed. A UserError describes the first problem.
+    """
     resolved = resolve(source, POLICY_FILES, revision=revision)
     folder, commit = resolved.folder.resolve(), resolved.commit
-    source = source if commit is None else parse_source(source).id
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{source} is an adapter: verify its base, and load it as its card says")
+        raise UserError(f"{source} is an adapter, which has no self-test: verify its base policy instead")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{source} holds no policy: there is no config.json")
-    kind = kind_of(folder)
+        raise UserError(
+            f"{source} contains no policy, because config.json is missing: give a policy's folder or repository"
+        )
+    kind = read_policy_kind(folder)
     find_self_test(str(folder), None)
     check_config(folder)
-    for path in sorted(folder.glob("*.py")):
-        check_code(path, {other.stem for other in folder.glob("*.py")})
+    check_code_files(folder)
     check_weights(folder, kind)
     check_self_test(folder, kind)
-    place = source if commit else str(folder)
-    model = load(AutoModel, place, commit)
-    processor = load(AutoProcessor, place, commit) if kind.has_processor else None
+    name = str(folder) if commit is None else parse_source(source).id
+    model = load(AutoModel, name, commit)
+    processor = load(AutoProcessor, name, commit) if kind.has_processor else None
     require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
     report = model.self_test()
     if processor is not None:
-        check_processor(processor, read_self_test(folder / SELF_TEST))
-    return Verified(source, commit, kind.report(**vars(report)), kind)
+        check_processor(processor, read_self_test(folder / SELF_TEST_FILE))
+    return Verified(source if commit is None else name, commit, kind.report(**vars(report)), kind)
 
 
-def load(auto: Any, source: str, commit: str | None) -> Any:
-    return auto.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
+def load(auto_class: Any, source: str, commit: str | None) -> Any:
+    return auto_class.from_pretrained(source, revision=commit or "main", trust_remote_code=True)
 
 
 def require_one_commit(parts: list[Any], commit: str | None) -> None:
-    """The configuration and the classes say of which commit they are; the weights are those of the configuration."""
+    """Raise if the configuration or the classes come from another commit than the downloaded files."""
     if commit is None:
         return
-    noted = getattr(parts[0].config, "_commit_hash", None) or commit  # newer versions of transformers note none
-    if noted != commit:
-        raise UserError(f"the configuration is of commit {noted}, the files are of {commit}")
+    # Newer versions of transformers do not record the commit of the configuration.
+    recorded = getattr(parts[0].config, "_commit_hash", None) or commit
+    if recorded != commit:
+        raise UserError(
+            f"the configuration is from commit {recorded}, the files are from {commit}: clear the Hub cache and retry"
+        )
     for part in parts:
         if commit not in type(part).__module__.split("."):
-            raise UserError(f"the code of {type(part).__name__} is not that of commit {commit}")
+            raise UserError(
+                f"the code of {type(part).__name__} is not from commit {commit}: clear the Hub cache and retry"
+            )
 
 
 def check_processor(processor: Any, test: SelfTest) -> None:
-    """It still makes the same batch of the robot's observation, and the same robot actions of the policy's."""
+    """Raise if the processor no longer makes the recorded batch, or the recorded robot actions."""
     made = processor(images=test.images, task=test.task, state=test.state)
-    there = {"images": (made["images"], test.batch["images"].float() / 255, 0.51 * PIXEL + 1e-3)}
-    there |= {name: (made[name], test.batch[name], 1e-4) for name in made if name != "images"}
-    there["actions"] = (processor.unnormalize_actions(test.actions), test.robot_actions, 1e-4)
-    for name, (value, wanted, tolerance) in there.items():
-        if value.shape != wanted.shape or not torch.allclose(value.float(), wanted.float(), atol=tolerance, rtol=1e-4):
-            raise UserError(f"the processor no longer makes the {name} that it made where this policy was published")
+    # name -> (value, recorded value, absolute tolerance)
+    comparisons = {"images": (made["images"], test.batch["images"].float() / 255, 0.51 * PIXEL + 1e-3)}
+    comparisons |= {name: (made[name], test.batch[name], 1e-4) for name in made if name != "images"}
+    comparisons["actions"] = (processor.unnormalize_actions(test.actions), test.robot_actions, 1e-4)
+    for name, (value, recorded, tolerance) in comparisons.items():
+        is_same = value.shape == recorded.shape and torch.allclose(
+            value.float(), recorded.float(), atol=tolerance, rtol=1e-4
+        )
+        if not is_same:
+            raise UserError(
+                f"the processor's {name} differ from those recorded when the policy was published: install the "
+                "versions that the policy's card lists"
+            )

@@ -1,4 +1,4 @@
-"""Tiny policies with everything that a repository holds, as they are published."""
+"""Tiny policies, and folders with all files of their published repository."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from rocket_hf.hub_cards.facts import Provenance, Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.publishing.package import publish_to_folder
+from rocket_hf.publishing import PolicyPackage, write_to_folder
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
 from ..modeling.conftest import randomised
@@ -17,7 +17,7 @@ PROVENANCE = Provenance(license="apache-2.0", base_model=Source("lerobot/pi0_bas
 
 
 def tiny_policy(family: str = "pi0", seed: int = 0, **changes: Any) -> RocketForActionPrediction:
-    """With an alignment head and random weights."""
+    """Return a policy with an alignment head and random weights."""
     return randomised(tiny_config(family, **changes), seed)
 
 
@@ -27,17 +27,30 @@ def processor_of(model: RocketForActionPrediction) -> RocketProcessor:
     )
 
 
-def write_published(folder: Path, model: RocketForActionPrediction, **settings: Any) -> Path:
-    return publish_to_folder(model, processor_of(model), folder, PROVENANCE, **settings)
+def write_published(
+    folder: Path,
+    model: RocketForActionPrediction,
+    provenance: Provenance = PROVENANCE,
+    repo: str | None = None,
+    tag: str | None = None,
+    **settings: Any,
+) -> Path:
+    package = PolicyPackage(model, processor_of(model), provenance, **settings)
+    return write_to_folder(package, folder, repo=repo, tag=tag)
 
 
 def predict(model: Any, processor: Any) -> torch.Tensor:
-    """Robot actions for one drawn observation. The last bits depend on how weights lie in memory: each is copied."""
+    """Return robot actions for a random observation.
+
+    Weights are copied, because their memory layout changes the last bits.
+    """
     for weight in model.parameters():
         weight.data = weight.data.clone()
-    draw = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     config = model.config
-    images = {name: torch.randint(0, 256, (3, 40, 60), generator=draw, dtype=torch.uint8) for name in config.cameras}
+    images = {
+        name: torch.randint(0, 256, (3, 40, 60), generator=generator, dtype=torch.uint8) for name in config.cameras
+    }
     inputs = processor(images=images, task="open the drawer", state=torch.linspace(-1, 1, config.state_dim))
     chunk = model.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(0))
     return processor.unnormalize_actions(chunk)

@@ -1,4 +1,4 @@
-"""A policy on the Hub, loaded by strangers: by tag, commit and branch, while it is republished, without a network."""
+"""Tests that users without this package load a published policy by tag, commit or branch, with the trained actions."""
 
 import inspect
 import json
@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 
 from rocket_hf.export.export_files import shipped_files
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.publishing.package import publish
+from rocket_hf.publishing import PolicyPackage, push
 
 from . import policies
-from .clients import HIDDEN, run, start
+from .clients import WITHOUT_PACKAGE, run, start
 from .policies import PROVENANCE, predict, processor_of, tiny_policy, write_published
-from .test_upload import FETCH, PUSH, holds
+from .test_upload import FETCH, PUSH, has_files_of
 
-STRANGER = (
-    HIDDEN
+USER = (
+    WITHOUT_PACKAGE
     + "import sys\nimport torch\nfrom typing import Any\n"
     + inspect.getsource(policies.predict)
     + """
@@ -35,29 +35,29 @@ for revision in revisions:
     assert type(model).__module__.startswith("transformers_modules.")
     report = model.self_test()
     assert report.distance < 1e-6
-    print(revision, type(model).__module__.split(".")[-2])  # the commit of its code
+    print(revision, type(model).__module__.split(".")[-2])  # the commit of the model's code
     actions[revision] = predict(model, processor).contiguous()
 save_file(actions, out)
 """
 )
 
 
-def test_strangers_get_the_trained_policy_whatever_is_going_on(hub, tmp_path):
-    """A private repository of several shards, while a second policy is on its way to `main`."""
+def test_published_policy_matches_trained_policy_in_clean_process(hub, tmp_path):
+    """The repository is private and has several shards, and a second policy is being pushed to `main` meanwhile."""
     old, new = tiny_policy(seed=0), tiny_policy(seed=1)
-    first = write_published(tmp_path / "first", old, repo="ada/arm", tag="v1", shard="100KB")
+    first = write_published(tmp_path / "first", old, repo="ada/arm", tag="v1", shard_size="100KB")
     second = write_published(tmp_path / "second", new, repo="ada/arm", tag="v2")
     run(hub.url, PUSH, first, "ada/arm", "v1:private", home=tmp_path / "publisher")
     arm = hub.model("ada/arm")
     one = arm.tags["v1"]
     arm.branches["stable"] = one
 
-    going_on = hub.fault("POST .*/commit/", wait=(release := threading.Event()))
+    second_commit = hub.fault("POST .*/commit/", wait=(release := threading.Event()))
     publisher = start(hub.url, PUSH, second, "ada/arm", "v2:private", home=tmp_path / "publisher")
-    assert going_on.seen.wait(60)
-    out, home = tmp_path / "actions.safetensors", tmp_path / "stranger"
+    assert second_commit.seen.wait(60)
+    out, home = tmp_path / "actions.safetensors", tmp_path / "user"
     revisions = ("v1", one, "stable", "main")
-    code, printed, errors = run(hub.url, STRANGER, "ada/arm", out, *revisions, home=home)
+    code, printed, errors = run(hub.url, USER, "ada/arm", out, *revisions, home=home)
     assert code == 0, errors
     assert printed.splitlines() == [f"{revision} {one}" for revision in revisions]
     trained = predict(old, processor_of(old))
@@ -65,39 +65,39 @@ def test_strangers_get_the_trained_policy_whatever_is_going_on(hub, tmp_path):
 
     release.set()
     assert publisher.communicate(timeout=60)[0].startswith("changed")
-    assert holds(arm.head, second) and holds(arm.commits[one], first)
-    _, told, _ = run(hub.url, FETCH.replace("ada/none", "ada/arm"), home=tmp_path / "other", token=None)
-    assert "there is no repository" in told.splitlines()[1]
+    assert has_files_of(arm.head, second) and has_files_of(arm.commits[one], first)
+    _, printed, _ = run(hub.url, FETCH.replace("ada/none", "ada/arm"), home=tmp_path / "other", token=None)
+    assert "the repository ada/arm does not exist" in printed.splitlines()[1]
 
 
 @pytest.mark.slow
-def test_a_policy_that_was_loaded_once_needs_no_network(hub, tmp_path):
-    """By another process, from the cache: by its tag and by its commit."""
+def test_cached_policy_loads_without_network(hub, tmp_path):
+    """A second process loads it from the cache by its tag and by its commit."""
     model = tiny_policy()
-    folder = write_published(tmp_path / "policy", model, repo="ada/arm", tag="v1", shard="100KB")
+    folder = write_published(tmp_path / "policy", model, repo="ada/arm", tag="v1", shard_size="100KB")
     run(hub.url, PUSH, folder, "ada/arm", "v1", home=tmp_path / "publisher")
-    out, home, commit = tmp_path / "actions.safetensors", tmp_path / "stranger", hub.model("ada/arm").tags["v1"]
-    assert run(hub.url, STRANGER, "ada/arm", out, "v1", home=home)[0] == 0
+    out, home, commit = tmp_path / "actions.safetensors", tmp_path / "user", hub.model("ada/arm").tags["v1"]
+    assert run(hub.url, USER, "ada/arm", out, "v1", home=home)[0] == 0
     out.unlink()
-    asked = len(hub.requests)
-    code, _, errors = run(hub.url, STRANGER, "ada/arm", out, "v1", commit, home=home, HF_HUB_OFFLINE="1")
+    requests = len(hub.requests)
+    code, _, errors = run(hub.url, USER, "ada/arm", out, "v1", commit, home=home, HF_HUB_OFFLINE="1")
     assert code == 0, errors
     trained = predict(model, processor_of(model))
     assert all(torch.equal(actions, trained) for actions in load_file(out).values())
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requests
 
 
 @pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla", "openvla-oft"])
-def test_a_published_folder_holds_the_trained_weights_and_nothing_else(family, tmp_path):
+def test_published_folder_contains_trained_weights_and_allowed_files_only(family, tmp_path):
     model = tiny_policy(family)
-    folder = write_published(tmp_path / "policy", model, shard="100KB")
+    folder = write_published(tmp_path / "policy", model, shard_size="100KB")
     names = {path.name for path in folder.iterdir()}
     weights = {name for name in names if name.startswith("model-") and name.endswith(".safetensors")}
     processor = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     code = {path.name for path in shipped_files()}
     lerobot = {"policy_preprocessor.json", "policy_postprocessor.json"}
-    alone = {"config.json", "model.safetensors.index.json", "self_test.safetensors", "README.md"}
-    assert len(weights) > 1 and names == weights | processor | code | lerobot | alone
+    other = {"config.json", "model.safetensors.index.json", "self_test.safetensors", "README.md"}
+    assert len(weights) > 1 and names == weights | processor | code | lerobot | other
     policy = {name: value for name, value in model.state_dict().items() if name.startswith("policy.")}
     published: dict[str, torch.Tensor] = {}
     for name in weights:
@@ -109,8 +109,8 @@ def test_a_published_folder_holds_the_trained_weights_and_nothing_else(family, t
     assert loaded.self_test().distance < 1e-6
 
 
-def test_published_weights_are_no_larger_than_the_policy(tmp_path):
-    """Within one per cent, headers included, where a policy is more than names."""
+def test_weight_file_is_at_most_one_percent_larger_than_the_weights(tmp_path):
+    """The policy is large enough that the file's header, which is included, is small."""
     wide = tiny_policy(alignment=None).config.policy_config.to_dict() | {"vocab_size": 40_000}
     model = tiny_policy(policy_config=wide)
     folder = write_published(tmp_path / "policy", model)
@@ -118,7 +118,7 @@ def test_published_weights_are_no_larger_than_the_policy(tmp_path):
     assert size < (folder / "model.safetensors").stat().st_size < 1.01 * size
 
 
-def test_a_dtype_is_chosen_and_its_distance_told(tmp_path):
+def test_published_dtype_is_chosen_and_self_test_reports_its_distance(tmp_path):
     model = tiny_policy()
     folder = write_published(tmp_path / "policy", model, dtype=torch.bfloat16)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -128,16 +128,16 @@ def test_a_dtype_is_chosen_and_its_distance_told(tmp_path):
     assert 0 < report.distance < report.tolerance and report.dtype == "bfloat16"
 
 
-def test_lora_that_is_not_merged_is_refused():
+def test_unmerged_lora_layers_are_rejected():
     from peft import LoraConfig, inject_adapter_in_model
 
     model = tiny_policy(alignment=None)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["q_proj"]), model)
-    with pytest.raises(ValueError, match="still has its LoRA layers: merge them first"):
-        publish(model, processor_of(model), "ada/arm", PROVENANCE)
+    with pytest.raises(ValueError, match=r"LoRA layers of this model are not merged: call merge_and_unload\(\) first"):
+        push(PolicyPackage(model, processor_of(model), PROVENANCE), "ada/arm")
 
 
-def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path):
+def test_failed_check_leaves_no_folder(tmp_path):
     model = tiny_policy()
     with torch.no_grad():
         model.policy.action_in.bias[0] = float("nan")

@@ -1,4 +1,4 @@
-"""One commit or none: pushes of a folder by real clients, and everything that may come between."""
+"""Tests that a push makes one complete commit or none, with real clients and failures at every request."""
 
 import os
 import signal
@@ -13,26 +13,26 @@ from .store import File
 
 CARD = "---\nlicense: mit\n---\n# A policy\n"
 
-# Pushes one after the other, FOLDER REPO TAG for each (or TAG:private), and says what came of it.
+# Push folders one after the other, given as FOLDER REPO TAG (or TAG:private); print the outcome of each push.
 PUSH = """
 import sys
 from pathlib import Path
 from huggingface_hub import HfApi
-from rocket_hf.publishing.upload import push
+from rocket_hf.publishing.upload import push_folder
 
 given = sys.argv[1:]
 for folder, repo, tag in zip(given[::3], given[1::3], given[2::3]):
     tag, _, visibility = tag.partition(":")
     try:
-        done = push(Path(folder), repo, visibility == "private", tag.replace("-", "") or None)
-        print("changed" if done.changed else "unchanged", done.commit)
+        published = push_folder(Path(folder), repo, visibility == "private", tag.replace("-", "") or None)
+        print("changed" if published.changed else "unchanged", published.commit)
     except ValueError as error:
         print(error)
 """
 
 
 def write(folder: Path, shards: int, word: str) -> Path:
-    """Files of the kinds that a policy has; a push does not look into them."""
+    """Write files with the names of a policy's files; a push does not read their content."""
     folder.mkdir()
     (folder / "README.md").write_text(CARD + word)
     (folder / "config.json").write_text(f'{{"word": "{word}"}}')
@@ -53,22 +53,22 @@ def second(tmp_path) -> Path:
 
 
 def push(hub: LoopbackHub, home: Path, *what: object, **settings) -> list[str]:
-    """The lines of a client that pushes; each is one outcome."""
+    """Run a client that pushes; return one line of output per push."""
     code, output, errors = run(hub.url, PUSH, *what, home=home, **settings)
     assert code == 0, errors
     return output.splitlines()
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def holds(commit, folder: Path) -> bool:
+def has_files_of(commit, folder: Path) -> bool:
     files = {path: file.data for path, file in commit.files.items() if path != ".gitattributes"}
-    return files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files == {name: (folder / name).read_bytes() for name in names(folder)}
 
 
-def test_a_push_is_one_commit_and_a_tag_and_an_unchanged_one_none(first, second, tmp_path):
+def test_push_makes_one_commit_and_tag_and_none_if_unchanged(first, second, tmp_path):
     with LoopbackHub(part_size=8000) as hub:
         code, output, errors = run(
             hub.url, PUSH, *(first, "ada/arm", "v1") * 2, first, "ada/arm", "-", second, "ada/arm", "v2",
@@ -80,37 +80,48 @@ def test_a_push_is_one_commit_and_a_tag_and_an_unchanged_one_none(first, second,
         assert output.splitlines() == [f"changed {one}", f"unchanged {one}", f"unchanged {one}", f"changed {two}"]
         history = [commit.title for commit in arm.history(arm.head.oid)]
         assert history == ["Publish v2", "Publish v1", "initial commit"]
-        assert holds(arm.commits[one], first) and holds(arm.commits[two], second)  # no stale shard
-        assert len(hub.called("PUT .*/[12]$")) > 4  # in parts
-        assert "model-00001-of-00003.safetensors" in errors and "100%" in errors  # the bar of the upload
+        assert has_files_of(arm.commits[one], first) and has_files_of(arm.commits[two], second)  # no stale shard
+        assert len(hub.called("PUT .*/[12]$")) > 4  # uploaded in parts
+        assert "model-00001-of-00003.safetensors" in errors and "100%" in errors  # the progress bar of the upload
 
 
-def test_what_is_not_ours_stays(hub, first, tmp_path):
+def test_stale_files_are_deleted_and_files_of_the_user_are_kept(hub, first, tmp_path):
+    """Figures and evaluation results are in subfolders."""
     arm = hub.store.create("models", "ada/arm")
-    mine = {name: File(b"x", False) for name in ("LICENSE", "video.mp4")}
-    stale = {name: File(b"x", False) for name in ("pytorch_model.bin", "policy_gone.py", "optimizer.pt")}
-    arm.commit("before", {**arm.head.files, **mine, **stale})
-    push(hub, tmp_path / "home", first, "ada/arm", "-")
-    assert arm.head.files.keys() == {*names(first), *mine, ".gitattributes"}
+    (first / "figures").mkdir()
+    (first / "figures" / "loss_curves.png").write_bytes(b"png")
+    of_user = ("LICENSE", "video.mp4", "figures/notes.txt", "onnx/model.json", ".eval_results/by_someone_else.yaml")
+    stale = (
+        "pytorch_model.bin", "policy_gone.py", "optimizer.pt", "figures/rollouts.png", ".eval_results/rocket_hf.yaml",
+    )  # fmt: skip
+    arm.commit("before", {**arm.head.files, **{name: File(b"x", False) for name in (*of_user, *stale)}})
+    (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "-")
+    assert outcome == f"changed {arm.head.oid}"
+    assert arm.head.files.keys() == {*names(first), *of_user, ".gitattributes"}
+    assert arm.head.files["figures/loss_curves.png"].data == b"png"
+    assert push(hub, tmp_path / "home", first, "ada/arm", "-") == [f"unchanged {arm.head.oid}"]
 
 
-def test_failures_leave_the_repository_as_it_was_and_running_again_finishes(hub, tmp_path):
+def test_failed_push_leaves_repository_unchanged_and_retry_completes_it(hub, tmp_path):
     first = write(tmp_path / "first", 1, "first")
     arm = hub.store.create("models", "ada/arm")
     before = arm.head.oid
-    hub.fault("PUT /storage", times=6, cut="before")  # also the retries of huggingface_hub
+    hub.fault("PUT /storage", times=6, cut="before")  # more often than huggingface_hub retries
     hub.fault("POST .*/commit/", status=503)
     hub.fault("POST .*/tag/", status=500)
     outcomes = push(hub, tmp_path / "home", *(first, "ada/arm", "v1") * 4)
     assert "cannot be reached" in outcomes[0] and "check the network" in outcomes[0]
-    assert outcomes[1] == "the Hub fails for ada/arm (status 503): run the command again, it goes on from there"
-    assert "status 500" in outcomes[2]
+    assert (
+        outcomes[1]
+        == "the Hub failed for ada/arm (HTTP status 503): run the command again, completed transfers are kept"
+    )
+    assert "HTTP status 500" in outcomes[2]
     assert outcomes[3] == f"unchanged {arm.head.oid}"
-    assert arm.tags == {"v1": arm.head.oid} and holds(arm.head, first)
+    assert arm.tags == {"v1": arm.head.oid} and has_files_of(arm.head, first)
     assert [commit.oid for commit in arm.history(arm.head.oid)][1:] == [before]
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, first, tmp_path):
+def test_commit_with_lost_response_is_not_made_twice(hub, first, tmp_path):
     hub.fault("POST .*/commit/", cut="after")
     (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "v1")
     arm = hub.model("ada/arm")
@@ -119,7 +130,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, first, tmp_path):
     assert len(arm.commits) == len(hub.called("POST .*/commit/")) + 1 == 2
 
 
-def test_of_two_publishers_one_wins_whole(hub, first, second, tmp_path):
+def test_one_of_two_concurrent_pushes_wins_completely(hub, first, second, tmp_path):
     arm = hub.store.create("models", "ada/arm")
     hub.fault("POST .*/commit/", times=2, barrier=threading.Barrier(2))
     racers = [
@@ -128,15 +139,15 @@ def test_of_two_publishers_one_wins_whole(hub, first, second, tmp_path):
     ]
     outcomes = [racer.communicate(timeout=60)[0].strip() for racer in racers]
     (lost,) = [outcome for outcome in outcomes if not outcome.startswith("changed")]
-    assert lost.startswith("someone else has committed to ada/arm in the meantime")
+    assert lost.startswith("someone else committed to ada/arm in the meantime")
     winner, loser = (first, second) if outcomes[1] == lost else (second, first)
-    assert holds(arm.head, winner) and len(arm.commits) == 2
+    assert has_files_of(arm.head, winner) and len(arm.commits) == 2
     assert arm.tags == {winner.name: arm.head.oid}
     (again,) = push(hub, tmp_path / "home", loser, "ada/arm", loser.name)
-    assert again == f"changed {arm.head.oid}" and holds(arm.head, loser)
+    assert again == f"changed {arm.head.oid}" and has_files_of(arm.head, loser)
 
 
-def test_a_publisher_that_is_killed_leaves_nothing_half_done(hub, first, tmp_path):
+def test_killed_push_leaves_repository_unchanged(hub, first, tmp_path):
     arm = hub.store.create("models", "ada/arm")
     before = arm.head.oid
     sent = hub.fault("PUT /storage", times=1)
@@ -148,50 +159,50 @@ def test_a_publisher_that_is_killed_leaves_nothing_half_done(hub, first, tmp_pat
     release.set()
     assert arm.head.oid == before and not arm.tags
     (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "v1")
-    assert outcome == f"changed {arm.head.oid}" and holds(arm.head, first)
+    assert outcome == f"changed {arm.head.oid}" and has_files_of(arm.head, first)
 
 
-def test_a_taken_tag_and_the_wrong_visibility_are_found_before_anything_is_sent(hub, first, second, tmp_path):
+def test_used_tag_and_wrong_visibility_are_found_before_upload(hub, first, second, tmp_path):
     arm = hub.store.create("models", "ada/arm")
     outcomes = push(
         hub, tmp_path / "home", first, "ada/arm", "v1", second, "ada/arm", "v1", second, "ada/arm", "v2:private",
         second, "ada/hidden", "v1:private",
     )  # fmt: skip
     one = arm.tags["v1"]
-    assert outcomes[1] == f"ada/arm has a tag v1 of something else (commit {one[:8]}): choose another tag"
-    assert outcomes[2].startswith("ada/arm is public and was to be private: change that in its settings")
+    assert outcomes[1] == f"the tag v1 of ada/arm is in use for other files (commit {one[:8]}): choose another tag"
+    assert outcomes[2].startswith("ada/arm is public, but should be private: change the visibility in its settings")
     assert hub.model("ada/hidden").private and outcomes[3].startswith("changed")
     assert arm.head.oid == one and arm.tags == {"v1": one}
 
 
-def test_those_who_may_not_are_told_so(hub, first, tmp_path):
+def test_missing_permissions_are_explained(hub, first, tmp_path):
     hub.store.create("models", "ada/arm")
     hub.store.create("models", "ada/hidden", private=True)
     home = tmp_path / "home"
-    may_not = push(hub, home, first, "ada/arm", "-", first, "ada/hidden", "-", first, "arm", "-", token="token-of-bob")
-    assert may_not[0] == "this token may not write to ada/arm: use one that may write for ada"
-    assert may_not[1].startswith("this token may not write to ada/hidden")
-    assert may_not[2] == "a repository is called owner/name, got 'arm'"
+    outcomes = push(hub, home, first, "ada/arm", "-", first, "ada/hidden", "-", first, "arm", "-", token="token-of-bob")
+    assert outcomes[0] == "your token may not write to ada/arm: use a token with write access to ada"
+    assert outcomes[1].startswith("your token may not write to ada/hidden")
+    assert outcomes[2] == "invalid repository id 'arm': expected OWNER/NAME"
     for token in ("wrong", None):
         (outcome,) = push(hub, home, first, "ada/new", "-", token=token)
-        assert outcome == "the Hub does not accept this token: log in with `hf auth login`, or set HF_TOKEN"
+        assert outcome == "the Hub does not accept your token: log in with `hf auth login`, or set HF_TOKEN"
     assert all(len(repository.commits) == 1 for repository in hub.store.repositories.values())
 
 
-def test_a_card_that_the_hub_refuses_makes_no_commit(hub, first, tmp_path):
+def test_card_rejected_by_the_hub_makes_no_commit(hub, first, tmp_path):
     (first / "README.md").write_text("---\nlicense: [\n---\n")
     (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "-")
     assert outcome.startswith("Invalid metadata in README.md.")
     assert len(hub.model("ada/arm").commits) == 1
 
 
-def test_without_a_network_there_is_one_sentence(first, tmp_path):
+def test_missing_network_is_explained_in_one_sentence(first, tmp_path):
     with LoopbackHub() as hub:
         pass
     (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "-")
     assert outcome.startswith(f"the Hub at {hub.url} cannot be reached (ConnectError): check the network")
     (outcome,) = push(hub, tmp_path / "home", first, "ada/arm", "-", HF_HUB_OFFLINE="1")
-    assert outcome == "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it"
+    assert outcome == "HF_HUB_OFFLINE is set, so the Hub cannot be reached: unset it"
 
 
 FETCH = """
@@ -208,11 +219,16 @@ for call in (lambda: snapshot_download("ada/gated"), lambda: snapshot_download("
 """
 
 
-def test_what_cannot_be_fetched_is_told(hub, tmp_path):
+def test_failed_downloads_are_explained(hub, tmp_path):
     hub.store.create("models", "ada/gated").gated = True
     hub.store.create("models", "ada/arm")
     _, output, errors = run(hub.url, FETCH, home=tmp_path, token="token-of-bob")
-    starts = ("ada/arm is gated", "there is no repository", "ada/arm has no such revision", "ada/arm lacks a file")
+    starts = (
+        "ada/arm is gated",
+        "the repository ada/arm does not exist",
+        "ada/arm has no such revision",
+        "ada/arm lacks a required file",
+    )
     lines = output.splitlines()
     assert len(lines) == 4, errors
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
