@@ -11,14 +11,14 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.publishing import PolicyPackage, write_to_folder
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
-from ..modeling.conftest import randomised
+from ..modeling.conftest import random_model
 
 PROVENANCE = Provenance(license="apache-2.0", base_model=Source("lerobot/pi0_base"))
 
 
 def tiny_policy(family: str = "pi0", seed: int = 0, **changes: Any) -> RocketForActionPrediction:
     """Return a policy with an alignment head and random weights."""
-    return randomised(tiny_config(family, **changes), seed)
+    return random_model(tiny_config(family, **changes), seed)
 
 
 def processor_of(model: RocketForActionPrediction) -> RocketProcessor:

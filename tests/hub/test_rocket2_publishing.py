@@ -18,7 +18,7 @@ from rocket_hf.publishing import Rocket2Package, write_to_folder
 from rocket_hf.publishing.check import check_policy
 from rocket_hf.publishing.verify import verify_policy
 
-from ..modeling.rocket2_tiny import random_model
+from ..modeling.rocket2_tiny import random_rocket2
 from .clients import WITHOUT_PACKAGE, run
 from .policies import tiny_policy, write_published
 
@@ -29,7 +29,7 @@ KEPT = ["visibility", "point"]
 @pytest.fixture(scope="module")
 def model() -> Rocket2ForActionPrediction:
     """Return a policy with all three heads of training. Its action columns are not in alphabetical order."""
-    return random_model(action_factors={"walk": 2, "turn": 9, "strafe": 3}, rest_action=[0, 4, 0])
+    return random_rocket2(action_factors={"walk": 2, "turn": 9, "strafe": 3}, rest_action=[0, 4, 0])
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,9 @@ def test_published_rocket2_policy_matches_trained_policy_in_clean_process(hub, m
     commit = hub.model("ada/scout").tags["v1"]
     assert f"published  ada/scout at {commit}, tag v1" in printed and f"unchanged  ada/scout at {commit}" in printed
     assert f'"ada/scout", revision="{commit}", trust_remote_code=True)' in printed and "AutoProcessor" not in printed
-    assert f"verified   ada/scout at {commit}" in printed and "other goals change the scores by" in printed
+    assert (
+        f"verified   ada/scout at {commit}" in printed and "inverting the goal masks changes the scores by" in printed
+    )
 
     out = tmp_path / "played.safetensors"
     code, printed, errors = run(hub.url, USER, out, home=tmp_path / "user")
@@ -185,7 +187,7 @@ def test_damaged_weight_fails_self_test(folder, name, sentence):
 
 
 def test_policy_that_ignores_its_goals_is_rejected(model, tmp_path):
-    ignorant = random_model()
+    ignorant = random_rocket2()
     with torch.no_grad():
         ignorant.views.goal_projection.weight.zero_()
     with pytest.raises(
@@ -296,7 +298,7 @@ def test_wrong_policy_folders_are_named_in_errors(exported, report, tmp_path, ca
     bare = shutil.copytree(exported, tmp_path / "bare", ignore=lambda *_: ["model.safetensors"])
     assert publish(bare, *options) == 2
     assert "model.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
-    Rocket2ForActionPrediction(random_model().config).save_pretrained(tmp_path / "other")
+    Rocket2ForActionPrediction(random_rocket2().config).save_pretrained(tmp_path / "other")
     assert publish(tmp_path / "other", *options, "--evaluation", report) == 2
     assert "is of another policy than the one to publish" in capsys.readouterr().err
     vla = write_published(tmp_path / "vla", tiny_policy())

@@ -1,4 +1,4 @@
-"""Our published policies in lerobot's own tools."""
+"""Tests of the lerobot plugin: published policies in lerobot-eval and lerobot-train."""
 
 import json
 import sys
@@ -30,39 +30,39 @@ def published(tmp_path_factory):
     return export_pushing_policy(tmp_path_factory.mktemp("published") / "policy", spread=0.4)
 
 
-def load(folder, *overrides):
-    """As lerobot's tools load a policy and its pipelines."""
+def load(folder, *options):
+    """Load a policy and its processor pipelines as lerobot's tools do."""
     from lerobot.configs import PreTrainedConfig
     from lerobot.envs.factory import make_env_config
     from lerobot.policies import make_policy, make_pre_post_processors
 
-    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu", *overrides])
+    config = PreTrainedConfig.from_pretrained(folder, cli_overrides=["--device=cpu", *options])
     config.pretrained_path = folder
     policy = make_policy(config, env_cfg=make_env_config("rocket_metaworld"))
-    chosen = {"device_processor": {"device": "cpu"}, "rename_observations_processor": {"rename_map": {}}}
-    return policy, *make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=chosen)
+    overrides = {"device_processor": {"device": "cpu"}, "rename_observations_processor": {"rename_map": {}}}
+    return policy, *make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=overrides)
 
 
 def observation(count=2):
     draw = torch.Generator().manual_seed(0)
-    picture = torch.rand(count, 3, 48, 48, generator=draw)
+    image = torch.rand(count, 3, 48, 48, generator=draw)
     return {
-        "observation.images.corner2": picture,
-        "observation.images.gripperPOV": picture.flip(-1),
+        "observation.images.corner2": image,
+        "observation.images.gripperPOV": image.flip(-1),
         "observation.state": torch.randn(count, 4, generator=draw),
         "task": ["press the button", "open the drawer"][:count],
     }
 
 
-def our_actions(folder, seen):
-    """By our own model and processor, in robot units."""
+def direct_actions(folder, sample):
+    """Return the actions of the policy and processor of rocket_hf, in robot units."""
     policy, processor = RocketForActionPrediction.from_pretrained(folder), RocketProcessor.from_pretrained(folder)
-    images = {camera: seen[f"observation.images.{camera}"] for camera in policy.config.cameras}
-    inputs = processor(images=images, task=seen["task"], state=seen["observation.state"])
+    images = {camera: sample[f"observation.images.{camera}"] for camera in policy.config.cameras}
+    inputs = processor(images=images, task=sample["task"], state=sample["observation.state"])
     return processor.unnormalize_actions(policy.predict_action_chunk(**inputs))
 
 
-def test_lerobot_finds_the_plugin_by_its_name():
+def test_lerobot_discovers_plugin_by_its_name():
     from lerobot.configs import PreTrainedConfig
     from lerobot.envs import EnvConfig
 
@@ -71,23 +71,23 @@ def test_lerobot_finds_the_plugin_by_its_name():
     assert "rocket_metaworld" in EnvConfig.get_known_choices()
 
 
-def test_a_published_folder_acts_in_lerobot_as_it_does_here(published):
-    policy, before, after = load(published)
-    wanted = our_actions(published, observation())
+def test_published_policy_gives_same_actions_in_lerobot(published):
+    policy, preprocess, postprocess = load(published)
+    expected = direct_actions(published, observation())
     for step in range(policy.config.chunk_size + 1):
-        action = after(policy.select_action(before(observation())))
-        torch.testing.assert_close(action, wanted[:, step % policy.config.chunk_size], atol=1e-5, rtol=1e-5)
+        action = postprocess(policy.select_action(preprocess(observation())))
+        torch.testing.assert_close(action, expected[:, step % policy.config.chunk_size], atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_actions_of_a_chunk_are_executed(published):
-    policy, before, after = load(published, "--n_action_steps=1")
-    actions = [after(policy.select_action(before(observation()))) for _ in range(2)]
+def test_n_action_steps_limits_executed_actions_of_chunk(published):
+    policy, preprocess, postprocess = load(published, "--n_action_steps=1")
+    actions = [postprocess(policy.select_action(preprocess(observation()))) for _ in range(2)]
     torch.testing.assert_close(actions[0], actions[1])
-    with pytest.raises(ValueError, match=r"n_action_steps must lie in 1\.\.4"):
+    with pytest.raises(ValueError, match=r"n_action_steps must lie in 1\.\.chunk_size=4"):
         load(published, "--n_action_steps=5")
 
 
-def test_masked_dimensions_stay_as_they_are(tmp_path):
+def test_masked_action_dimensions_are_not_normalized(tmp_path):
     from ..evaluation.policies import pushing_policy
 
     policy, processor = pushing_policy()
@@ -97,39 +97,39 @@ def test_masked_dimensions_stay_as_they_are(tmp_path):
     from rocket_hf.export.export_files import export_policy
 
     folder = export_policy(policy, masked, tmp_path / "masked")
-    theirs, before, after = load(folder)
-    action = after(theirs.select_action(before(observation())))
-    torch.testing.assert_close(action, our_actions(folder, observation())[:, 0], atol=1e-5, rtol=1e-5)
+    lerobot_policy, preprocess, postprocess = load(folder)
+    action = postprocess(lerobot_policy.select_action(preprocess(observation())))
+    torch.testing.assert_close(action, direct_actions(folder, observation())[:, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_loss_is_ours_and_a_saved_policy_is_published(published, tmp_path):
-    policy, before, _ = load(published)
+def test_loss_equals_rocket_hf_and_saved_policy_loads(published, tmp_path):
+    policy, preprocess, _ = load(published)
     chunk = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
     is_pad = torch.tensor([[False] * 4, [False, False, True, True]])
-    batch = before(observation() | {"action": chunk, "action_is_pad": is_pad})
+    batch = preprocess(observation() | {"action": chunk, "action_is_pad": is_pad})
     loss, parts = policy(batch)
     loss.backward()
-    ours, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
-    seen = observation()
-    images = {camera: seen[f"observation.images.{camera}"] for camera in ours.config.cameras}
-    inputs = processor(images, seen["task"], seen["observation.state"], actions=chunk, action_is_pad=is_pad)
-    wanted = ours(**inputs)
-    assert parts == pytest.approx({name: value.item() for name, value in wanted.items()}, rel=1e-5)
+    model, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
+    sample = observation()
+    images = {camera: sample[f"observation.images.{camera}"] for camera in model.config.cameras}
+    inputs = processor(images, sample["task"], sample["observation.state"], actions=chunk, action_is_pad=is_pad)
+    losses = model(**inputs).losses
+    assert parts == pytest.approx({name: value.item() for name, value in losses.items()}, rel=1e-5)
     assert loss.item() == pytest.approx(sum(parts.values()))
     assert policy.get_optim_params()
 
     policy.save_pretrained(tmp_path / "saved")
-    torch.testing.assert_close(our_actions(tmp_path / "saved", seen), our_actions(published, seen))
+    torch.testing.assert_close(direct_actions(tmp_path / "saved", sample), direct_actions(published, sample))
     torch.testing.assert_close(load(tmp_path / "saved")[0].state_dict(), policy.state_dict())
 
 
-def test_a_policy_of_another_robot_is_refused_or_adapted(published):
+def test_policy_of_another_robot_is_rejected_or_adapted(published):
     from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 
     policy_class = type(load(published)[0])
     config = PreTrainedConfig.from_pretrained(published, cli_overrides=["--device=cpu"])
     config.output_features = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
-    with pytest.raises(ValueError, match="the policy has 4 action dimensions, the dataset or environment 7"):
+    with pytest.raises(ValueError, match="the policy has 4 action dimensions, but the dataset or environment has 7"):
         policy_class.from_pretrained(published, config=config)
 
     config = PreTrainedConfig.get_choice_class("rocket")(device="cpu", chunk_size=4)
@@ -144,15 +144,13 @@ def test_a_policy_of_another_robot_is_refused_or_adapted(published):
     }
     policy = policy_class.from_pretrained(published, config=config, dataset_stats=stats)
     assert (policy.model.config.cameras, policy.model.config.action_dim) == (["image"], 2)
-    assert policy.processor.max_prompt_length == 128, (
-        "pictures and prompts are those of the policy that it started from"
-    )
-    seen = {"observation.image": torch.rand(1, 3, 32, 32), "observation.state": torch.zeros(1, 3), "task": ["go"]}
-    assert policy.select_action(seen).shape == (1, 2)
+    assert policy.processor.max_prompt_length == 128, "images and prompts must be those of the base policy"
+    sample = {"observation.image": torch.rand(1, 3, 32, 32), "observation.state": torch.zeros(1, 3), "task": ["go"]}
+    assert policy.select_action(sample).shape == (1, 2)
 
 
-def test_lerobots_own_evaluation_counts_as_ours(published, tmp_path, monkeypatch):
-    """The same starts, the same successes, of a policy that presses the button from some starts only."""
+def test_lerobot_eval_counts_same_successes(published, tmp_path, monkeypatch):
+    """Compare the successes from equal initial states; the policy presses the button only from some of them."""
     from lerobot.scripts import lerobot_eval
 
     out = tmp_path / "out"
@@ -162,15 +160,15 @@ def test_lerobots_own_evaluation_counts_as_ours(published, tmp_path, monkeypatch
         "--eval.batch_size=2", "--eval.use_async_envs=false", f"--seed={SEED}", f"--output_dir={out}",
     ])  # fmt: skip
     lerobot_eval.main()
-    theirs = json.loads((out / "eval_info.json").read_text())["per_task"]
+    results = json.loads((out / "eval_info.json").read_text())["per_task"]
     policy, processor = RocketForActionPrediction.from_pretrained(published), RocketProcessor.from_pretrained(published)
-    ours = rollout(policy, processor, "metaworld", TASKS, EPISODES, first_seed=SEED, max_steps=STEPS, workers=0)
-    assert theirs[0]["metrics"]["successes"] == [episode.success for episode in ours] == [True, False]
+    episodes = rollout(policy, processor, "metaworld", TASKS, EPISODES, first_seed=SEED, max_steps=STEPS, workers=0)
+    assert results[0]["metrics"]["successes"] == [episode.success for episode in episodes] == [True, False]
 
 
 @pytest.mark.slow
-def test_lerobots_own_training_adapts_a_policy_and_saves_one(published, tmp_path, monkeypatch):
-    """To the cameras, state and actions of another robot's dataset; what is saved is trained on, and loads here."""
+def test_lerobot_train_adapts_policy_to_dataset_and_resumes_from_it(published, tmp_path, monkeypatch):
+    """Train for another robot's dataset, train the saved policy again, and load it with rocket_hf."""
     from lerobot.scripts import lerobot_train
 
     write_tiny_dataset(tmp_path / "data")
@@ -179,12 +177,12 @@ def test_lerobots_own_training_adapts_a_policy_and_saves_one(published, tmp_path
         f"--dataset.root={tmp_path / 'data'}", "--steps=2", "--batch_size=2", "--num_workers=0",
         "--save_freq=2", "--log_freq=1",
     ]  # fmt: skip
-    starts = {
+    options = {
         "first": ["--policy.type=rocket", f"--policy.pretrained_path={published}", "--policy.chunk_size=4"],
         "second": [f"--policy.path={tmp_path / 'first/checkpoints/last/pretrained_model'}"],
     }
-    for name, start in starts.items():
-        monkeypatch.setattr(sys, "argv", ["lerobot-train", *start, *common, f"--output_dir={tmp_path / name}"])
+    for name, own in options.items():
+        monkeypatch.setattr(sys, "argv", ["lerobot-train", *own, *common, f"--output_dir={tmp_path / name}"])
         lerobot_train.main()
     saved = tmp_path / "second/checkpoints/last/pretrained_model"
     policy, processor = RocketForActionPrediction.from_pretrained(saved), RocketProcessor.from_pretrained(saved)

@@ -1,4 +1,4 @@
-"""Models that are made in a blink and random in every weight, so that nothing hides behind a zero."""
+"""Fixtures with tiny models whose weights are all random, so that no test passes because of zero weights."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import TINY_POLICIES, tiny_config
 
 
-def randomised(config: RocketConfig, seed: int = 0) -> RocketForActionPrediction:
-    """A model whose every weight, norms and modulations included, is random and of moderate size."""
+def random_model(config: RocketConfig, seed: int = 0) -> RocketForActionPrediction:
+    """Create a model whose weights, including those of norms, are random and of moderate size."""
     torch.manual_seed(seed)
     model = RocketForActionPrediction(config)
     with torch.no_grad():
@@ -34,19 +34,20 @@ def config(family) -> RocketConfig:
 
 @pytest.fixture
 def model(config) -> RocketForActionPrediction:
-    return randomised(config)
+    return random_model(config)
 
 
 def hooked_streams(language: nn.Module, run: Callable[[], object]) -> dict[int, torch.Tensor]:
-    """The residual stream after each block of one of lerobot's language models, by hooks, while `run` runs it.
+    """Record the residual stream after each block of a lerobot language model with hooks while `run` runs it.
 
-    The input of layer i's first norm is the stream after block i, that of the final norm the stream after the last.
+    The input of the first norm of layer i is the stream after block i, that of the final norm the stream after the
+    last.
     """
     norms = [*(layer.input_layernorm for layer in language.layers), language.norm]
-    seen: dict[int, torch.Tensor] = {}
+    streams: dict[int, torch.Tensor] = {}
     with contextlib.ExitStack() as stack:
         for index, norm in enumerate(norms):
-            hook = norm.register_forward_pre_hook(lambda _, args, index=index: seen.__setitem__(index, args[0]))
+            hook = norm.register_forward_pre_hook(lambda _, args, index=index: streams.__setitem__(index, args[0]))
             stack.callback(hook.remove)
         run()
-    return seen
+    return streams

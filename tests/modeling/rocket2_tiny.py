@@ -1,4 +1,4 @@
-"""A ROCKET-2 that is made in a blink and random in every weight, and what its tests share."""
+"""Tiny ROCKET-2 policy with random weights for the tests of this folder."""
 
 import torch
 
@@ -15,7 +15,7 @@ FACTORED = {"action_space": "factored", "action_factors": {"forward": 3, "turn":
 STEPS = 8
 
 
-def random_model(**changes) -> Rocket2ForActionPrediction:
+def random_rocket2(**changes) -> Rocket2ForActionPrediction:
     torch.manual_seed(0)
     model = Rocket2ForActionPrediction(Rocket2Config(**(TINY | FACTORED | changes)))
     with torch.no_grad():

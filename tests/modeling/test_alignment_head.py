@@ -1,4 +1,4 @@
-"""The alignment head against a loop written out by hand, and its behavior at the edges."""
+"""Tests of the alignment head against an explicit loop, and of its edge cases."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ VARIANTS = {
 }
 
 
-def make(name: str = "rocket", **changes) -> AlignmentHead:
+def create_head(name: str = "rocket", **changes) -> AlignmentHead:
     torch.manual_seed(0)
     head = AlignmentHead(AlignmentConfig(**(PAIRS | VARIANTS[name] | changes)), WIDTH, DEPTH)
     for parameter in head.parameters():
@@ -28,15 +28,15 @@ def make(name: str = "rocket", **changes) -> AlignmentHead:
     return head
 
 
-def inputs(seed: int = 0):
+def random_inputs(seed: int = 0):
     draw = torch.Generator().manual_seed(seed)
     taps = {layer: torch.randn(B, V, T, WIDTH, generator=draw, requires_grad=True) for layer in (1, 2, 4)}
     targets = {layer: torch.randn(B, V, T, 16, generator=draw) for layer in (3, 7)}
     return taps, targets, torch.tensor([[True, True], [True, False], [False, True]])
 
 
-def by_hand(head: AlignmentHead, taps, targets, camera_mask) -> dict[str, torch.Tensor]:
-    """Pair by pair, sample by sample, camera by camera, hidden unit by hidden unit where widths are nested."""
+def loop_losses(head: AlignmentHead, taps, targets, camera_mask) -> dict[str, torch.Tensor]:
+    """Compute the losses with loops over pairs, samples and cameras, and a mask of the hidden units."""
     losses = {}
     for index, ((student, teacher), width) in enumerate(zip(head.pairs, head.widths, strict=True)):
         projector = head.projectors[index if len(head.projectors) > 1 else 0]
@@ -56,74 +56,76 @@ def by_hand(head: AlignmentHead, taps, targets, camera_mask) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_losses_and_gradients_are_those_of_the_loop(name):
-    head = make(name)
-    taps, targets, mask = inputs()
-    watched = [*taps.values(), *head.parameters()]
-    losses, expected = head(taps, targets, mask), by_hand(head, taps, targets, mask)
+def test_losses_and_gradients_equal_those_of_loop(name):
+    head = create_head(name)
+    taps, targets, mask = random_inputs()
+    variables = [*taps.values(), *head.parameters()]
+    losses, expected = head(taps, targets, mask), loop_losses(head, taps, targets, mask)
     assert losses.keys() == expected.keys()
     for key in losses:
         torch.testing.assert_close(losses[key], expected[key])
-    ours, theirs = (torch.autograd.grad(sum(each.values()), watched, allow_unused=True) for each in (losses, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+    actual_gradients, expected_gradients = (
+        torch.autograd.grad(sum(named.values()), variables, allow_unused=True) for named in (losses, expected)
+    )
+    for actual, reference in zip(actual_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(actual, reference)
 
 
 def test_gradients_agree_with_finite_differences():
-    """Along random directions of all taps and all weights together."""
-    head = make("rocket")
-    taps, targets, mask = inputs()
-    watched = [*taps.values(), *head.parameters()]
-    gradients = torch.autograd.grad(sum(head(taps, targets, mask).values()), watched)
+    """Compare directional derivatives along random directions of all taps and weights together."""
+    head = create_head("rocket")
+    taps, targets, mask = random_inputs()
+    variables = [*taps.values(), *head.parameters()]
+    gradients = torch.autograd.grad(sum(head(taps, targets, mask).values()), variables)
     step = 1e-2
     for seed in range(4):
         draw = torch.Generator().manual_seed(seed)
-        directions = [torch.randn(tensor.shape, generator=draw) / 10 for tensor in watched]
-        expected = sum((gradient * way).sum() for gradient, way in zip(gradients, directions, strict=True))
-        ends = []
+        directions = [torch.randn(tensor.shape, generator=draw) / 10 for tensor in variables]
+        expected = sum((gradient * direction).sum() for gradient, direction in zip(gradients, directions, strict=True))
+        sums = []
         with torch.no_grad():
             for sign in (1, -2):
-                for tensor, way in zip(watched, directions, strict=True):
-                    tensor += sign * step * way
-                ends.append(sum(head(taps, targets, mask).values()))
-            for tensor, way in zip(watched, directions, strict=True):
-                tensor += step * way
-        torch.testing.assert_close((ends[0] - ends[1]) / (2 * step), expected, atol=1e-3, rtol=1e-3)
+                for tensor, direction in zip(variables, directions, strict=True):
+                    tensor += sign * step * direction
+                sums.append(sum(head(taps, targets, mask).values()))
+            for tensor, direction in zip(variables, directions, strict=True):
+                tensor += step * direction
+        torch.testing.assert_close((sums[0] - sums[1]) / (2 * step), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_projector_is_registered_once_and_is_the_published_one():
-    """One LayerNorm, two Linears; at full size 12,595,200 parameters for OpenVLA and 8,396,800 for pi."""
-    assert len(make("rocket").projectors) == 1
-    assert len(make("independent").projectors) == 3
+def test_shared_projector_is_registered_once_and_has_published_size():
+    """Check that the published sizes have 12,595,200 parameters for OpenVLA and 8,396,800 for pi0."""
+    assert len(create_head("rocket").projectors) == 1
+    assert len(create_head("independent").projectors) == 3
     with torch.device("meta"):
         for stream, expected in ((4096, 12_595_200), (2048, 8_396_800)):
             head = AlignmentHead(AlignmentConfig(), stream, 18)
             assert sum(parameter.numel() for parameter in head.parameters()) == expected
-    names = {name for name, _ in make("rocket").named_parameters()}
+    names = {name for name, _ in create_head("rocket").named_parameters()}
     assert names == {f"projectors.0.{layer}.{kind}" for layer in ("norm", "fc1", "fc2") for kind in ("weight", "bias")}
 
 
-def test_a_narrow_pair_trains_only_its_part():
-    head = make("rocket")
-    taps, targets, mask = inputs()
+def test_pair_trains_only_its_hidden_units():
+    head = create_head("rocket")
+    taps, targets, mask = random_inputs()
     head(taps, targets, mask)["alignment/1-7"].backward()
-    touched = head.projectors[0].fc1.weight.grad.abs().sum(1) > 0
-    assert touched.tolist() == [unit < head.widths[0] for unit in range(20)]
-    assert torch.equal(head.projectors[0].fc2.weight.grad.abs().sum(0) > 0, touched)
+    has_gradient = head.projectors[0].fc1.weight.grad.abs().sum(1) > 0
+    assert has_gradient.tolist() == [unit < head.widths[0] for unit in range(20)]
+    assert torch.equal(head.projectors[0].fc2.weight.grad.abs().sum(0) > 0, has_gradient)
 
 
-def test_targets_get_no_gradient_and_every_pair_reaches_its_layer():
-    head = make("rocket")
-    taps, targets, mask = inputs()
+def test_every_tap_gets_gradient_and_targets_get_none():
+    head = create_head("rocket")
+    taps, targets, mask = random_inputs()
     targets = {layer: target.requires_grad_() for layer, target in targets.items()}
     sum(head(taps, targets, mask).values()).backward()
     assert all(target.grad is None for target in targets.values())
     assert all(tap.grad.abs().sum() > 0 for tap in taps.values())
 
 
-def test_missing_cameras_carry_no_loss_and_no_gradient():
-    head = make("rocket")
-    taps, targets, mask = inputs()
+def test_missing_cameras_have_no_loss_and_no_gradient():
+    head = create_head("rocket")
+    taps, targets, mask = random_inputs()
     changed = {layer: torch.where(mask[:, :, None, None], tap, 1e6) for layer, tap in taps.items()}
     for key, loss in head(taps, targets, mask).items():
         torch.testing.assert_close(head(changed, targets, mask)[key], loss)
@@ -131,22 +133,22 @@ def test_missing_cameras_carry_no_loss_and_no_gradient():
     assert all((tap.grad[~mask] == 0).all() for tap in taps.values())
 
 
-def test_tokens_without_a_target_are_passed_over():
-    """Zeros are no target: the loss is that of the other tokens alone."""
-    head = make()
-    taps, targets, camera_mask = inputs()
+def test_tokens_without_target_are_ignored():
+    """Check that tokens whose target is zero do not change the loss of the other tokens."""
+    head = create_head()
+    taps, targets, camera_mask = random_inputs()
     for target in targets.values():
         target[:, :, 3:] = 0
     losses = head(taps, targets, camera_mask)
     torch.stack(list(losses.values())).sum().backward()
     assert all((tap.grad[:, :, 3:] == 0).all() and tap.grad[0, 0, 0].any() for tap in taps.values())
-    shorter = [{layer: value[:, :, :3] for layer, value in part.items()} for part in (taps, targets)]
-    torch.testing.assert_close(losses, head(*shorter, camera_mask))
+    remaining = [{layer: value[:, :, :3] for layer, value in part.items()} for part in (taps, targets)]
+    torch.testing.assert_close(losses, head(*remaining, camera_mask))
 
 
-def test_finite_without_any_camera_and_with_zero_vectors():
-    head = make("rocket")
-    taps, targets, mask = inputs()
+def test_losses_and_gradients_are_finite_without_cameras_and_with_zero_vectors():
+    head = create_head("rocket")
+    taps, targets, mask = random_inputs()
     mask[0] = False
     targets[7][1] = 0
     losses = head(taps, targets, mask)
@@ -160,14 +162,14 @@ def test_finite_without_any_camera_and_with_zero_vectors():
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
-    none = head(taps, targets, torch.zeros_like(mask))
-    assert all(loss == 0 for loss in none.values())
+    losses = head(taps, targets, torch.zeros_like(mask))
+    assert all(loss == 0 for loss in losses.values())
 
 
 def test_norms_and_cosines_are_float32_under_autocast():
-    """The loss is float32 and differs from the float32 one by the matrix products' rounding alone."""
-    head = make("rocket", hidden_width=256, target_width=16)
-    taps, targets, mask = inputs()
+    """Check that the loss is float32 and differs from the exact one only by the rounding of matrix products."""
+    head = create_head("rocket", hidden_width=256, target_width=16)
+    taps, targets, mask = random_inputs()
     exact = head(taps, targets, mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = head({layer: tap.bfloat16() for layer, tap in taps.items()}, targets, mask)
@@ -176,8 +178,8 @@ def test_norms_and_cosines_are_float32_under_autocast():
         torch.testing.assert_close(mixed[key], exact[key], atol=2e-2, rtol=0)
 
 
-def test_nothing_waits_for_the_device():
-    """Fake tensors hold no values, so any read of one on the host would raise."""
+def test_forward_and_backward_do_not_synchronize_with_device():
+    """Run on fake tensors, which hold no values, so that reading one on the host raises."""
     with FakeTensorMode(allow_non_fake_inputs=False):
         head = AlignmentHead(AlignmentConfig(**PAIRS), WIDTH, DEPTH)
         taps = {layer: torch.randn(B, V, T, WIDTH, requires_grad=True) for layer in (1, 2, 4)}

@@ -1,4 +1,4 @@
-"""Configurations refuse what they do not know or what contradicts itself, and survive the way to a file and back."""
+"""Tests that configurations reject unknown keys and contradictions, and that files restore them."""
 
 import json
 
@@ -14,11 +14,11 @@ from rocket_hf.modeling.policy_interface import check_batch, resolve_layer
 from rocket_hf.tiny import tiny_config
 
 # Validation in the constructor raises UserError; huggingface_hub wraps that of the `validate_*` methods.
-REFUSED = (UserError, StrictDataclassError)
+CONFIG_ERRORS = (UserError, StrictDataclassError)
 
 
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("create", "message"),
     [
         (lambda: RocketConfig(chunk_sise=4), "no key 'chunk_sise': did you mean 'chunk_size'?"),
         (lambda: Pi0Config(dept=3), "no key 'dept': did you mean 'depth'?"),
@@ -56,13 +56,13 @@ REFUSED = (UserError, StrictDataclassError)
         ),
     ],
 )
-def test_wrong_keys_and_contradictions_are_refused(make, sentence):
-    with pytest.raises(REFUSED) as error:
-        make()
-    assert sentence in str(error.value)
+def test_unknown_keys_and_contradictions_are_rejected(create, message):
+    with pytest.raises(CONFIG_ERRORS) as error:
+        create()
+    assert message in str(error.value)
 
 
-def test_round_trip_through_a_file(family, tmp_path):
+def test_file_restores_configuration(family, tmp_path):
     config = tiny_config(family)
     config.save_pretrained(tmp_path)
     assert RocketConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -70,24 +70,24 @@ def test_round_trip_through_a_file(family, tmp_path):
     assert written["policy_config"].keys() == config.policy_config.declared_keys() | {"model_type"}
 
 
-def test_overrides_are_checked_like_the_file(tmp_path):
+def test_overrides_are_checked_like_values_of_file(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     assert RocketConfig.from_pretrained(tmp_path, alignment=None).alignment is None
     pairs = {"student_layers": [1, 2], "teacher_layers": [1, 2]}
     assert isinstance(RocketConfig.from_pretrained(tmp_path, alignment=pairs).alignment, AlignmentConfig)
-    with pytest.raises(REFUSED, match="did you mean 'alignment'"):
+    with pytest.raises(CONFIG_ERRORS, match="did you mean 'alignment'"):
         RocketConfig.from_pretrained(tmp_path, alignement=None)
 
 
-def test_a_file_with_an_unknown_key_is_refused(tmp_path):
+def test_file_with_unknown_key_is_rejected(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chunksize": 8}))
-    with pytest.raises(REFUSED, match="did you mean 'chunk_size'"):
+    with pytest.raises(CONFIG_ERRORS, match="did you mean 'chunk_size'"):
         RocketConfig.from_pretrained(tmp_path)
 
 
-def test_without_a_head_the_file_has_no_trace_of_one(tmp_path):
+def test_file_without_alignment_head_does_not_mention_it(tmp_path):
     tiny_config(alignment=None).save_pretrained(tmp_path)
     assert "alignment" not in (tmp_path / "config.json").read_text()
 
@@ -99,15 +99,15 @@ def test_published_sizes_are_the_defaults():
     assert (config.depth, config.width, config.expert_width, config.image_grid) == (16, 960, 720, (8, 8))
 
 
-def test_layer_numbers():
+def test_layer_numbers_are_resolved():
     assert [resolve_layer(layer, 18) for layer in (0, 1, 18, -1, -18, -19)] == [0, 1, 18, 18, 1, 0]
-    for wrong in (19, -20):
-        with pytest.raises(ValueError, match=f"layer {wrong} does not exist: the model has 18 blocks"):
-            resolve_layer(wrong, 18)
+    for layer in (19, -20):
+        with pytest.raises(UserError, match=f"layer {layer} does not exist: the model has 18 blocks"):
+            resolve_layer(layer, 18)
 
 
-def test_rockets_widths_and_pairs():
-    """The published widths (floor of H * ratio), and the pairs of pi0 in one-based layers."""
+def test_default_widths_and_pairs_are_those_of_rocket():
+    """Check the published widths, floor(hidden_width * ratio), and the last layer pair of pi0."""
     increasing = AlignmentConfig().widths()
     assert increasing == [409, 591, 773, 955, 1137, 1319, 1501, 1683, 1865, 2048]
     assert AlignmentConfig(nesting="decreasing").widths() == increasing[::-1]
@@ -125,7 +125,7 @@ def test_fake_batch_is_reproducible_and_complete(config):
     check_batch(batch, set(batch), {"images": config.image_shape})
 
 
-def test_a_wrong_batch_is_named(model):
+def test_wrong_batch_is_rejected(model):
     batch, steps = model.config.fake_batch(), model.config.chunk_size
     with pytest.raises(ValueError, match="a batch has no key 'image': did you mean 'images'"):
         model(**batch, image=batch["images"])

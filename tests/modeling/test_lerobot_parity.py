@@ -18,7 +18,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox
 from rocket_hf.tiny import tiny_config
 
-from .conftest import hooked_streams, randomised
+from .conftest import hooked_streams, random_model
 
 pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -33,7 +33,7 @@ def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
 def pair(request):
     """Our model and lerobot's policy with the same weights."""
     config = tiny_config(request.param, alignment=None)
-    ours, theirs = randomised(config), lerobot_policy(config)
+    ours, theirs = random_model(config), lerobot_policy(config)
     copy_weights(ours, theirs)
     return ours, theirs
 

@@ -18,7 +18,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import letterbox_top_left
 from rocket_hf.tiny import SMOLVLA_SIZES, tiny_config
 
-from .conftest import hooked_streams, randomised
+from .conftest import hooked_streams, random_model
 
 pytestmark = pytest.mark.needs_lerobot
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -80,7 +80,7 @@ def tiny_pair(variant: str = "published", **settings: Any) -> tuple[RocketForAct
     """Our model and lerobot's policy with the same weights."""
     sizes = SmolVLAConfig(**(SMOLVLA_SIZES | VARIANTS[variant]))
     config = tiny_config("smolvla", policy_config=sizes, alignment=None)
-    ours = randomised(config)
+    ours = random_model(config)
     with torch.no_grad():
         for module in ours.modules():
             if isinstance(module, LlamaNorm):

@@ -1,10 +1,11 @@
-"""What is OpenVLA's own: its prompt and empty token, padding inside the sequence, its limits, its untrained weights."""
+"""Tests of OpenVLA and OpenVLA-OFT: prompt, empty token, padding inside the sequence, limits, initial weights."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -12,7 +13,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.vit_block import LayerScale
 from rocket_hf.tiny import OPENVLA_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
-from .conftest import randomised
+from .conftest import random_model
 from .test_model import observation
 
 FAMILIES = ("openvla-oft", "openvla")
@@ -25,7 +26,7 @@ def family(request) -> str:
 
 
 @pytest.mark.parametrize("variant", ["oft", "openvla"])
-def test_limits_are_said(variant):
+def test_limits_of_variants_are_checked(variant):
     policy = OpenVLAPolicyConfig(variant=variant)
     if variant == "oft":
         robot = RocketConfig(policy_config=policy, state_dim=200, action_dim=100, cameras=list("abcd"), chunk_size=8)
@@ -38,7 +39,7 @@ def test_limits_are_said(variant):
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"kv_heads": 3}, "heads=32 must be a multiple of kv_heads=3"),
         ({"dino_heads": 3}, "dino_width=1024 must be a multiple of dino_heads=3"),
@@ -48,29 +49,29 @@ def test_limits_are_said(variant):
         ({"action_bin": 3}, "did you mean 'action_bins'"),
     ],
 )
-def test_contradictions_are_refused(changes, sentence):
-    with pytest.raises((ValueError, StrictDataclassError), match=sentence):
+def test_contradictory_configurations_are_rejected(changes, message):
+    with pytest.raises((UserError, StrictDataclassError), match=message):
         OpenVLAPolicyConfig(**changes)
 
 
-def test_the_prompt_is_the_published_one():
+def test_prompt_equals_published_prompt():
     config = tiny_config("openvla-oft")
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
     expected = "In: What action should the robot take to put the red cup in drawer a?\nOut:"
     assert processor.prompts(["Put the RED_cup in drawer A"], torch.zeros(1, 6)) == [expected]
 
 
-def test_the_empty_token_is_there_once(family):
-    """Whether the prompt ends in it or not, and however many others stand before the last."""
-    model = randomised(tiny_config(family, alignment=None))
+def test_prompt_gets_exactly_one_final_empty_token(family):
+    """Check prompts that end with the empty token and prompts that do not; earlier empty tokens stay."""
+    model = random_model(tiny_config(family, alignment=None))
     batch = observation(model.config.fake_batch(batch_size=1))
     without = dict(batch, input_ids=torch.tensor([[2, 50, 60, EMPTY, 70, 9]]), attention_mask=torch.ones(1, 6))
     without["attention_mask"][0, 5] = 0  # BOS and four tokens, then padding
     ended = dict(without, input_ids=without["input_ids"].clone(), attention_mask=torch.ones(1, 6))
     ended["input_ids"][0, 5] = EMPTY
     sequences = []
-    for each in (without, ended):
-        tokens, exists = model.policy.embed_prefix(each)
+    for inputs in (without, ended):
+        tokens, exists = model.policy.embed_prefix(inputs)
         sequences.append(tokens[exists])
     assert torch.equal(*sequences)
     torch.testing.assert_close(model.predict_action_chunk(**without), model.predict_action_chunk(**ended))
@@ -79,9 +80,9 @@ def test_the_empty_token_is_there_once(family):
     assert torch.equal(tokens[exists][-2:], model.policy.embed_tokens.weight[[EMPTY, EMPTY]])
 
 
-def test_a_sample_alone_is_the_sample_in_a_padded_batch(family):
-    """Loss, actions and taps, to the last bits: another prompt, another camera and the padding change nothing."""
-    model = randomised(tiny_config(family, alignment=None))
+def test_padded_batch_equals_single_samples(family):
+    """Compare loss, actions and taps of samples with different prompts and cameras."""
+    model = random_model(tiny_config(family, alignment=None))
     cameras = len(model.config.cameras)
     batch = dict(model.config.fake_batch(batch_size=3, prompt_length=8))
     del batch["action_is_pad"]
@@ -97,8 +98,10 @@ def test_a_sample_alone_is_the_sample_in_a_padded_batch(family):
                 alone[key] = alone[key][:, :length]
             output = model.policy(alone, taps=[3])
             losses += output.losses.values()
-            there = batch["camera_mask"][sample]
-            torch.testing.assert_close(output.taps[3][0, there], together.taps[3][sample, there], atol=1e-5, rtol=1e-5)
+            present = batch["camera_mask"][sample]
+            torch.testing.assert_close(
+                output.taps[3][0, present], together.taps[3][sample, present], atol=1e-5, rtol=1e-5
+            )
             actions.append(model.predict_action_chunk(**observation(alone)))
     (loss,) = together.losses.values()
     torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
@@ -107,9 +110,9 @@ def test_a_sample_alone_is_the_sample_in_a_padded_batch(family):
     )
 
 
-def test_a_missing_camera_is_as_if_there_were_none():
-    """The tokens behind it move up: the same as a model that never had the camera."""
-    both = randomised(tiny_config("openvla-oft", alignment=None))
+def test_policy_with_missing_camera_equals_policy_without_it():
+    """Check that the positions of the tokens after a missing camera close the gap."""
+    both = random_model(tiny_config("openvla-oft", alignment=None))
     one = RocketForActionPrediction(tiny_config("openvla-oft", alignment=None, cameras=["wrist"])).eval()
     one.load_state_dict(both.state_dict())
     batch = observation(both.config.fake_batch())
@@ -118,16 +121,16 @@ def test_a_missing_camera_is_as_if_there_were_none():
     torch.testing.assert_close(both.predict_action_chunk(**batch), one.predict_action_chunk(**single))
 
 
-def test_every_oft_token_sees_every_other_and_every_openvla_token_those_before():
-    """The last token of the prompt changes the first image token, or does not."""
-    for family, seen in (("openvla-oft", True), ("openvla", False)):
-        model = randomised(tiny_config(family, alignment=None))
+def test_attention_is_bidirectional_in_oft_and_causal_in_openvla():
+    """Check whether the last token of the prompt changes the image tokens."""
+    for family, is_bidirectional in (("openvla-oft", True), ("openvla", False)):
+        model = random_model(tiny_config(family, alignment=None))
         batch = observation(model.config.fake_batch(batch_size=1))
         other = dict(batch, input_ids=batch["input_ids"].clone())
         other["input_ids"][0, -1] += 1
         with torch.no_grad():
-            one, two = (model.policy(each, taps=[2]).taps[2] for each in (batch, other))
-        assert torch.equal(one, two) != seen
+            first, second = (model.policy(inputs, taps=[2]).taps[2] for inputs in (batch, other))
+        assert torch.equal(first, second) != is_bidirectional
 
 
 def test_oft_has_no_language_model_head():
@@ -136,7 +139,7 @@ def test_oft_has_no_language_model_head():
     assert [name for name in RocketForActionPrediction(tiny_config("openvla")).state_dict() if "lm_head" in name]
 
 
-def test_scales_start_near_zero():
+def test_layer_scales_start_near_zero():
     config = tiny_config("openvla-oft", alignment=None)
     model = RocketForActionPrediction(config)
     scales = [module for module in model.modules() if isinstance(module, LayerScale)]
@@ -144,9 +147,9 @@ def test_scales_start_near_zero():
     assert all((module.weight == 1e-5).all() for module in scales)
 
 
-def test_no_buffer_depends_on_where_the_model_was_made(family):
-    """A model made on meta and filled from a file is whole: there is nothing but weights."""
-    model = randomised(tiny_config(family, alignment=None))
+def test_model_has_no_buffers(family):
+    """Check that a model that was created on the meta device and then loaded is complete."""
+    model = random_model(tiny_config(family, alignment=None))
     assert not list(model.buffers())
     with torch.device("meta"):
         other = RocketForActionPrediction(model.config)
@@ -155,9 +158,9 @@ def test_no_buffer_depends_on_where_the_model_was_made(family):
     assert torch.equal(other.eval().predict_action_chunk(**batch), model.predict_action_chunk(**batch))
 
 
-def test_actions_are_compared_in_float32():
-    """The error of a half-precision policy is not rounded to half precision once more."""
-    model = randomised(tiny_config("openvla-oft", alignment=None)).to(torch.bfloat16)
+def test_action_loss_is_computed_in_float32():
+    """Check that the loss of a half-precision policy is not rounded to half precision."""
+    model = random_model(tiny_config("openvla-oft", alignment=None)).to(torch.bfloat16)
     batch = model.config.fake_batch()
     assert model(**batch).losses["action/l1"].dtype == torch.float32
     predicted = model.predict_action_chunk(**observation(batch))

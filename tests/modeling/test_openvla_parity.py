@@ -20,7 +20,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.openvla_actions import ActionTokenizer
 from rocket_hf.tiny import tiny_config
 
-from .conftest import randomised
+from .conftest import random_model
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = ("openvla-oft", "openvla")
@@ -29,7 +29,7 @@ TOKENS = 16  # of one camera
 
 def lively(config: RocketConfig) -> RocketForActionPrediction:
     """Random weights, norms and scales around 1, so that every detail of the attention shows."""
-    model = randomised(config)
+    model = random_model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", "layernorm.weight", "norm_in.weight", "norm_out.weight", "scale.weight")):

@@ -1,4 +1,4 @@
-"""Minecraft's buttons and camera as two choices, against values worked out by hand."""
+"""Tests of the encoding of Minecraft's actions against values computed by hand."""
 
 import pytest
 import torch
@@ -36,48 +36,48 @@ def press(*buttons: str, camera=(0.0, 0.0)) -> dict[str, torch.Tensor]:
         (press(camera=(0.0, 0.1)), MINECRAFT_REST),
     ],
 )
-def test_actions_are_counted_as_published(action, choices):
-    """Groups of 10, 3, 3, 3, 2, 2, 2, 2 and the camera's 2, the last one fastest; the inventory by itself."""
+def test_encoded_actions_equal_published_encoding(action, choices):
+    """Check indices of groups with 10, 3, 3, 3, 2, 2, 2, 2 and 2 choices, the last running fastest."""
     assert encode_action(action).tolist() == list(choices)
 
 
-def test_every_combination_comes_back():
+def test_decoding_inverts_encoding_of_every_combination():
     assert MINECRAFT_FACTORS["buttons"] == INVENTORY + 1
     index = torch.arange(MINECRAFT_FACTORS["buttons"])
-    moved = torch.where(decode_buttons(index)["camera"], 71, 60)
-    actions = torch.stack([index, moved], dim=-1)
+    camera = torch.where(decode_buttons(index)["camera"], 71, 60)
+    actions = torch.stack([index, camera], dim=-1)
     assert torch.equal(encode_action(decode_action(actions)), actions)
     cameras = torch.stack([torch.ones(121, dtype=torch.long), torch.arange(121)], dim=-1)
-    back = encode_action(decode_action(cameras))
-    assert torch.equal(back[:, 1], cameras[:, 1])
+    encoded = encode_action(decode_action(cameras))
+    assert torch.equal(encoded[:, 1], cameras[:, 1])
 
 
-def test_the_camera_moves_by_the_mu_law():
-    """The step after the middle is 2 of 10 degrees before the law: (11 ** 0.2 - 1) / 10 of 10 degrees after it."""
+def test_camera_movement_follows_mu_law():
+    """Check the first step: 2 of 10 degrees before the mu-law are (11 ** 0.2 - 1) / 10 of 10 degrees after it."""
     camera = decode_action(torch.tensor([1, 6 * 11 + 10]))["camera"]
     torch.testing.assert_close(camera, torch.tensor([11**0.2 - 1, 10.0]))
 
 
-def test_a_closed_camera_does_not_move():
+def test_camera_does_not_move_without_its_button():
     actions = torch.tensor([[2, 10], [3, 10]])
     assert decode_action(actions)["camera"].abs().sum(-1).gt(0).tolist() == [False, True]
     assert close_camera(actions).tolist() == [[2, 60], [3, 10]]
 
 
-def test_a_policy_remembers_all_buttons_but_drop():
-    remember = PreviousMinecraftAction(width=4)
+def test_previous_action_embeds_all_buttons_except_drop():
+    embed = PreviousMinecraftAction(width=4)
     torch.manual_seed(0)
-    shown = remember(encode_action({name: value[None] for name, value in press("attack", "drop").items()}))
-    tables = {name: remember.buttons[f"act_{name}"].weight for name in BUTTONS if name != "drop"}
-    wanted = remember.camera.bias + sum(table[int(name == "attack")] for name, table in tables.items())
-    torch.testing.assert_close(shown[0], wanted)
+    embedded = embed(encode_action({name: value[None] for name, value in press("attack", "drop").items()}))
+    tables = {name: embed.buttons[f"act_{name}"].weight for name in BUTTONS if name != "drop"}
+    expected = embed.camera.bias + sum(table[int(name == "attack")] for name, table in tables.items())
+    torch.testing.assert_close(embedded[0], expected)
 
 
-def test_a_camera_at_rest_costs_nothing():
+def test_camera_at_rest_has_no_loss():
     heads = ActionHeads(Rocket2Config(width=8, heads=1))
     logits = heads(torch.randn(1, 3, 8))
     actions = torch.tensor([[[1, 60], [1, 5], [0, 60]]])
     losses = heads.losses(logits, actions, torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(losses["action/camera"], -logits["camera"][0, 1].log_softmax(-1)[5])
-    chances = -logits["buttons"][0].log_softmax(-1)
-    torch.testing.assert_close(losses["action/buttons"], chances[0, 1] + chances[1, 1] + chances[2, 0])
+    entropies = -logits["buttons"][0].log_softmax(-1)
+    torch.testing.assert_close(losses["action/buttons"], entropies[0, 1] + entropies[1, 1] + entropies[2, 0])

@@ -1,4 +1,4 @@
-"""ROCKET-2 is saved and loaded strictly, and by AutoModel where this package is missing."""
+"""Tests of saving and loading ROCKET-2, also with AutoModel in a process without rocket_hf."""
 
 import os
 import subprocess
@@ -11,20 +11,12 @@ from safetensors.torch import load_file, save_file
 from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_files
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
-from .rocket2_tiny import goal_at, random_model
-
-
-def act(model, batch) -> torch.Tensor:
-    state, draw, done = model.initial_state(2), torch.Generator().manual_seed(0), []
-    for step in range(batch["images"].shape[1]):
-        action, state = model.step(batch["images"][:, step], goal_at(batch, step), state, generator=draw)
-        done.append(action)
-    return torch.stack(done)
+from .rocket2_tiny import random_rocket2
 
 
 @pytest.fixture(scope="module")
 def model() -> Rocket2ForActionPrediction:
-    return random_model()
+    return random_rocket2()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +26,7 @@ def saved(model, tmp_path_factory):
     return folder
 
 
-def test_weights_come_back_bit_for_bit(model, saved):
+def test_loaded_weights_equal_saved_weights(model, saved):
     loaded = Rocket2ForActionPrediction.from_pretrained(saved)
     assert not loaded.training
     assert loaded.config.to_dict() == model.config.to_dict()
@@ -43,16 +35,16 @@ def test_weights_come_back_bit_for_bit(model, saved):
     assert not loaded.views.rgb.patch_embedding.weight.requires_grad
 
 
-def test_the_columns_of_actions_keep_their_order(tmp_path):
-    """Transformers sorts the keys of what it writes."""
+def test_order_of_action_factors_is_restored(tmp_path):
+    """Use unsorted names, because transformers sorts the keys of dicts that it writes."""
     changes = {"action_factors": {"walk": 2, "turn": 9, "strafe": 3}, "rest_action": [1, 4, 2]}
-    random_model(**changes).save_pretrained(tmp_path)
+    random_rocket2(**changes).save_pretrained(tmp_path)
     loaded = Rocket2ForActionPrediction.from_pretrained(tmp_path).config
     assert list(loaded.factors.items()) == list(changes["action_factors"].items())
     assert loaded.rest_action == changes["rest_action"]
 
 
-def test_heads_may_be_left_behind_or_new_but_only_whole(saved, tmp_path):
+def test_auxiliary_heads_may_be_dropped_or_new_only_as_a_whole(saved, tmp_path):
     assert not Rocket2ForActionPrediction.from_pretrained(saved, auxiliary_heads=()).auxiliary
     policy = Rocket2ForActionPrediction.from_pretrained(saved, auxiliary_heads=["point"])
     policy.save_pretrained(tmp_path / "policy")
@@ -66,21 +58,21 @@ def test_heads_may_be_left_behind_or_new_but_only_whole(saved, tmp_path):
         Rocket2ForActionPrediction.from_pretrained(tmp_path / "policy")
 
 
-def test_new_weights_keep_the_size_of_what_goes_through():
-    """So that narrow models train: views, temporal stream and heads start neither silent nor loud."""
+def test_initial_weights_keep_scale_of_activations():
+    """Check row norms and nearly uniform scores, without which narrow models do not train."""
     torch.manual_seed(0)
-    model = Rocket2ForActionPrediction(random_model().config)
-    mixed, written = (model.temporal.blocks[0].attention.get_submodule(name) for name in ("mixture", "value"))
-    torch.testing.assert_close(mixed.weight.norm(dim=1), torch.full((20,), 0.1))
-    torch.testing.assert_close(written.weight.norm(dim=1), torch.full((32,), 0.5**0.5))
+    model = Rocket2ForActionPrediction(random_rocket2().config)
+    mixture, value = (model.temporal.blocks[0].attention.get_submodule(name) for name in ("mixture", "value"))
+    torch.testing.assert_close(mixture.weight.norm(dim=1), torch.full((20,), 0.1))
+    torch.testing.assert_close(value.weight.norm(dim=1), torch.full((32,), 0.5**0.5))
     batch = model.config.fake_batch()
     with torch.no_grad():
         output = model.eval()(**batch)
-    even = output.logits["turn"].softmax(-1)
-    assert (even - 0.2).abs().max() < 0.05
+    probabilities = output.logits["turn"].softmax(-1)
+    assert (probabilities - 0.2).abs().max() < 0.05
 
 
-STRANGER = """
+CLEAN_PROCESS = """
 import sys
 sys.modules["rocket_hf"] = sys.modules["lerobot"] = sys.modules["timm"] = None  # importing any raises
 import torch
@@ -91,18 +83,18 @@ folder, out = sys.argv[1:]
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules.")
-state, draw, done = model.initial_state(2), torch.Generator().manual_seed(0), []
+state, draw, actions = model.initial_state(2), torch.Generator().manual_seed(0), []
 goal, pixels = model.no_goal(2), torch.Generator().manual_seed(1)
 for step in range(4):
     images = torch.randint(0, 256, (2, 3, *config.image_size), generator=pixels, dtype=torch.uint8)
     action, state = model.step(images, goal, state, generator=draw)
-    done.append(action)
-save_file({"actions": torch.stack(done), "seen": state.seen["point"]}, out)
+    actions.append(action)
+save_file({"actions": torch.stack(actions), "point": state.seen["point"]}, out)
 """
 
 
-def test_a_stranger_without_this_package_steps_the_same(model, tmp_path):
-    """AutoConfig and AutoModel in a process that cannot import rocket_hf; the policy shows where it sees its goal."""
+def test_exported_policy_gives_same_actions_in_clean_process(model, tmp_path):
+    """Load with AutoConfig and AutoModel in a process that cannot import rocket_hf; compare a kept head too."""
     folder, out = tmp_path / "policy", tmp_path / "actions.safetensors"
     policy = model.for_inference(keep=["visibility", "point"])
     policy.save_pretrained(folder)
@@ -112,14 +104,14 @@ def test_a_stranger_without_this_package_steps_the_same(model, tmp_path):
     assert not code & {"modeling_rocket.py", "policy_pi0.py"}
 
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", STRANGER, folder, out], check=True, env=environment, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", CLEAN_PROCESS, folder, out], check=True, env=environment, cwd=tmp_path)
 
-    state, draw, done = model.initial_state(2), torch.Generator().manual_seed(0), []
+    state, draw, actions = model.initial_state(2), torch.Generator().manual_seed(0), []
     goal, pixels = model.no_goal(2), torch.Generator().manual_seed(1)
     for _ in range(4):
         images = torch.randint(0, 256, (2, 3, *model.config.image_size), generator=pixels, dtype=torch.uint8)
         action, state = model.step(images, goal, state, generator=draw)
-        done.append(action)
-    found = load_file(out)
-    assert torch.equal(found["actions"], torch.stack(done))
-    torch.testing.assert_close(found["seen"], state.seen["point"], atol=1e-6, rtol=1e-5)
+        actions.append(action)
+    loaded = load_file(out)
+    assert torch.equal(loaded["actions"], torch.stack(actions))
+    torch.testing.assert_close(loaded["point"], state.seen["point"], atol=1e-6, rtol=1e-5)

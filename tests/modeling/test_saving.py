@@ -1,4 +1,4 @@
-"""Saving and loading: single and sharded, both dtypes, with and without the head, and as anyone on the Hub will."""
+"""Tests of saving and loading: shards, dtypes, alignment heads, and `AutoModel` without rocket_hf."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
-from .conftest import randomised
+from .conftest import random_model
 
 
 def predict(model, batch: dict) -> torch.Tensor:
@@ -28,7 +28,7 @@ def predict(model, batch: dict) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard", ["50MB", "100KB"])
-def test_weights_come_back_bit_for_bit(model, tmp_path, dtype, shard):
+def test_loaded_weights_equal_saved_weights(model, tmp_path, dtype, shard):
     model = model.for_inference().to(dtype)
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "100KB")
@@ -40,7 +40,7 @@ def test_weights_come_back_bit_for_bit(model, tmp_path, dtype, shard):
     assert torch.equal(predict(loaded, batch), predict(model, batch))
 
 
-def test_a_checkpoint_keeps_its_head_and_the_head_its_precision(model, tmp_path):
+def test_checkpoint_keeps_alignment_head_in_float32(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = RocketForActionPrediction.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.policy.embed_tokens.weight.dtype == torch.bfloat16
@@ -49,7 +49,7 @@ def test_a_checkpoint_keeps_its_head_and_the_head_its_precision(model, tmp_path)
         assert torch.equal(head[name], weight), name
 
 
-def test_device_map_auto(model, tmp_path):
+def test_device_map_auto_gives_same_actions(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     loaded = RocketForActionPrediction.from_pretrained(tmp_path, device_map="auto")
     batch = model.config.fake_batch()
@@ -58,7 +58,7 @@ def test_device_map_auto(model, tmp_path):
     torch.testing.assert_close(actions.cpu(), predict(model, batch), atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_loads_into_a_policy_without_its_head(model, tmp_path):
+def test_checkpoint_loads_without_alignment_head(model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = RocketForActionPrediction.from_pretrained(tmp_path, alignment=None)
     assert loaded.alignment_head is None
@@ -66,13 +66,13 @@ def test_a_checkpoint_loads_into_a_policy_without_its_head(model, tmp_path):
     assert torch.equal(predict(loaded, batch), predict(model, batch))
 
 
-def test_a_policy_loads_into_a_model_with_a_fresh_head(family, tmp_path):
-    """Xavier-uniform weights, zero biases, unit norms; everything else from the file."""
+def test_policy_loads_with_new_alignment_head(family, tmp_path):
+    """Check that the new head has Xavier-uniform weights, zero biases and unit norms."""
     config = tiny_config(family, alignment=None)
-    model = randomised(config)
+    model = random_model(config)
     model.save_pretrained(tmp_path)
-    wanted = AlignmentConfig(student_layers=[1, 3], teacher_layers=[2, 4], hidden_width=500, target_width=400)
-    loaded = RocketForActionPrediction.from_pretrained(tmp_path, alignment=wanted)
+    alignment = AlignmentConfig(student_layers=[1, 3], teacher_layers=[2, 4], hidden_width=500, target_width=400)
+    loaded = RocketForActionPrediction.from_pretrained(tmp_path, alignment=alignment)
     projector = loaded.alignment_head.projectors[0]
     bound = (6 / (500 + 400)) ** 0.5
     assert bound * 0.99 < projector.fc2.weight.abs().max() <= bound
@@ -84,7 +84,7 @@ def test_a_policy_loads_into_a_model_with_a_fresh_head(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (lambda weights: weights.pop("policy.action_in.bias"), "1 missing: policy.action_in.bias"),
         (lambda weights: weights.update({"policy.extra": torch.zeros(1)}), "1 unexpected: policy.extra"),
@@ -95,21 +95,21 @@ def test_a_policy_loads_into_a_model_with_a_fresh_head(family, tmp_path):
         ),
     ],
 )
-def test_anything_else_missing_or_unexpected_is_an_error(tmp_path, change, sentence):
-    randomised(tiny_config()).save_pretrained(tmp_path)
+def test_missing_unexpected_and_misshapen_weights_are_errors(tmp_path, change, message):
+    random_model(tiny_config()).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     change(weights)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         RocketForActionPrediction.from_pretrained(tmp_path)
 
 
-def test_the_initial_weights_are_the_published_ones(config):
+def test_initial_weights_follow_published_initialization(config):
     torch.manual_seed(0)
     model = RocketForActionPrediction(config)
-    from_zero = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, GemmaRMSNorm)}
+    zero_norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, GemmaRMSNorm)}
     for name, weight in model.state_dict().items():
-        if name in from_zero or "modulation" in name or name.endswith("bias"):
+        if name in zero_norms or "modulation" in name or name.endswith("bias"):
             assert not weight.any(), name
         elif name.startswith("policy.") and "norm" in name.split(".")[-2]:
             assert (weight == 1).all(), name
@@ -117,7 +117,7 @@ def test_the_initial_weights_are_the_published_ones(config):
             assert weight.std().item() == pytest.approx(0.02, rel=0.3), name
 
 
-def test_a_head_of_other_projectors_is_an_error(tmp_path):
+def test_alignment_head_with_other_projectors_is_rejected(tmp_path):
     pairs = {
         "student_layers": [1, 2],
         "teacher_layers": [1, 2],
@@ -125,7 +125,7 @@ def test_a_head_of_other_projectors_is_an_error(tmp_path):
         "target_width": 8,
         "nesting": "none",
     }
-    randomised(tiny_config(alignment=pairs | {"projector": "independent"})).save_pretrained(tmp_path)
+    random_model(tiny_config(alignment=pairs | {"projector": "independent"})).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"unexpected: alignment_head\.projectors\.1"):
         RocketForActionPrediction.from_pretrained(tmp_path, alignment=pairs)
 
@@ -137,7 +137,7 @@ def published(model, tmp_path) -> Path:
     return export_policy(model, processor, tmp_path / "policy")
 
 
-def test_a_published_folder_has_no_trace_of_the_head(published):
+def test_exported_folder_has_no_trace_of_alignment_head(published):
     assert "alignment" not in (published / "config.json").read_text()
     with safe_open(published / "model.safetensors", "pt") as file:
         assert all(name.startswith("policy.") for name in file.keys())  # noqa: SIM118
@@ -145,7 +145,7 @@ def test_a_published_folder_has_no_trace_of_the_head(published):
     assert str(published.parent) not in "".join(path.read_text() for path in published.glob("*.json"))
 
 
-def test_publishing_never_overwrites(published, model):
+def test_export_never_overwrites(published, model):
     processor = RocketProcessor.for_config(model.config, character_tokenizer(), tiny_statistics(model.config))
     before = sorted(path.name for path in published.iterdir())
     with pytest.raises(UserError, match="exists and is not empty"):
@@ -154,7 +154,7 @@ def test_publishing_never_overwrites(published, model):
     assert [path.name for path in published.parent.iterdir()] == ["policy"]
 
 
-STRANGER = """
+CLEAN_PROCESS = """
 import sys
 sys.modules["rocket_hf"] = sys.modules["lerobot"] = None  # importing either raises
 import torch
@@ -175,11 +175,11 @@ save_file({"actions": processor.unnormalize_actions(actions).contiguous()}, out)
 """
 
 
-def test_a_stranger_without_this_package_loads_it_and_gets_the_same_actions(published, model, tmp_path):
-    """AutoConfig, AutoModel and AutoProcessor in a process that cannot import rocket_hf."""
+def test_exported_policy_gives_same_actions_in_clean_process(published, model, tmp_path):
+    """Load with AutoConfig, AutoModel and AutoProcessor in a process that cannot import rocket_hf."""
     out = tmp_path / "actions.safetensors"
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", STRANGER, published, out], check=True, env=environment, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", CLEAN_PROCESS, published, out], check=True, env=environment, cwd=tmp_path)
 
     config = model.config
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
