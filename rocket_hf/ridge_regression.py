@@ -1,6 +1,6 @@
-"""Ridge regression from sums over batches: memory does not grow with the number of samples.
+"""Ridge regression from sums over batches, so that memory does not grow with the number of samples.
 
-C features; a constant is fitted beside them, which no penalty holds small.
+Shapes: n samples, C features. An unpenalized constant is added to the features.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LinearSums:
-    """All that least squares need to know of features and wanted numbers, in float64; sums of two parts add up."""
+    """Sufficient statistics of a least squares problem in float64. Sums of two parts of the data can be added."""
 
     def __init__(self, features: int, device: torch.device | str = "cpu"):
         width = features + 1
@@ -16,12 +16,12 @@ class LinearSums:
         self.moment = torch.zeros(width, dtype=torch.float64, device=device)
         self.square = torch.zeros((), dtype=torch.float64, device=device)
 
-    def add(self, features: Tensor, wanted: Tensor) -> None:
-        """Features (n, C), wanted (n,)."""
-        inputs, wanted = with_constant(features), wanted.double()
+    def add(self, features: Tensor, target: Tensor) -> None:
+        """Add samples: features (n, C) and targets (n,)."""
+        inputs, target = with_constant(features), target.double()
         self.gram += inputs.T @ inputs
-        self.moment += inputs.T @ wanted
-        self.square += wanted.square().sum()
+        self.moment += inputs.T @ target
+        self.square += target.square().sum()
 
     def __add__(self, other: "LinearSums") -> "LinearSums":
         both = LinearSums(len(self.moment) - 1, self.gram.device)
@@ -34,17 +34,20 @@ class LinearSums:
         return self.gram[-1, -1].item()
 
     def variances(self) -> Tensor:
-        """Of each feature, (C,)."""
+        """Return the variance of each feature, (C,)."""
         mean = self.gram[-1, :-1] / self.count
         return (self.gram.diagonal()[:-1] / self.count - mean.square()).clamp_min(0)
 
     def weights(self, penalties: Tensor) -> Tensor:
-        """(C + 1,), the constant last: least squares plus each squared weight times its penalty (C,)."""
-        held = torch.cat([penalties.to(self.gram), self.gram.new_zeros(1)])
-        return torch.linalg.solve(self.gram + held.diag(), self.moment)
+        """Return the weights (C + 1,) that minimize squared errors plus penalties (C,) times squared weights.
+
+        The weight of the constant is last.
+        """
+        diagonal = torch.cat([penalties.to(self.gram), self.gram.new_zeros(1)])
+        return torch.linalg.solve(self.gram + diagonal.diag(), self.moment)
 
     def mean_squared_error(self, weights: Tensor) -> float:
-        """Of what these weights predict here, with nothing but the sums."""
+        """Return the mean squared error of these weights on the added samples, computed from the sums."""
         error = weights @ self.gram @ weights - 2 * (weights @ self.moment) + self.square
         return max(0.0, error.item()) / self.count
 

@@ -1,7 +1,7 @@
-"""Processes for tests that need several: forks of one that has imported what is slow to import and has run nothing.
+"""Processes for tests that need several, forked from a server that has only imported slow modules.
 
-A fork of the test's own process would begin with what OpenMP, gloo and a dozen earlier runs left in it, without their
-threads, and now and then it died of that.
+Forks of the test process itself would inherit the state of OpenMP, gloo and earlier runs without their threads, which
+caused occasional crashes.
 """
 
 import multiprocessing
@@ -16,13 +16,13 @@ CLEAN.set_forkserver_preload(
 
 
 def run_clean(count: int, target: Callable[..., None], *arguments: Any, seconds: float = 120) -> list[int | None]:
-    """`target(rank, *arguments)` in so many processes at a time, and their exit codes."""
+    """Run `target(rank, *arguments)` in `count` processes at the same time; return their exit codes."""
     processes = [CLEAN.Process(target=target, args=(rank, *arguments)) for rank in range(count)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(seconds)
-        process.kill()  # which does nothing to one that has ended
+        process.kill()  # no effect on finished processes
         process.join()
     return [process.exitcode for process in processes]
 

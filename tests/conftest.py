@@ -1,5 +1,5 @@
-"""One thread: at the sizes of these models, two would spend their time waiting for each other."""
+"""Settings of all tests: one OpenMP thread, because synchronizing threads costs more than it saves for tiny models."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported; inherited by child processes

@@ -1,7 +1,7 @@
 """The command line `rocket-hf`. Each command is a module with HELP, add_arguments(parser) and run(arguments).
 
-Errors that a user can fix (USER_ERRORS) are printed in one sentence, with exit code 2. All other exceptions are bugs and
-keep their traceback. Modules of commands import torch only in functions, so that `--help` stays fast.
+Errors that a user can fix (USER_ERRORS) are printed in one sentence, with exit code 2. All other exceptions are bugs
+and keep their traceback. Modules of commands import torch only in functions, so that `--help` stays fast.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def add_depth_arguments(parser: argparse.ArgumentParser) -> None:
         "--head",
         choices=("ridge", "mlp"),
         default="ridge",
-        help="ridge: linear regression of one depth per patch (default); mlp: small network with 4 x 4 depths per patch",
+        help="ridge: linear, one depth per patch (default); mlp: small network, 4 x 4 depths per patch",
     )
     parser.add_argument(
         "--position-features",

@@ -46,7 +46,7 @@ def require_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def source_name(source: str) -> str:
-    """Return a short name of a policy: the last two parts of a folder (`runs/rocket`), or the id of a Hub repository."""
+    """Return a short name of a policy: the last two parts of its folder (`runs/rocket`), or its Hub repository id."""
     return "/".join(Path(source).resolve().parts[-2:]) if Path(source).exists() else source.partition("@")[0]
 
 

@@ -5,8 +5,8 @@
     accelerate launch -m rocket_hf.commands layers you/base ...      # several devices share the samples
 
 Strategies that depend only on the depth of the models: early-to-middle+last (that of ROCKET), uniform, shallow, middle,
-deep, and explicit (a list). Strategies that measure layers on data: similarity (where the policy's residual stream changes
-most or least), cka and mutual-knn (a one-to-one matching of the most similar layers).
+deep, and explicit (a list). Strategies that measure layers on data: similarity (where the policy's residual stream
+changes most or least), cka and mutual-knn (a one-to-one matching of the most similar layers).
 """
 
 import argparse

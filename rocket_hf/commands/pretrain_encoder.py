@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.export.export_files import staged, write_rocket2_files
+    from rocket_hf.export.export_files import staged_folder, write_rocket2_files
     from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
     from rocket_hf.training.recipe_files import read_rocket2_recipe
     from rocket_hf.training.rocket2.dataset import RecordedRooms
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = read_rocket2_recipe(arguments.recipe)
     config, data = Rocket2Config(**recipe.rocket2.config), RecordedRooms([arguments.dataset])
     check_policy_fits_data(config, data)
-    with staged(arguments.out) as staging:
+    with staged_folder(arguments.out) as staging:
         data.load_images()
         policy, report = pretrain_encoder(config, data, arguments.steps, arguments.seed)
         policy.save_pretrained(staging)

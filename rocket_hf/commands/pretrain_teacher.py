@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.export.export_files import staged
+    from rocket_hf.export.export_files import staged_folder
     from rocket_hf.rgbd_dataset import RgbdFrames
     from rocket_hf.teachers.pretraining.folder import write_folder
     from rocket_hf.teachers.pretraining.make_teacher import make_teacher
     from rocket_hf.teachers.pretraining.pretrain import PretrainingSettings
     from rocket_hf.teachers.pretraining.scenes import read_scenes
 
-    with staged(arguments.out) as staging:
+    with staged_folder(arguments.out) as staging:
         frames = RgbdFrames(arguments.dataset)
         settings = PretrainingSettings(steps=arguments.steps, batch_size=arguments.batch_size, seed=arguments.seed)
         scenes = read_scenes(frames, arguments.every)

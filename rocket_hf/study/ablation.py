@@ -1,8 +1,8 @@
-"""The variants of alignment side by side: equal data, steps and samples, several seeds, rollouts from the same starts.
+"""Ablation of alignment variants with equal data, steps and samples, several seeds, and the same rollout start states.
 
-Every variant of a seed starts from the same untrained policy and sees the same samples with the same noise. Each
-training and each evaluation is a phase of its own, so an ablation may be killed at any moment and goes on with the same
-command; more seeds or recipes may be added to one that is done.
+All variants of a seed start from the same untrained policy and are trained on the same samples with the same noise.
+Each training and each evaluation is a phase of its own: an ablation may be killed at any moment and is resumed by the
+same command, and seeds and recipes may be added to a finished one.
 """
 
 import json
@@ -13,32 +13,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rocket_hf.errors import UserError
-from rocket_hf.training.recipe_files import read_yaml
+from rocket_hf.training.recipe_files import read_recipe_values
 
 from .curves import mean
 from .demo import Demo
-from .phases import PROGRESS, Commands, Phases, Result, words_of, write_recipe
-from .small_policy import EXECUTED, MAX_STEPS, TEACHER, train_policy, training_settings, write_small_policy
+from .phases import PROGRESS, CommandRunner, Phases, Result, join_values, read_progress, write_experiment_recipe
+from .small_policy import EXECUTED_ACTIONS, MAX_STEPS, TEACHER, train_policy, training_settings, write_small_policy
 
 Programs = dict[str, Callable[[list[str]], int]]
-DATA_PHASES = ("simulate", "pairs", "cache")  # of the demo, whose data these are
-AGREEMENTS = 20  # how often it is measured in a run
-DEPTH_SEED = 200_000  # of the first start that depth is probed on: neither trained on nor evaluated on
+DATA_PHASES = ("simulate", "pairs", "cache")  # phases of the demo that create the training data
+AGREEMENT_MEASUREMENTS = 20  # measurements of gradient agreement in a run
+DEPTH_SEED = 200_000  # seed of the first episode for the depth probe, used neither in training nor in evaluation
 DEPTH_FRAMES = 600
 
 
-class Work(NamedTuple):
+class AblationPhase(NamedTuple):
+    """One step of an ablation, with the function that runs it."""
+
     name: str
-    kind: str  # those of one kind take about as long as each other
-    do: Callable[[], Result]
+    kind: str  # phases of the same kind take about the same time
+    run: Callable[[], Result]
 
 
-class Data(NamedTuple):
-    """Of a demo: what all policies are trained with."""
+class AblationData(NamedTuple):
+    """Training data of all policies, created by a demo."""
 
     folder: Path
     tasks: list[str]
-    pairs: dict[str, list[int]]  # "student" and "teacher"
+    pairs: dict[str, list[int]]  # layers of the "student" and of the "teacher"
 
     @property
     def dataset(self) -> Path:
@@ -50,6 +52,12 @@ class Data(NamedTuple):
 
 
 class Ablation:
+    """Ablation in a folder. `recipes` are names or YAML files.
+
+    `sizes` are the number of training steps and, per task, of rollouts, of episodes for the depth probe and of
+    demonstrations. The latter is None if `data`, the folder of a demo, is given.
+    """
+
     def __init__(
         self,
         folder: Path,
@@ -60,175 +68,175 @@ class Ablation:
         programs: Programs,
         workers: int,
     ):
-        """`sizes`: training steps; of each task rollouts, episodes to probe depth on, and demonstrations where `data`,
-        the folder of a demo, is not given. Recipes are names or YAML files."""
-        self.folder, self.recipes, self.seeds = folder, named(recipes), range(seeds)
-        self.sizes, self.given, self.programs, self.workers = sizes, data, programs, workers
+        self.folder, self.recipes, self.seeds = folder, recipes_by_name(recipes), range(seeds)
+        self.sizes, self.given_data, self.programs, self.workers = sizes, data, programs, workers
         if data is not None:
             read_data(data)
         self.phases = Phases(folder, sizes | {"data": str(data.resolve()) if data is not None else None})
-        self.run = Commands(folder / "log.txt", programs)
+        self.run_command = CommandRunner(folder / "log.txt", programs)
 
     def __call__(self, report: Callable[["Ablation"], None]) -> None:
-        """All phases that are not done yet. `report` is called whenever all variants of one more seed are."""
-        for work in self.data_work():
-            self.go_through(work)
+        """Run all remaining phases. `report` is called whenever all variants of another seed are complete."""
+        for phase in self.data_phases():
+            self.run_phase(phase)
         for seed in self.seeds:
-            open_before = len(self.open())
-            for work in self.seed_work(seed):
-                self.go_through(work)
-            if len(self.open()) < open_before or seed == self.seeds[-1]:
+            remaining_before = len(self.remaining_phases())
+            for phase in self.seed_phases(seed):
+                self.run_phase(phase)
+            if len(self.remaining_phases()) < remaining_before or seed == self.seeds[-1]:
                 report(self)
 
-    def go_through(self, work: Work) -> None:
-        if work.name not in self.phases.results:
-            everything = self.work()
-            done = len(everything) - len(self.open())
-            print(f"[{done + 1} of {len(everything)}] {work.name}: {self.time_left()}", flush=True)
-        self.phases(work.name, lambda: with_cpu_seconds(work.do))
+    def run_phase(self, phase: AblationPhase) -> None:
+        if phase.name not in self.phases.results:
+            count = len(self.all_phases())
+            done = count - len(self.remaining_phases())
+            print(f"[{done + 1} of {count}] {phase.name}: {self.format_progress()}", flush=True)
+        self.phases(phase.name, lambda: run_with_cpu_seconds(phase.run))
 
-    def work(self) -> list[Work]:
-        return [*self.data_work(), *(work for seed in self.seeds for work in self.seed_work(seed))]
+    def all_phases(self) -> list[AblationPhase]:
+        return [*self.data_phases(), *(phase for seed in self.seeds for phase in self.seed_phases(seed))]
 
-    def open(self) -> list[Work]:
-        return [work for work in self.work() if work.name not in self.phases.results]
+    def remaining_phases(self) -> list[AblationPhase]:
+        return [phase for phase in self.all_phases() if phase.name not in self.phases.results]
 
-    def data_work(self) -> Iterator[Work]:
-        if self.given is None:
+    def data_phases(self) -> Iterator[AblationPhase]:
+        if self.given_data is None:
             for name in DATA_PHASES:
-                yield Work(name, name, partial(self.prepare, name))
-        yield Work("depth data", "depth data", self.record_depth)
+                yield AblationPhase(name, name, partial(self.prepare_data, name))
+        yield AblationPhase("depth data", "depth data", self.record_depth)
 
-    def seed_work(self, seed: int) -> Iterator[Work]:
-        """Trainings one after the other, so that a slow hour of the machine falls on all variants."""
-        yield Work(f"untrained seed {seed}", "untrained", partial(self.write_untrained, seed))
+    def seed_phases(self, seed: int) -> Iterator[AblationPhase]:
+        """Yield the phases of a seed. All trainings are consecutive, so that a slow machine affects all variants."""
+        yield AblationPhase(f"untrained seed {seed}", "untrained", partial(self.write_untrained, seed))
         for name in self.recipes:
-            yield Work(phase("train", name, seed), "train", partial(self.train, name, seed))
+            yield AblationPhase(phase_name("train", name, seed), "train", partial(self.train, name, seed))
         for name in self.recipes:
-            yield Work(phase("rollouts", name, seed), "rollouts", partial(self.roll_out, name, seed))
-        yield Work(depth_phase(self.recipes, seed), "depth", partial(self.probe_depth, seed))
+            yield AblationPhase(phase_name("rollouts", name, seed), "rollouts", partial(self.run_rollouts, name, seed))
+        yield AblationPhase(depth_phase_name(self.recipes, seed), "depth", partial(self.probe_depth, seed))
 
-    def time_left(self) -> str:
-        """By the mean time of the phases of each kind that are done."""
-        spent = sum(self.phases.seconds.values())
-        kinds = {work.name: work.kind for work in self.work()}
-        known: dict[str, list[float]] = {}
+    def format_progress(self) -> str:
+        """Return elapsed and remaining time, estimated from the mean duration of completed phases of each kind."""
+        elapsed = sum(self.phases.seconds.values())
+        kinds = {phase.name: phase.kind for phase in self.all_phases()}
+        durations: dict[str, list[float]] = {}
         for name in self.phases.results:
-            known.setdefault(kinds.get(name, ""), []).append(self.phases.seconds[name])
-        left = [mean(known[work.kind]) for work in self.open() if work.kind in known]
-        at_least = "" if len(left) == len(self.open()) else "more than "
-        return f"{clock(spent)} so far, {at_least}{clock(sum(left))} left"
+            durations.setdefault(kinds.get(name, ""), []).append(self.phases.seconds[name])
+        remaining = self.remaining_phases()
+        estimates = [mean(durations[phase.kind]) for phase in remaining if phase.kind in durations]
+        at_least = "" if len(estimates) == len(remaining) else "more than "
+        return f"{format_duration(elapsed)} elapsed, {at_least}{format_duration(sum(estimates))} remaining"
 
-    # The phases
+    # Functions of the phases
 
-    def prepare(self, name: str) -> Result:
+    def prepare_data(self, name: str) -> Result:
         demo = Demo(self.folder / "data", {"episodes": self.sizes["episodes"]}, self.programs, self.workers)
-        return demo.phases(name, demo.work()[name])
+        return demo.phases(name, demo.phase_functions()[name])
 
     @property
-    def data(self) -> Data:
-        return read_data(self.given or self.folder / "data")
+    def data(self) -> AblationData:
+        return read_data(self.given_data or self.folder / "data")
 
-    def untrained(self, seed: int) -> Path:
+    def untrained_folder(self, seed: int) -> Path:
         return self.folder / "untrained" / f"seed-{seed}"
 
     def run_folder(self, name: str, seed: int) -> Path:
         return self.folder / "runs" / f"{name}-seed-{seed}"
 
     def write_untrained(self, seed: int) -> Result:
-        if not self.untrained(seed).exists():
-            write_small_policy(self.untrained(seed), self.data.dataset, seed)
+        if not self.untrained_folder(seed).exists():
+            write_small_policy(self.untrained_folder(seed), self.data.dataset, seed)
         return {}
 
     def train(self, name: str, seed: int) -> Result:
         out, data = self.run_folder(name, seed), self.data
         file = self.folder / "recipes" / f"{name}-seed-{seed}.yaml"
         file.parent.mkdir(exist_ok=True)
-        settings = self.training(seed) | alignment(self.recipes[name], data, self.sizes["steps"])
-        recipe = write_recipe(file, self.recipes[name], settings)
-        features = data.features if aligns(self.recipes[name]) else None
-        train_policy(self.run, recipe, self.untrained(seed), data.dataset, out, features)
+        settings = self.training_settings(seed) | alignment_settings(self.recipes[name], data, self.sizes["steps"])
+        recipe = write_experiment_recipe(file, self.recipes[name], settings)
+        features = data.features if has_alignment(self.recipes[name]) else None
+        train_policy(self.run_command, recipe, self.untrained_folder(seed), data.dataset, out, features)
         return {"run": str(out)}
 
-    def training(self, seed: int) -> Result:
+    def training_settings(self, seed: int) -> Result:
         steps = self.sizes["steps"]
         return training_settings(steps) | {"run.seed": seed, "run.keep": 1, "run.validate_every": steps}
 
-    def roll_out(self, name: str, seed: int) -> Result:
+    def run_rollouts(self, name: str, seed: int) -> Result:
         out = self.folder / "rollouts" / f"{name}-seed-{seed}"
-        chosen = ["--tasks", *self.data.tasks, "--episodes", self.sizes["rollouts"], "--max-steps", MAX_STEPS]
-        words = [*chosen, "--execute", EXECUTED, "--workers", self.workers, "--out", out]
-        self.run("rocket-hf", "eval", self.run_folder(name, seed) / "policy", "--env", "metaworld", *words)
+        words = ["--tasks", *self.data.tasks, "--episodes", self.sizes["rollouts"], "--max-steps", MAX_STEPS]
+        words += ["--execute", EXECUTED_ACTIONS, "--workers", self.workers, "--out", out]
+        self.run_command("rocket-hf", "eval", self.run_folder(name, seed) / "policy", "--env", "metaworld", *words)
         return json.loads((out / "evaluation.json").read_text())
 
     def record_depth(self) -> Result:
-        out, starts = self.folder / "depth-data", ["--episodes", self.sizes["depth_episodes"], "--seed", DEPTH_SEED]
-        words = ["--tasks", *self.data.tasks, *starts, "--depth", "--workers", self.workers, "--out", out]
-        self.run("rocket-hf", "simulate", "metaworld", *words)
+        out, episodes = self.folder / "depth-data", ["--episodes", self.sizes["depth_episodes"], "--seed", DEPTH_SEED]
+        words = ["--tasks", *self.data.tasks, *episodes, "--depth", "--workers", self.workers, "--out", out]
+        self.run_command("rocket-hf", "simulate", "metaworld", *words)
         return {}
 
     def probe_depth(self, seed: int) -> Result:
-        """Of all variants, and of the untrained policy; of the teacher once, since it is the same for all seeds."""
+        """Probe all variants and the untrained policy. The teacher, equal for all seeds, is probed with the first."""
         runs = [self.run_folder(name, seed) for name in self.recipes]
         out = self.folder / "depth" / f"seed-{seed}"
         words = ["--dataset", self.folder / "depth-data", "--samples", DEPTH_FRAMES, "--out", out]
         words += ["--teacher", TEACHER] if seed == self.seeds[0] else []
-        self.run("rocket-hf", "analyze", "depth", *runs, *words)
+        self.run_command("rocket-hf", "analyze", "depth", *runs, *words)
         return json.loads((out / "depth.json").read_text())
 
 
-def depth_phase(recipes: Iterable[str], seed: int) -> str:
-    return phase("depth", words_of(list(recipes)), seed)
+def depth_phase_name(recipes: Iterable[str], seed: int) -> str:
+    return phase_name("depth", join_values(list(recipes)), seed)
 
 
-def phase(kind: str, name: str, seed: int) -> str:
+def phase_name(kind: str, name: str, seed: int) -> str:
     return f"{kind} {name} seed {seed}"
 
 
-def named(recipes: list[str]) -> dict[str, str]:
-    """Recipes by the name that tables show."""
+def recipes_by_name(recipes: list[str]) -> dict[str, str]:
     by_name = {Path(recipe).stem: recipe for recipe in recipes}
     if len(by_name) < len(recipes):
-        raise UserError(f"--recipes {','.join(recipes)} names a recipe twice: name each once")
+        raise UserError(f"--recipes {','.join(recipes)} lists a recipe twice: list each recipe once")
     for recipe in recipes:
-        read_yaml(recipe)
+        read_recipe_values(recipe)
     return by_name
 
 
-def aligns(recipe: str) -> bool:
-    return read_yaml(recipe).get("alignment") is not None
+def has_alignment(recipe: str) -> bool:
+    return read_recipe_values(recipe).get("alignment") is not None
 
 
-def alignment(recipe: str, data: Data, steps: int) -> Result:
-    """The layer pairs of the demo; a recipe of one pair has the deepest of them."""
-    if not aligns(recipe):
+def alignment_settings(recipe: str, data: AblationData, steps: int) -> Result:
+    """Return the layer settings of a recipe: all layer pairs of the demo, or the deepest for a recipe with one pair."""
+    if not has_alignment(recipe):
         return {}
-    single = len(read_yaml(recipe)["alignment"]["student_layers"]) == 1
-    chosen = {side: layers[-1:] if single else layers for side, layers in data.pairs.items()}
-    layers = {f"alignment.{side}_layers": chosen[side] for side in ("student", "teacher")}
-    return layers | {"analysis.gradient_agreement_every": max(1, steps // AGREEMENTS)}
+    has_single_pair = len(read_recipe_values(recipe)["alignment"]["student_layers"]) == 1
+    layers = {
+        f"alignment.{model}_layers": data.pairs[model][-1:] if has_single_pair else data.pairs[model]
+        for model in ("student", "teacher")
+    }
+    return layers | {"analysis.gradient_agreement_every": max(1, steps // AGREEMENT_MEASUREMENTS)}
 
 
-def read_data(folder: Path) -> Data:
-    """The data of a demo that has come so far."""
-    found = json.loads((folder / PROGRESS).read_text())["results"] if (folder / PROGRESS).is_file() else {}
-    if not set(DATA_PHASES) <= found.keys():
-        raise UserError(f"{folder} holds no data of a demo: give the folder that `rocket-hf demo --out FOLDER` wrote")
+def read_data(folder: Path) -> AblationData:
+    """Read the data of a demo that has completed its data phases."""
+    results = read_progress(folder)["results"] if (folder / PROGRESS).is_file() else {}
+    if not set(DATA_PHASES) <= results.keys():
+        raise UserError(f"{folder} contains no demo data: pass a folder written by `rocket-hf demo --out FOLDER`")
     plan = json.loads((folder / "dataset" / "meta" / "simulation.json").read_text())["plan"]
-    return Data(folder, plan["tasks"], found["pairs"])
+    return AblationData(folder, plan["tasks"], results["pairs"])
 
 
-def with_cpu_seconds(do: Callable[[], Result]) -> Result:
-    """And how long processors worked for it, in this process and in those that it waited for."""
+def run_with_cpu_seconds(run: Callable[[], Result]) -> Result:
+    """Run a phase and add to its result the CPU time of this process and of its finished child processes."""
     before = cpu_seconds()
-    return do() | {"cpu_seconds": round(cpu_seconds() - before, 1)}
+    return run() | {"cpu_seconds": round(cpu_seconds() - before, 1)}
 
 
 def cpu_seconds() -> float:
-    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(times.ru_utime + times.ru_stime for times in used)
+    usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

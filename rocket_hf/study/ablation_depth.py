@@ -1,6 +1,6 @@
-"""What the depth probe said of the variants, over their seeds, and how far two variants are apart.
+"""Results of the depth probes of an ablation, over seeds, and differences between variants.
 
-Shapes: E episodes that the probe has not seen, L layers.
+Shapes: E held-out episodes of the probe, L layers.
 """
 
 from dataclasses import dataclass
@@ -8,93 +8,101 @@ from typing import Any
 
 import numpy as np
 
+from rocket_hf.analysis.bootstrap import bootstrap_mean
 from rocket_hf.analysis.depth_report import RUN, UNTRAINED
-from rocket_hf.analysis.gradient_report import bootstrapped
 
-from .ablation import Ablation, depth_phase
-from .ablation_figures import BASELINES, over_seeds
+from .ablation import Ablation, depth_phase_name
+from .ablation_results import BASELINES, summarize_seeds
 
-Depths = dict[str, list["Probed"]]  # of each model, by its name, one for each seed
+DepthsByModel = dict[str, list["ProbedVariant"]]  # model name -> its probe of each seed
 
 
 @dataclass
-class Probed:
+class ProbedVariant:
+    """Depth errors of a variant, the untrained policy, the teacher or a constant, for one seed."""
+
     name: str
     kind: str
     seed: int
     layers: list[int]
-    by_episode: np.ndarray  # (E, L), relative errors
-    chosen: int  # the place in `layers` of the one that other episodes speak for
+    errors_by_episode: np.ndarray  # (E, L), relative errors
+    best: int  # index in `layers` of the layer selected on validation episodes
 
     @property
     def errors(self) -> np.ndarray:
-        """(L,)"""
-        return self.by_episode.mean(axis=0)
+        """Return the mean error of each layer, (L,)."""
+        return self.errors_by_episode.mean(axis=0)
 
     @property
     def error(self) -> float:
-        return float(self.errors[self.chosen])
+        return float(self.errors[self.best])
 
 
-def read_depths(ablation: Ablation) -> Depths:
-    """Of the variants in their order, then of what they are held against."""
-    found: Depths = {}
+def read_depths(ablation: Ablation) -> DepthsByModel:
+    """Read the results of all seeds: the variants in their order, then the models that they are compared with."""
+    depths: DepthsByModel = {}
     for seed in ablation.seeds:
-        result = ablation.phases.results.get(depth_phase(ablation.recipes, seed))
-        for probed in probed_in(result, seed) if result else []:
-            found.setdefault(probed.name, []).append(probed)
-    return found
+        result = ablation.phases.results.get(depth_phase_name(ablation.recipes, seed))
+        for probed in parse_depth_result(result, seed) if result else []:
+            depths.setdefault(probed.name, []).append(probed)
+    return depths
 
 
-def probed_in(result: dict[str, Any], seed: int) -> list[Probed]:
-    rows: dict[str, list[dict[str, Any]]] = {}
+def parse_depth_result(result: dict[str, Any], seed: int) -> list[ProbedVariant]:
+    """Parse the content of a depth.json of `rocket-hf analyze depth`."""
+    rows_by_name: dict[str, list[dict[str, Any]]] = {}
     for row in result["layers"]:
-        rows.setdefault(row["name"], []).append(row)
+        rows_by_name.setdefault(row["name"], []).append(row)
     return [
-        Probed(
-            name.removesuffix(f"-seed-{seed}") if own[0]["kind"] == RUN else name,
-            own[0]["kind"],
+        ProbedVariant(
+            name.removesuffix(f"-seed-{seed}") if rows[0]["kind"] == RUN else name,
+            rows[0]["kind"],
             seed,
-            [row["layer"] for row in own],
+            [row["layer"] for row in rows],
             np.array(result["errors_by_episode"][name]),
-            [row["chosen"] for row in own].index(True),
+            [row["selected"] for row in rows].index(True),
         )
-        for name, own in rows.items()
+        for name, rows in rows_by_name.items()
     ]
 
 
-def depth_facts(depths: Depths) -> dict[str, dict[str, Any]]:
-    """Of each model, variants and others: its error at the chosen layer, and by layer; and of variants the differences
-    to the untrained policy and to the baselines."""
+def summarize_depths(depths: DepthsByModel) -> dict[str, dict[str, Any]]:
+    """Return the errors of each model at the selected layer and by layer.
+
+    Variants are also compared with the untrained policy and with the baselines.
+    """
     return {
         name: {
             "kind": models[0].kind,
-            "error": over_seeds([model.error for model in models]),
-            "chosen_layers": [model.layers[model.chosen] for model in models],
+            "error": summarize_seeds([model.error for model in models]),
+            "selected_layers": [model.layers[model.best] for model in models],
             "by_layer": dict(zip(models[0].layers, mean_errors(models).tolist(), strict=True)),
-            "against": differences(depths, name) if models[0].kind == RUN else {},
+            "against": compare_with_baselines(depths, name) if models[0].kind == RUN else {},
         }
         for name, models in depths.items()
     }
 
 
-def mean_errors(models: list[Probed]) -> np.ndarray:
-    """(L,), over seeds."""
+def mean_errors(models: list[ProbedVariant]) -> np.ndarray:
+    """Return the error of each layer averaged over seeds, (L,)."""
     return np.mean([model.errors for model in models], axis=0)
 
 
-def differences(depths: Depths, name: str) -> dict[str, dict[str, float]]:
-    others = [*(other for other, models in depths.items() if models[0].kind == UNTRAINED), *BASELINES]
-    return {other: difference(depths[name], depths[other]) for other in others if other in depths and other != name}
+def compare_with_baselines(depths: DepthsByModel, name: str) -> dict[str, dict[str, float]]:
+    baselines = [*(other for other, models in depths.items() if models[0].kind == UNTRAINED), *BASELINES]
+    return {
+        other: error_difference(depths[name], depths[other]) for other in baselines if other in depths and other != name
+    }
 
 
-def difference(first: list[Probed], second: list[Probed]) -> dict[str, float]:
-    """Of the errors on the same episodes, the mean over seeds; the interval is a bootstrap's over episodes."""
+def error_difference(first: list[ProbedVariant], second: list[ProbedVariant]) -> dict[str, float]:
+    """Return the mean difference of errors on the same episodes, averaged over seeds first, with a bootstrap interval
+    over episodes."""
     by_seed = {model.seed: model for model in second}
-    apart = [
-        own.by_episode[:, own.chosen] - other.by_episode[:, other.chosen]
-        for own in first
-        if (other := by_seed.get(own.seed)) is not None
+    differences = [
+        model.errors_by_episode[:, model.best] - other.errors_by_episode[:, other.best]
+        for model in first
+        if (other := by_seed.get(model.seed)) is not None
     ]
-    mean, low, high = bootstrapped(np.mean(apart, axis=0))
+    mean, low, high = bootstrap_mean(np.mean(differences, axis=0))
     return {"mean": float(mean), "low": float(low), "high": float(high)}

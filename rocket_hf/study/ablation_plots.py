@@ -1,6 +1,6 @@
-"""An ablation in pictures, in one style: a variant has its color, its hatching, its dashes and its marker everywhere.
+"""Plots of an ablation. A variant has the same color, hatching, dashes and marker in all plots.
 
-Beside each picture lie its numbers as CSV.
+The numbers of each plot are written to a CSV file of the same name.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ import numpy as np
 from rocket_hf.analysis.depth_report import CONSTANT, RUN
 from rocket_hf.files import write_atomically, write_csv
 
-from .ablation_depth import Depths, Probed, mean_errors
-from .ablation_figures import Variant
+from .ablation_depth import DepthsByModel, ProbedVariant, mean_errors
+from .ablation_results import Variant
 from .curves import Curve
 from .demo_figure import smooth
 
-# From light to dark, so that colors tell variants apart on paper as well; cycled where there are more variants.
+# From light to dark, so that variants are distinguishable in grayscale; repeated if there are more variants.
 COLORS = ("#d9b44a", "#7fb77e", "#4a94b8", "#8a4f9e", "#1d2a5c")
 HATCHES = ("", "//", "..", "\\\\", "xx")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -26,29 +26,31 @@ MARKERS = ("o", "s", "^", "D", "v")
 Rows = Sequence[Sequence[Any]]
 
 
-class Style:
+class VariantStyles:
+    """Plot styles of the variants, as keyword arguments of matplotlib."""
+
     def __init__(self, names: Sequence[str]):
         styles = zip(cycle(COLORS), cycle(HATCHES), cycle(DASHES), cycle(MARKERS), strict=True)
-        self.of = dict(zip(names, styles, strict=False))
+        self.by_name = dict(zip(names, styles, strict=False))
 
     def bar(self, name: str) -> dict[str, Any]:
-        color, hatch, _, _ = self.of[name]
+        color, hatch, _, _ = self.by_name[name]
         return {"color": color, "hatch": hatch, "edgecolor": "white"}
 
     def line(self, name: str) -> dict[str, Any]:
-        color, _, dashes, _ = self.of[name]
+        color, _, dashes, _ = self.by_name[name]
         return {"color": color, "linestyle": dashes, "linewidth": 1.6, "label": name}
 
     def points(self, name: str) -> dict[str, Any]:
-        color, _, _, marker = self.of[name]
+        color, _, _, marker = self.by_name[name]
         return {"marker": marker, "markersize": 5, "markerfacecolor": "white", "markeredgecolor": color}
 
 
-def draw_all(folder: Path, variants: dict[str, Variant], told: dict[str, Any], depths: Depths) -> list[str]:
-    """The names of the pictures, in the order of telling."""
-    style = Style(list(variants))
-    aligned = {name: variant for name, variant in variants.items() if any(run.alignment for run in variant.trainings)}
-    draw_success(folder, told, style)
+def draw_all(folder: Path, variants: dict[str, Variant], results: dict[str, Any], depths: DepthsByModel) -> list[str]:
+    """Draw all plots; return their names in the order of the report."""
+    style = VariantStyles(list(variants))
+    aligned = {name: variant for name, variant in variants.items() if any(run.alignment for run in variant.runs)}
+    draw_success(folder, results, style)
     draw_losses(folder, variants, aligned, style)
     if aligned:
         draw_agreement(folder, aligned, style)
@@ -57,141 +59,147 @@ def draw_all(folder: Path, variants: dict[str, Variant], told: dict[str, Any], d
     return ["success", "losses", *(["agreement"] if aligned else []), *(["depth"] if depths else [])]
 
 
-def picture(path: Path, draw: Callable[[Any], None], panels: int = 1) -> None:
+def write_plot(path: Path, draw: Callable[[Any], None], panels: int = 1) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2 * panels if panels > 1 else 7.5, 4), layout="constrained", dpi=110)
     canvas = FigureCanvasAgg(figure)
     draw(figure.subplots(1, panels))
-    write_atomically(path, lambda place: canvas.print_png(str(place)))
+    write_atomically(path, lambda temporary: canvas.print_png(str(temporary)))
 
 
-def draw_success(folder: Path, told: dict[str, Any], style: Style) -> None:
+def draw_success(folder: Path, results: dict[str, Any], style: VariantStyles) -> None:
     def draw(axes: Any) -> None:
-        for place, (name, values) in enumerate(told.items()):
+        for position, (name, values) in enumerate(results.items()):
             low, high = values["interval"]
-            axes.bar(place, values["rate"], 0.7, **style.bar(name))
-            axes.errorbar(place, values["rate"], [[values["rate"] - low], [high - values["rate"]]], color="black",
+            axes.bar(position, values["rate"], 0.7, **style.bar(name))
+            axes.errorbar(position, values["rate"], [[values["rate"] - low], [high - values["rate"]]], color="black",
                           capsize=5)  # fmt: skip
-            for number, (won, rollouts) in enumerate(values["by_seed"].values()):
+            for number, (successes, rollouts) in enumerate(values["by_seed"].values()):
                 offset = 0.12 * (number - (len(values["by_seed"]) - 1) / 2)
-                axes.plot(place + offset, won / rollouts, linestyle="", **style.points(name), zorder=3)
-            axes.text(place, min(high + 0.02, 1.02), f"{values['successes']}/{values['rollouts']}", ha="center")
+                axes.plot(position + offset, successes / rollouts, linestyle="", **style.points(name), zorder=3)
+            axes.text(position, min(high + 0.02, 1.02), f"{values['successes']}/{values['rollouts']}", ha="center")
         axes.set(ylabel="success rate", ylim=(0, 1.12), yticks=np.linspace(0, 1, 6))
-        axes.set_title("success on the same held-out starts: 95 % intervals, and each seed", fontsize=10)
-        axes.set_xticks(range(len(told)), list(told))
+        axes.set_title("success rate on the same held-out episodes: 95 % intervals, and each seed", fontsize=10)
+        axes.set_xticks(range(len(results)), list(results))
 
     rows = [
-        [name, seed, won, rollouts, round(won / rollouts, 6), *(round(end, 6) for end in values["interval"])]
-        for name, values in told.items()
-        for seed, (won, rollouts) in [*values["by_seed"].items(), ("all", (values["successes"], values["rollouts"]))]
+        [name, seed, count, rollouts, round(count / rollouts, 6), *(round(end, 6) for end in values["interval"])]
+        for name, values in results.items()
+        for seed, (count, rollouts) in success_counts(values).items()
     ]
-    picture(folder / "success.png", draw)
+    write_plot(folder / "success.png", draw)
     header = ["variant", "seed", "successes", "rollouts", "rate", "low_of_all", "high_of_all"]
     write_csv(folder / "success.csv", header, rows)
 
 
+def success_counts(values: dict[str, Any]) -> dict[Any, tuple[int, int]]:
+    return values["by_seed"] | {"all": (values["successes"], values["rollouts"])}
+
+
 def mean_curve(curves: list[Curve]) -> Curve:
-    """Of the seeds, where all have a value."""
+    """Average the curves of several seeds at the steps that all of them have."""
     by_step = [dict(curve) for curve in curves]
     steps = sorted(set.intersection(*map(set, by_step)))
     return [(step, sum(values[step] for values in by_step) / len(by_step)) for step in steps]
 
 
-def draw_losses(folder: Path, variants: dict[str, Variant], aligned: dict[str, Variant], style: Style) -> None:
+def draw_losses(folder: Path, variants: dict[str, Variant], aligned: dict[str, Variant], style: VariantStyles) -> None:
     def draw(panels: Any) -> None:
         for name, variant in variants.items():
-            panels[0].plot(*smooth(mean_curve([run.action for run in variant.trainings])), **style.line(name))
+            panels[0].plot(*smooth(mean_curve([run.action for run in variant.runs])), **style.line(name))
         for name, variant in aligned.items():
-            panels[1].plot(*smooth(mean_curve([run.alignment for run in variant.trainings])), **style.line(name))
+            panels[1].plot(*smooth(mean_curve([run.alignment for run in variant.runs])), **style.line(name))
         panels[0].set(xlabel="step", yscale="log")
-        panels[0].set_title("action loss (flow matching), mean of the seeds", fontsize=10)
+        panels[0].set_title("action loss (flow matching), mean over seeds", fontsize=10)
         panels[1].set(xlabel="step")
-        panels[1].set_title("alignment loss (1 - cosine), mean of layer pairs and seeds", fontsize=10)
-        with_legends(panels)
+        panels[1].set_title("alignment loss (1 - cosine), mean over layer pairs and seeds", fontsize=10)
+        add_legends(panels)
 
-    picture(folder / "losses.png", draw, panels=2)
+    write_plot(folder / "losses.png", draw, panels=2)
     write_csv(folder / "losses.csv", *curve_rows(variants, ("action", "alignment")))
 
 
-def draw_agreement(folder: Path, aligned: dict[str, Variant], style: Style) -> None:
+def draw_agreement(folder: Path, aligned: dict[str, Variant], style: VariantStyles) -> None:
     titles = {"between_pairs": "between layer pairs", "with_action": "of layer pairs with the action loss"}
 
     def draw(panels: Any) -> None:
         for axes, (kind, title) in zip(panels, titles.items(), strict=True):
             axes.axhline(0, color="#888", linewidth=0.8)
             for name, variant in aligned.items():
-                curves = [getattr(run, kind) for run in variant.trainings]
+                curves = [getattr(run, kind) for run in variant.runs]
                 if all(curves):
                     steps, values = zip(*mean_curve(curves), strict=True)
                     axes.plot(steps, values, **style.line(name), **style.points(name))
             axes.set(xlabel="step")
             axes.set_title(f"mean cosine of gradients {title}", fontsize=10)
-        with_legends(panels)
+        add_legends(panels)
 
-    picture(folder / "agreement.png", draw, panels=2)
+    write_plot(folder / "agreement.png", draw, panels=2)
     write_csv(folder / "agreement.csv", *curve_rows(aligned, ("between_pairs", "conflicting", "with_action")))
 
 
-def draw_depth(folder: Path, depths: Depths, style: Style) -> None:
+def draw_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> None:
     runs = {name: models for name, models in depths.items() if models[0].kind == RUN}
-    others = {name: models for name, models in depths.items() if name not in runs}
+    baselines = {name: models for name, models in depths.items() if name not in runs}
 
     def draw(panels: Any) -> None:
         for name, models in runs.items():
-            panels[0].plot(places(models[0]), 100 * mean_errors(models), **style.line(name), **style.points(name))
-        for place, (name, models) in enumerate(runs.items()):
-            panels[1].bar(place, 100 * np.mean([model.error for model in models]), 0.7, **style.bar(name))
+            positions, errors = relative_depths(models[0]), 100 * mean_errors(models)
+            panels[0].plot(positions, errors, **style.line(name), **style.points(name))
+        for position, (name, models) in enumerate(runs.items()):
+            panels[1].bar(position, 100 * np.mean([model.error for model in models]), 0.7, **style.bar(name))
             for model in models:
-                panels[1].plot(place, 100 * model.error, linestyle="", **style.points(name), zorder=3)
-        for mark, (name, models) in zip(cycle("x*+1"), others.items(), strict=False):
-            draw_held_against(panels, name, models, mark)
-        panels[0].set(xlabel="depth of the layer (0 embeddings, 1 last block)", ylabel="relative error, %")
-        panels[0].set_title("depth read off each layer's image tokens", fontsize=10)
+                panels[1].plot(position, 100 * model.error, linestyle="", **style.points(name), zorder=3)
+        for marker, (name, models) in zip(cycle("x*+1"), baselines.items(), strict=False):
+            draw_baseline(panels, name, models, marker)
+        panels[0].set(xlabel="relative depth of the layer (0: embeddings, 1: last block)", ylabel="relative error, %")
+        panels[0].set_title("depth predicted from each layer's image tokens", fontsize=10)
         panels[1].set_xticks(range(len(runs)), list(runs), fontsize=8)
-        panels[1].set_title("at the layer that other episodes speak for, and each seed", fontsize=10)
-        with_legends(panels)
+        panels[1].set_title("at the layer selected on validation episodes: mean, and each seed", fontsize=10)
+        add_legends(panels)
 
     rows = [
-        [name, models[0].kind, model.seed, layer, number(error), place == model.chosen]
+        [name, models[0].kind, model.seed, layer, format_number(error), index == model.best]
         for name, models in depths.items()
         for model in models
-        for place, (layer, error) in enumerate(zip(model.layers, model.errors, strict=True))
+        for index, (layer, error) in enumerate(zip(model.layers, model.errors, strict=True))
     ]
-    picture(folder / "depth.png", draw, panels=2)
-    write_csv(folder / "depth.csv", ["name", "kind", "seed", "layer", "relative_error", "chosen"], rows)
+    write_plot(folder / "depth.png", draw, panels=2)
+    write_csv(folder / "depth.csv", ["name", "kind", "seed", "layer", "relative_error", "selected"], rows)
 
 
-def draw_held_against(panels: Any, name: str, models: list[Probed], mark: str) -> None:
-    """As marks by layer, and as a line behind the bars."""
+def draw_baseline(panels: Any, name: str, models: list[ProbedVariant], marker: str) -> None:
+    """Draw a model as markers by layer in the first panel, and as a horizontal line in the second."""
     if models[0].kind != CONSTANT:
-        panels[0].plot(places(models[0]), 100 * mean_errors(models), mark, color="0.2", markersize=7, label=name)
-    dashes = {"x": "--", "*": "-", "+": ":", "1": "-."}[mark]
+        positions, errors = relative_depths(models[0]), 100 * mean_errors(models)
+        panels[0].plot(positions, errors, marker, color="0.2", markersize=7, label=name)
+    dashes = {"x": "--", "*": "-", "+": ":", "1": "-."}[marker]
     error = 100 * float(np.mean([model.error for model in models]))
     panels[1].axhline(error, color="0.2", linestyle=dashes, linewidth=1, label=name)
 
 
-def places(model: Probed) -> list[float]:
+def relative_depths(model: ProbedVariant) -> list[float]:
     return [layer / max(1, *model.layers) for layer in model.layers]
 
 
-def with_legends(panels: Any) -> None:
+def add_legends(panels: Any) -> None:
     for axes in panels:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8)
 
 
 def curve_rows(variants: dict[str, Variant], kinds: tuple[str, ...]) -> tuple[list[str], Rows]:
-    """A line for each step of each run; what a run has not is empty."""
+    """Return the header and one row per step of each run. Cells are empty if a run has no value."""
     rows = []
     for name, variant in variants.items():
-        for run in variant.trainings:
+        for run in variant.runs:
             curves = [dict(getattr(run, kind)) for kind in kinds]
             for step in sorted(set().union(*curves)):
-                rows.append([name, run.seed, step, *(number(curve.get(step)) for curve in curves)])
+                rows.append([name, run.seed, step, *(format_number(curve.get(step)) for curve in curves)])
     return ["variant", "seed", "step", *kinds], rows
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"

@@ -1,6 +1,6 @@
-"""A training in a process of its own, whose peak memory is that training's alone.
+"""Training in a child process, so that its peak memory can be measured.
 
-The process ends when the one that started it does, however that ends, so that no two trainings write into one folder.
+The child exits when its parent ends for any reason, so that two trainings never write to the same folder.
 """
 
 import os
@@ -16,7 +16,7 @@ MEMORY = "peak_memory_bytes"  # file in a run's folder
 
 
 def train_in_child(words: list[str]) -> int:
-    """`training/train.py` with these arguments: its exit code. What it prints is printed here."""
+    """Run `training/train.py` with these arguments in a child process and print its output; return its exit code."""
     command = [sys.executable, "-m", "rocket_hf.study.ablation_training", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -26,28 +26,31 @@ def train_in_child(words: list[str]) -> int:
 
 
 def main(words: list[str]) -> int:
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     from rocket_hf.training import train
 
     code = train.main(words)
     if code == 0:
-        write_text(train.arguments(words).out / MEMORY, str(peak_resident()))
+        write_text(train.parse_arguments(words).out / MEMORY, str(peak_resident()))
     return code
 
 
-def end_with_parent() -> None:
-    """Its end closes the pipe that this process reads from; nothing is ever written there."""
+def exit_with_parent() -> None:
+    """Wait until the parent's end closes the pipe to this process's standard input, then exit."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
 def peak_resident() -> int:
-    """Bytes of resident memory. Linux's `getrusage` counts what the parent held when it started this process, too."""
+    """Return the peak resident memory in bytes.
+
+    It is read from /proc where possible, because Linux's `getrusage` includes the parent's memory at the fork.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS reports bytes
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The curves of a training run, from its journal, and their means."""
+"""Curves of a training run, read from its journal, and their means."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,24 +6,24 @@ from typing import Any
 
 from rocket_hf.training.journal import read_journal
 
-POLICIES = ("untrained", "none", "rocket")  # of the demo
-Curve = list[tuple[int, float]]  # by step
+POLICIES = ("untrained", "none", "rocket")  # policies of the demo
+Curve = list[tuple[int, float]]  # (step, value)
 
 
 @dataclass
-class Curves:
-    """The action loss, the alignment loss of each layer pair, and how well the pairs' gradients agree."""
+class TrainingCurves:
+    """Losses and gradient agreement of a run by step."""
 
     action: Curve
-    pairs: dict[str, Curve]
-    agreement: Curve
-    with_action: Curve
+    pairs: dict[str, Curve]  # alignment loss of each layer pair
+    agreement: Curve  # mean cosine of the gradients of two layer pairs
+    with_action: Curve  # mean cosine of the gradients of a layer pair and of the action loss
 
 
-def read_curves(run: Path) -> Curves:
+def read_curves(run: Path) -> TrainingCurves:
     records = read_journal(run / "journal.jsonl")
     pairs = sorted({name for record in records for name in record if name.startswith("alignment/")})
-    return Curves(
+    return TrainingCurves(
         action=series(records, "action/flow_matching"),
         pairs={name.removeprefix("alignment/"): series(records, name) for name in pairs},
         agreement=series(records, "agreement/pairs"),
@@ -35,22 +35,21 @@ def series(records: list[dict[str, Any]], name: str) -> Curve:
     return [(record["step"], record[name]) for record in records if name in record]
 
 
-def start_of(curve: Curve) -> float:
-    """The mean of the first tenth."""
-    return level(curve[: tenth(curve)])
+def initial_mean(curve: Curve) -> float:
+    """Return the mean of the first tenth of a curve."""
+    return curve_mean(curve[: tenth(curve)])
 
 
-def end_of(curve: Curve) -> float:
-    """The mean of the last tenth."""
-    return level(curve[-tenth(curve) :])
+def final_mean(curve: Curve) -> float:
+    """Return the mean of the last tenth of a curve."""
+    return curve_mean(curve[-tenth(curve) :])
 
 
 def tenth(curve: Curve) -> int:
     return max(1, len(curve) // 10)
 
 
-def level(curve: Curve) -> float:
-    """The mean over the whole curve."""
+def curve_mean(curve: Curve) -> float:
     return mean([value for _, value in curve])
 
 

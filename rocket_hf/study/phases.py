@@ -1,6 +1,6 @@
-"""An experiment in phases: each runs once, and what it found and how long it took is kept in the experiment's folder.
+"""Experiments in phases: each phase runs once, and its result and duration are stored in the experiment's folder.
 
-So an experiment may be interrupted at any moment, and the same command goes on with the phase that it was in.
+An experiment may be interrupted at any moment; the same command resumes it with the unfinished phase.
 """
 
 import contextlib
@@ -16,79 +16,98 @@ import yaml
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_json, write_text
-from rocket_hf.training.recipe_files import read_yaml, set_value
+from rocket_hf.training.recipe_files import read_recipe_values, set_value
 
 PROGRESS, LOG = "progress.json", "log.txt"
 Result = dict[str, Any]
 
 
 class Phases:
+    """Results and durations of an experiment's completed phases, stored in progress.json.
+
+    `settings` are those that the results depend on: an experiment cannot be resumed with other settings.
+    """
+
     def __init__(self, folder: Path, settings: Result):
-        """`settings` are those that its results depend on: an experiment cannot go on with others."""
         self.folder, self.settings = folder, settings
         self.results: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
         if (folder / PROGRESS).is_file():
             self.read()
         elif folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds something else: name another folder by --out")
+            raise UserError(f"{folder} is not empty and contains no experiment: choose another folder with --out")
 
     def read(self) -> None:
-        kept = json.loads((self.folder / PROGRESS).read_text())
-        for name, value in kept["settings"].items():
+        progress = read_progress(self.folder)
+        for name, value in progress["settings"].items():
             if self.settings.get(name) != value:
                 raise UserError(
-                    f"{self.folder} was begun with {name} {value}, not {self.settings.get(name)}: "
-                    "repeat the first command to go on, or name another folder by --out"
+                    f"{self.folder} was started with {name} {value}, not {self.settings.get(name)}: repeat the "
+                    "original command to resume it, or choose another folder with --out"
                 )
-        self.results, self.seconds = kept["results"], kept["seconds"]
+        self.results, self.seconds = progress["results"], progress["seconds"]
 
     def write(self) -> None:
-        kept = {"settings": self.settings, "seconds": self.seconds, "results": self.results}
+        progress = {"settings": self.settings, "seconds": self.seconds, "results": self.results}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / PROGRESS, kept)
+        write_json(self.folder / PROGRESS, progress)
 
-    def __call__(self, name: str, work: Callable[[], Result]) -> Result:
-        """What the phase finds, or found the first time. The time of attempts that were interrupted counts too."""
+    def __call__(self, name: str, run: Callable[[], Result]) -> Result:
+        """Run a phase, or return its stored result. Its duration includes interrupted attempts."""
         if name not in self.results:
-            since = time.perf_counter()
+            start = time.perf_counter()
             self.write()
             try:
-                self.results[name] = work()
+                self.results[name] = run()
             finally:
-                self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - since, 1)
+                self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 1)
                 self.write()
         return self.results[name]
 
 
-class Commands:
-    """Runs what a user would type, in this process: says it, and keeps what it prints in a file."""
+def read_progress(folder: Path) -> dict[str, Any]:
+    path = folder / PROGRESS
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): choose another folder with --out, or remove {folder}"
+        ) from error
+
+
+class CommandRunner:
+    """Runner for the commands of an experiment, in this process. It prints each command and logs its output.
+
+    `programs` maps what a user would type ("rocket-hf", "accelerate launch training/train.py") to functions.
+    """
 
     def __init__(self, log: Path, programs: dict[str, Callable[[list[str]], int]]):
-        """`programs` by how they are typed: "rocket-hf", "accelerate launch training/train.py"."""
         self.log, self.programs = log, programs
 
     def __call__(self, program: str, *words: Any) -> str:
-        """What it prints. Its progress bars and its sentence about what went wrong are seen at once."""
-        typed = f"{program} {shlex.join(map(str, words))}"
-        print(f"$ {typed}", flush=True)
-        with Printed(self.log, typed) as printed, contextlib.redirect_stdout(printed):
+        """Run a command and return its standard output. Progress bars and errors are printed immediately."""
+        command = f"{program} {shlex.join(map(str, words))}"
+        print(f"$ {command}", flush=True)
+        with LoggedOutput(self.log, command) as output, contextlib.redirect_stdout(output):
             code = self.programs[program]([str(word) for word in words])
-            text = printed.getvalue()
+            text = output.getvalue()
         if code == 130:
             raise KeyboardInterrupt
         if code:
-            raise UserError(f"the command above failed: mend what it says, then run the same again ({self.log})")
+            raise UserError(
+                f"the command above failed (its output is in {self.log}): fix the error, then repeat your command to "
+                "resume"
+            )
         return text
 
 
-class Printed(io.StringIO):
-    """Keeps what is printed, and writes it to a log as it comes."""
+class LoggedOutput(io.StringIO):
+    """Text buffer that also appends everything to a log file immediately."""
 
-    def __init__(self, log: Path, typed: str):
+    def __init__(self, log: Path, command: str):
         super().__init__()
         self.file = log.open("a")
-        self.file.write(f"$ {typed}\n")
+        self.file.write(f"$ {command}\n")
 
     def write(self, text: str) -> int:
         self.file.write(text)
@@ -100,14 +119,14 @@ class Printed(io.StringIO):
         super().close()
 
 
-def write_recipe(path: Path, name: str, settings: dict[str, Any]) -> Path:
-    """A named recipe with other settings, by their dotted keys, as a file that `--recipe` takes."""
-    values = read_yaml(name)
+def write_experiment_recipe(path: Path, name: str, settings: dict[str, Any]) -> Path:
+    """Write a recipe file: the recipe `name` with `settings`, a dictionary with dotted keys."""
+    values = read_recipe_values(name)
     for key, value in settings.items():
         set_value(values, key, value)
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
 
 
-def words_of(values: Sequence[Any]) -> str:
+def join_values(values: Sequence[Any]) -> str:
     return ",".join(map(str, values))

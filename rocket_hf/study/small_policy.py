@@ -1,7 +1,8 @@
-"""A pi0 small enough to learn a few simulated tasks on two CPU cores in minutes, and what to train it with.
+"""A pi0 policy that learns a few simulated tasks on two CPU cores in minutes, and its training settings.
 
-The sizes were found by trying: 84 pixels in patches of 14 keep a gripper visible in 36 tokens a camera, and four blocks
-of width 128 learn four tasks of MetaWorld from 25 demonstrations of each (28 of 32 held-out starts after 460 steps).
+The sizes were determined empirically: with 84 pixels in patches of 14, a gripper remains visible in 36 tokens per
+camera, and four blocks of width 128 learn four MetaWorld tasks from 25 demonstrations each (28 of 32 held-out episodes
+succeed after 460 steps).
 """
 
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
-from .phases import Commands
+from .phases import CommandRunner
 
 DEPTH = 4
-CHUNK, EXECUTED = 10, 5  # actions of a chunk, and those of them that are executed before the next look
-MAX_STEPS = 200  # of a rollout; the experts need at most 170
+CHUNK, EXECUTED_ACTIONS = 10, 5  # actions per chunk, and actions executed before the next prediction
+MAX_STEPS = 200  # steps of a rollout; the scripted experts need at most 170
 BATCH = 64
 TEACHER = "embedded"
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 
-# Every weight is trained, from nothing, in few steps: high rates that fall to almost zero.
+# All weights are trained from scratch in few steps, so the learning rate is high and decays to almost zero.
 TRAINING: dict[str, Any] = {
     "parts.vision": "full",
     "parts.language": "full",
@@ -38,16 +39,18 @@ TRAINING: dict[str, Any] = {
 
 
 def training_settings(steps: int) -> dict[str, Any]:
-    often = {"run.save_every": max(1, steps // 8), "run.log_every": min(10, steps)}
-    return TRAINING | {"run.steps": steps, "run.batch_size": BATCH} | often
+    intervals = {"run.save_every": max(1, steps // 8), "run.log_every": min(10, steps)}
+    return TRAINING | {"run.steps": steps, "run.batch_size": BATCH} | intervals
 
 
-def train_policy(run: Commands, recipe: Path, policy: Path, dataset: Path, out: Path, features: Path | None) -> None:
-    """Aligned with the teacher where its features are given. A run that was interrupted goes on."""
+def train_policy(
+    run_command: CommandRunner, recipe: Path, policy: Path, dataset: Path, out: Path, features: Path | None
+) -> None:
+    """Train a policy, or resume an interrupted run. `features` is the teacher's feature cache if it is aligned."""
     words = ["--recipe", recipe, "--policy", policy, "--dataset", dataset, "--out", out]
     words += ["--teacher", TEACHER, "--cache", features] if features is not None else []
     words += ["--resume"] if (out / "recipe.yaml").is_file() else []
-    run("accelerate launch training/train.py", *words)
+    run_command("accelerate launch training/train.py", *words)
 
 
 def small_pi0(vocabulary: int) -> Pi0Config:
@@ -75,38 +78,40 @@ def small_pi0(vocabulary: int) -> Pi0Config:
 
 
 def write_small_policy(folder: Path, dataset: Path, seed: int = 0) -> RocketConfig:
-    """An untrained policy for the robot of a LeRobot dataset, which reads its tasks word by word."""
+    """Write an untrained policy for the robot of a LeRobot dataset, with a tokenizer for the words of its tasks."""
     import torch
 
     from rocket_hf.export.export_files import export_policy
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
     from rocket_hf.modeling.robot_adaptation import config_for_robot
-    from rocket_hf.training.data.dataset_statistics import dataset_statistics
+    from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics
     from rocket_hf.training.data.lerobot_data import RobotDataset
-    from rocket_hf.training.data.robot_from_dataset import robot_of_dataset
+    from rocket_hf.training.data.robot_from_dataset import read_robot_from_dataset
     from rocket_hf.training.recipe import DatasetConfig
 
     source = DatasetConfig(id=str(dataset))
-    blank = RocketConfig(policy_config=small_pi0(len(SPECIAL_TOKENS)), alignment=None, chunk_size=CHUNK)
-    config = config_for_robot(blank, robot_of_dataset(source, blank))
+    template = RocketConfig(policy_config=small_pi0(len(SPECIAL_TOKENS)), alignment=None, chunk_size=CHUNK)
+    config = config_for_robot(template, read_robot_from_dataset(source, template))
     data = RobotDataset(source, config)
     tokenizer = word_tokenizer(data.tasks)
     config = RocketConfig.from_dict(config.to_dict(), policy_config=small_pi0(len(tokenizer)))
     torch.manual_seed(seed)
     model = RocketForActionPrediction(config)
-    longest = max(len(tokenizer(task)["input_ids"]) for task in data.tasks)  # padding costs as much as words do
-    processor = RocketProcessor.for_config(config, tokenizer, dataset_statistics([data]), max_prompt_length=longest)
+    # The longest task is the prompt length, because padding tokens cost as much as others.
+    prompt_length = max(len(tokenizer(task)["input_ids"]) for task in data.tasks)
+    statistics = compute_dataset_statistics([data])
+    processor = RocketProcessor.for_config(config, tokenizer, statistics, max_prompt_length=prompt_length)
     export_policy(model, processor, folder)
     return config
 
 
-def word_tokenizer(sentences: list[str]) -> Any:
-    """One token for each word that occurs, whatever its case."""
+def word_tokenizer(texts: list[str]) -> Any:
+    """Create a case-insensitive tokenizer with one token for each word of `texts`."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for sentence in sentences for word in sentence.lower().split()})
+    words = sorted({word for text in texts for word in text.lower().split()})
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

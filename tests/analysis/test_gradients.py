@@ -1,4 +1,4 @@
-"""Cosines between the gradients of losses: against torch's own backward pass, by hand, and the theory's claim."""
+"""Gradient agreement of losses: against torch's backward pass, by hand, and the claim of the ROCKET paper."""
 
 import csv
 import json
@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rocket_hf.analysis.gradient_report import agreement_of, bootstrapped, write_agreement
+from rocket_hf.analysis.bootstrap import bootstrap_mean
+from rocket_hf.analysis.gradient_report import summarize_agreement, write_gradient_agreement
 from rocket_hf.modeling.alignment_head import AlignmentHead
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.tiny import PI0_SIZES, tiny_config
 from rocket_hf.training.vla.gradient_agreement import loss_cosines
-from rocket_hf.training.vla.loss_gradients import cosine_table, figures_of, loss_gradients, named_losses
+from rocket_hf.training.vla.loss_gradients import agreement_metrics, cosine_table, loss_gradients, loss_terms
 from rocket_hf.training.vla.shared_weights import shared_weights
 
 
@@ -25,16 +26,16 @@ def policy():
     return RocketForActionPrediction(tiny_config("pi0"))
 
 
-def test_gradients_are_those_of_a_backward_pass_of_each_loss(policy):
+def test_loss_gradients_match_separate_backward_passes(policy):
     batch, targets = policy.config.fake_batch(), policy.config.fake_targets()
     batch |= {"noise": torch.randn(2, 4, 8), "time": torch.rand(2)}
     weights = shared_weights(policy, None)
-    losses = named_losses(policy(**batch, targets=targets).losses)
+    losses = loss_terms(policy(**batch, targets=targets).losses)
     assert list(losses) == ["1-2", "2-3", "3-4", "action"]
     gradients = loss_gradients(list(losses.values()), list(weights.values()))
     for name, row in zip(losses, gradients, strict=True):
         policy.zero_grad()
-        named_losses(policy(**batch, targets=targets).losses)[name].backward()
+        loss_terms(policy(**batch, targets=targets).losses)[name].backward()
         torch.testing.assert_close(row, torch.cat([weight.grad.flatten() for weight in weights.values()]))
     policy.zero_grad()
     names, table = loss_cosines(policy, batch, targets, weights)
@@ -43,7 +44,7 @@ def test_gradients_are_those_of_a_backward_pass_of_each_loss(policy):
     assert all(weight.grad is None for weight in policy.parameters())
 
 
-def test_the_weights_compared_are_those_of_the_first_aligned_block(policy):
+def test_default_weights_are_those_of_the_first_aligned_block(policy):
     names = list(shared_weights(policy, None))
     assert names and all(name.startswith("policy.layers.0.") and "expert" not in name for name in names)
     assert list(shared_weights(policy, "policy.action_out")) == ["policy.action_out.weight", "policy.action_out.bias"]
@@ -51,50 +52,49 @@ def test_the_weights_compared_are_those_of_the_first_aligned_block(policy):
         shared_weights(policy, "policy.head")
 
 
-def test_pairs_stand_from_shallow_to_deep():
+def test_named_losses_order_pairs_from_shallow_to_deep():
     losses = {"action/b": torch.tensor(2.0), "alignment/10-24": torch.tensor(1.0), "alignment/2--1": torch.tensor(3.0)}
     losses["action/a"] = torch.tensor(0.5)
-    named = named_losses(losses)
+    named = loss_terms(losses)
     assert {name: loss.item() for name, loss in named.items()} == {"2--1": 3.0, "10-24": 1.0, "action": 2.5}
     assert list(named) == ["2--1", "10-24", "action"]
 
 
-def test_figures_of_a_table_by_hand():
+def test_agreement_metrics_match_values_computed_by_hand():
     gradients = torch.tensor([[1.0, 0], [1, 0], [-2, 0], [0, 3], [0, 0]])
     table = cosine_table(gradients)
     assert table.tolist() == [[1, 1, -1, 0, 0], [1, 1, -1, 0, 0], [-1, -1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
-    figures = figures_of(table[:4, :4])  # three pairs and, last, the action
+    figures = agreement_metrics(table[:4, :4])  # three pairs and, last, the action
     assert figures["pairs"].item() == pytest.approx(-1 / 3)
     assert figures["conflicting"].item() == pytest.approx(2 / 3)
     assert figures["action"].item() == 0
-    assert set(figures_of(table[:2, :2])) == {"action"}  # one pair has no other
+    assert set(agreement_metrics(table[:2, :2])) == {"action"}  # one pair has no other
 
 
-def test_intervals_are_those_of_the_mean():
-    """Of many normal numbers, 1.96 standard errors to either side."""
+def test_bootstrap_interval_is_1_96_standard_errors_for_normal_values():
     values = np.random.default_rng(0).normal(3, 2, size=400)
-    mean, low, high = bootstrapped(values)
+    mean, low, high = bootstrap_mean(values)
     error = values.std() / 20
     assert mean == values.mean()
     assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
     assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
 
 
-def test_what_is_written_can_be_read(tmp_path):
+def test_written_agreement_can_be_read(tmp_path):
     draw = torch.Generator().manual_seed(0)
     tables = torch.stack([cosine_table(torch.randn(4, 5, generator=draw)) for _ in range(6)])
     names = ["1-2", "2-3", "3-4", "action"]
-    write_agreement(tmp_path / "out", agreement_of(names, tables), {"step": 7})
+    write_gradient_agreement(tmp_path / "out", summarize_agreement(names, tables), {"step": 7})
     read = json.loads((tmp_path / "out" / "gradients.json").read_text())
     assert read["step"] == 7 and read["names"] == names
     assert np.allclose(read["mean"], tables.mean(dim=0), atol=1e-6)
-    assert read["figures"]["pairs"]["low"] <= read["figures"]["pairs"]["mean"] <= read["figures"]["pairs"]["high"]
+    assert read["metrics"]["pairs"]["low"] <= read["metrics"]["pairs"]["mean"] <= read["metrics"]["pairs"]["high"]
     rows = list(csv.reader((tmp_path / "out" / "gradients.csv").open()))
     assert rows[0] == ["loss", *names] and float(rows[1][2]) == pytest.approx(read["mean"][0][1], rel=1e-5)
     assert (tmp_path / "out" / "gradients.png").read_bytes().startswith(b"\x89PNG")
 
 
-# The theory's claim: ROCKET, propositions 1 and 2
+# Propositions 1 and 2 of the ROCKET paper
 
 VARIANTS = {
     "independent": {"projector": "independent", "nesting": "none"},
@@ -104,8 +104,10 @@ VARIANTS = {
 
 
 def mean_cosine(stream: list[Tensor], root: Tensor, seed: int, **variant) -> float:
-    """Between the gradients of six pairs with respect to the root of a stream; the teacher's layers resemble each
-    other."""
+    """Return the mean cosine between the gradients of six pairs with respect to the root of a residual stream.
+
+    The teacher's layers are similar to each other.
+    """
     width, layers = stream[0].shape[-1], range(1, len(stream) + 1)
     config = AlignmentConfig(
         student_layers=list(layers), teacher_layers=list(layers), hidden_width=4 * width, target_width=48, **variant
@@ -119,12 +121,12 @@ def mean_cosine(stream: list[Tensor], root: Tensor, seed: int, **variant) -> flo
     targets = {layer: common + 0.3 * torch.randn_like(common) for layer in layers}
     losses = head(dict(zip(layers, stream, strict=True)), targets, torch.ones(root.shape[:2], dtype=torch.bool))
     table = cosine_table(loss_gradients(list(losses.values()), [root]))
-    return figures_of(torch.nn.functional.pad(table, (0, 1, 0, 1)))["pairs"].item()
+    return agreement_metrics(torch.nn.functional.pad(table, (0, 1, 0, 1)))["pairs"].item()
 
 
-def test_gradients_add_up_through_a_shared_projector_and_not_through_independent_ones():
-    """On streams that walk at random by small steps, as the theory takes residual blocks to do."""
-    found = {name: [] for name in VARIANTS}
+def test_pair_gradients_agree_through_a_shared_projector_and_not_through_independent_ones():
+    """The residual streams are random walks with small steps, as the theory assumes."""
+    cosines = {name: [] for name in VARIANTS}
     for seed in range(4):
         torch.manual_seed(100 + seed)
         root = torch.randn(2, 2, 8, 64, requires_grad=True)
@@ -132,15 +134,15 @@ def test_gradients_add_up_through_a_shared_projector_and_not_through_independent
         for _ in range(5):
             stream.append(stream[-1] + 0.2 * torch.randn_like(root))
         for name, variant in VARIANTS.items():
-            found[name].append(mean_cosine(stream, root, seed, **variant))
-    means = {name: np.mean(values) for name, values in found.items()}
+            cosines[name].append(mean_cosine(stream, root, seed, **variant))
+    means = {name: np.mean(values) for name, values in cosines.items()}
     assert abs(means["independent"]) < 0.05
     assert means["shared"] > 0.8
     assert means["independent"] + 0.3 < means["nested"] < means["shared"] - 0.1
 
 
-def test_the_same_holds_for_the_weights_of_a_policy():
-    """With respect to the first aligned block of a pi0 of eight blocks."""
+def test_pair_gradients_of_a_policy_agree_through_a_shared_projector():
+    """Gradients are with respect to the first aligned block of a pi0 with eight blocks."""
     means = {}
     sizes = Pi0Config(**(PI0_SIZES | {"depth": 8}))
     for name, variant in VARIANTS.items():
@@ -154,7 +156,7 @@ def test_the_same_holds_for_the_weights_of_a_policy():
         common = targets[1].clone()
         targets = {layer: common + 0.3 * target for layer, target in targets.items()}
         _, table = loss_cosines(policy, batch, targets, shared_weights(policy, None))
-        means[name] = figures_of(table)["pairs"].item()
+        means[name] = agreement_metrics(table)["pairs"].item()
     assert abs(means["independent"]) < 0.25
     assert means["independent"] + 0.2 < means["nested"] < means["shared"]
     assert means["shared"] > 0.7

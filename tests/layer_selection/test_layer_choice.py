@@ -1,4 +1,4 @@
-"""Which layers each strategy chooses: the published lists, planted answers, and what is refused."""
+"""Layer selection strategies: the published lists, planted layers, and rejected arguments."""
 
 import itertools
 import subprocess
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rocket_hf.commands import main
 from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth, uniform
-from rocket_hf.layer_selection.by_measure import LayerBatch, Similarities, make_measure, ranked_layers
+from rocket_hf.layer_selection.by_measure import LayerBatch, SimilarityMeasure, build_measure, ranked_layers
 from rocket_hf.layer_selection.choice import STRATEGIES, explicit_pairs
 from rocket_hf.layer_selection.matching import best_matching, best_ordered_matching
-from rocket_hf.layer_selection.measures import NEIGHBORS, ResidualChange, TableOfLayers, hsic_table, neighbor_table
+from rocket_hf.layer_selection.measures import NEIGHBORS, LayerTable, ResidualChange, hsic_table, neighbor_table
 
 CPU = torch.device("cpu")
 TEACHER = [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]
@@ -32,7 +32,7 @@ def layers(*arguments) -> tuple[list[int], list[int]]:
     ("depth", "student"),
     [(32, [2, 4, 6, 8, 10, 12, 14, 16, 18, 31]), (18, [2, 3, 4, 5, 6, 7, 8, 9, 10, 18])],
 )
-def test_the_published_lists_come_out(depth, student):
+def test_early_to_middle_reproduces_the_published_lists(depth, student):
     assert layers("early-to-middle+last", depth, 24, 10) == (student, TEACHER)
 
 
@@ -47,7 +47,7 @@ def test_the_published_lists_come_out(depth, student):
         (4, 3, [2, 3, 4]),
     ],
 )
-def test_the_balanced_lists_come_out(depth, count, balanced):
+def test_uniform_layers_are_balanced(depth, count, balanced):
     assert uniform(depth, count)[0] == balanced
 
 
@@ -55,12 +55,12 @@ def test_the_balanced_lists_come_out(depth, count, balanced):
     ("strategy", "student", "teacher"),
     [("shallow", [1, 2, 3], [1, 2, 3]), ("middle", [4, 5, 6], [3, 4, 5]), ("deep", [7, 8, 9], [5, 6, 7])],
 )
-def test_neighboring_layers_lie_where_the_strategy_says(strategy, student, teacher):
+def test_shallow_middle_and_deep_select_neighboring_layers(strategy, student, teacher):
     assert layers(strategy, 9, 7, 3) == (student, teacher)
 
 
 @pytest.mark.parametrize("strategy", BY_DEPTH)
-def test_every_depth_and_number_has_different_layers_that_exist(strategy):
+def test_selected_layers_are_distinct_and_exist_for_every_depth_and_count(strategy):
     for student, teacher in itertools.product(range(1, 37, 5), (1, 4, 12, 24)):
         for count in range(1, min(student, teacher) + 1):
             for chosen, depth in zip(layers(strategy, student, teacher, count), (student, teacher), strict=True):
@@ -68,7 +68,7 @@ def test_every_depth_and_number_has_different_layers_that_exist(strategy):
                 assert chosen[0] >= 1 and chosen[-1] <= depth, (student, teacher, count)
 
 
-def test_layers_named_by_hand_count_from_the_end_too():
+def test_explicit_layers_may_count_from_the_end():
     pairs = explicit_pairs([1, 2, -1], [3, 3, -2], 4, 6)
     assert [(pair.student, pair.teacher) for pair in pairs] == [(1, 3), (2, 3), (4, 5)]
 
@@ -76,7 +76,7 @@ def test_layers_named_by_hand_count_from_the_end_too():
 # Matching
 
 
-def best_by_trying(similarity: np.ndarray, count: int, ordered: bool) -> float:
+def best_by_exhaustive_search(similarity: np.ndarray, count: int, ordered: bool) -> float:
     rows, columns = similarity.shape
     best = -np.inf
     for chosen in itertools.combinations(range(rows), count):
@@ -88,13 +88,15 @@ def best_by_trying(similarity: np.ndarray, count: int, ordered: bool) -> float:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("match", "ordered"), [(best_matching, False), (best_ordered_matching, True)])
-def test_matchings_are_the_best_of_all(match, ordered, seed):
+def test_matchings_equal_exhaustive_search(match, ordered, seed):
     random = np.random.default_rng(seed)
     similarity = random.normal(size=(5, 4))
     for count in range(1, 5):
         chosen = match(similarity, count)
         assert len(chosen) == count == len({row for row, _ in chosen}) == len({column for _, column in chosen})
-        assert sum(similarity[pair] for pair in chosen) == pytest.approx(best_by_trying(similarity, count, ordered))
+        assert sum(similarity[pair] for pair in chosen) == pytest.approx(
+            best_by_exhaustive_search(similarity, count, ordered)
+        )
         columns = [column for _, column in chosen]
         assert [row for row, _ in chosen] == sorted(row for row, _ in chosen)
         assert not ordered or columns == sorted(columns)
@@ -104,13 +106,13 @@ def test_matchings_are_the_best_of_all(match, ordered, seed):
 
 
 def full_hsic(x: Tensor, y: Tensor) -> Tensor:
-    """HSIC_1 by its definition: the mean over all four different samples of the kernel of the U-statistic."""
+    """Compute HSIC_1 by its definition: the mean of the U-statistic's kernel over all four distinct samples."""
     k, l = x @ x.T, y @ y.T  # noqa: E741
     terms = [k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in itertools.permutations(range(len(x)), 4)]
     return torch.stack(terms).mean()
 
 
-def test_hsic_is_that_of_its_definition():
+def test_hsic_table_matches_the_definition():
     draw = torch.Generator().manual_seed(0)
     x, y = (torch.randn(7, width, generator=draw, dtype=torch.float64) + 3 for width in (3, 5))
     y[:, 0] += x[:, 1]
@@ -119,28 +121,28 @@ def test_hsic_is_that_of_its_definition():
         assert table[row, column].item() == pytest.approx(full_hsic(one, other).item(), rel=1e-4)
 
 
-def test_the_mean_over_all_small_batches_is_the_value_of_all_samples():
-    """So minibatch CKA is unbiased: here every batch of 5 of 8 samples comes once."""
+def test_mean_over_all_small_batches_equals_the_value_of_all_samples():
+    """Minibatch CKA is unbiased. The batches are all subsets of 5 of 8 samples."""
     draw = torch.Generator().manual_seed(1)
     x, y = (torch.randn(8, 4, generator=draw) for _ in range(2))
     y += x
-    table = TableOfLayers(2, hsic_table, CPU)
+    table = LayerTable(2, hsic_table, CPU)
     for chosen in itertools.combinations(range(8), 5):
         table.add([x[list(chosen)], y[list(chosen)]])
-    whole = TableOfLayers(2, hsic_table, CPU)
+    whole = LayerTable(2, hsic_table, CPU)
     whole.add([x, y])
     assert table.sums / 56 == pytest.approx(whole.sums, rel=1e-4)
     assert table.table() == pytest.approx(whole.table(), rel=1e-4)
 
 
-def test_cka_of_many_samples_is_the_classical_one():
-    """1 for a rotation, and |X'Y|^2 / (|X'X| |Y'Y|) of centerd features otherwise (Kornblith et al. 2019)."""
+def test_cka_of_many_samples_approaches_the_classical_cka():
+    """CKA is 1 for a rotation, and else |X'Y|^2 / (|X'X| |Y'Y|) of centered features (Kornblith et al. 2019)."""
     draw = torch.Generator().manual_seed(2)
     x = torch.randn(3000, 6, generator=draw) * torch.tensor([3.0, 2, 1, 1, 1, 1]) + 5
     y = torch.cat([x[:, :2], torch.randn(3000, 3, generator=draw)], dim=1)
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=draw)).Q
     features = [x, y, x @ rotation]
-    table = TableOfLayers(3, hsic_table, CPU)
+    table = LayerTable(3, hsic_table, CPU)
     for start in range(0, 3000, 300):
         table.add([each[start : start + 300] for each in features])
     a, b = (each - each.mean(dim=0) for each in (x, y))
@@ -149,7 +151,7 @@ def test_cka_of_many_samples_is_the_classical_one():
     assert table.table()[0, 2].item() == pytest.approx(1, abs=1e-5)
 
 
-def test_mutual_neighbors_are_counted_one_by_one():
+def test_neighbor_table_matches_counting():
     draw = torch.Generator().manual_seed(3)
     x, y = torch.randn(40, 5, generator=draw), torch.randn(40, 9, generator=draw)
     y[:, :5] += 3 * x
@@ -169,23 +171,23 @@ def test_mutual_neighbors_are_counted_one_by_one():
     assert table.diagonal().tolist() == [1, 1]
 
 
-def test_residual_change_counts_the_tokens_of_cameras_that_are_there():
+def test_residual_change_ignores_tokens_of_missing_cameras():
     draw = torch.Generator().manual_seed(4)
     stream = {layer: torch.randn(2, 2, 3, 8, generator=draw) for layer in range(5)}
-    there = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 3)
+    mask = torch.tensor([[True, False], [True, True]])[..., None].expand(2, 2, 3)
     change = ResidualChange(4, [1, 3], CPU)
-    change.add(stream, there)
+    change.add(stream, mask)
     similarity = change.similarity()
     for row, window in enumerate((1, 3)):
         for layer in range(window, 5):
             cosines = torch.cosine_similarity(stream[layer - window], stream[layer], dim=-1)
-            wanted = torch.cat([cosines[0, 0], cosines[1, 0], cosines[1, 1]]).mean()
-            assert similarity[row, layer - 1].item() == pytest.approx(wanted.item(), abs=1e-6)
+            expected = torch.cat([cosines[0, 0], cosines[1, 0], cosines[1, 1]]).mean()
+            assert similarity[row, layer - 1].item() == pytest.approx(expected.item(), abs=1e-6)
     assert similarity[1, :2].isnan().all()
 
 
-def test_ranked_layers_are_those_of_the_published_scores():
-    """Of OpenVLA's 32 blocks, as the public code has them stored."""
+def test_ranked_layers_of_the_published_scores():
+    """The scores are those of OpenVLA's 32 blocks in the public code."""
     scores = np.array([
         .8727, .9457, .9562, .9809, .9826, .9849, .9810, .9729, .9596, .9575, .9451, .9536, .9573, .9550, .9502, .9454,
         .9554, .9680, .9644, .9746, .9761, .9787, .9743, .9855, .9795, .9862, .9852, .9896, .9901, .9841, .9797, .9532,
@@ -194,14 +196,16 @@ def test_ranked_layers_are_those_of_the_published_scores():
     assert ranked_layers(scores, 8, "smallest") == [5, 6, 24, 26, 27, 28, 29, 30]
 
 
-# Planted answers
+# Planted layers
 
 DEPTH, CAMERAS, TOKENS, WIDTH = 5, 2, 16, 12
 
 
 def planted(order: list[int], missing: bool = False) -> list[LayerBatch]:
-    """A teacher whose layer j is the student's layer order[j - 1], rotated and scaled, with a little noise. Where a
-    camera is missing, both models have nonsense."""
+    """Return batches whose teacher layer j is the student layer order[j - 1], rotated and scaled, with a little noise.
+
+    If a camera is missing, its features are random in both models.
+    """
     draw = torch.Generator().manual_seed(5)
     rotations = [torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw)).Q for _ in order]
     batches = []
@@ -221,9 +225,9 @@ def planted(order: list[int], missing: bool = False) -> list[LayerBatch]:
 
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("strategy", ["cka", "mutual-knn"])
-def test_a_permuted_and_rotated_student_is_found_again(strategy, missing):
+def test_unordered_matching_finds_permuted_layers(strategy, missing):
     order = [4, 1, 5, 2, 3]
-    measure = Similarities(strategy, DEPTH, len(order), CPU, ordered=False)
+    measure = SimilarityMeasure(strategy, DEPTH, len(order), CPU, ordered=False)
     for batch in planted(order, missing):
         measure.add(batch)
     assert {(pair.student, pair.teacher) for pair in measure.pairs(5)} == {(4, 1), (1, 2), (5, 3), (2, 4), (3, 5)}
@@ -231,16 +235,16 @@ def test_a_permuted_and_rotated_student_is_found_again(strategy, missing):
 
 
 @pytest.mark.parametrize("strategy", ["cka", "mutual-knn"])
-def test_layers_in_order_are_found_by_the_ordered_matching(strategy):
-    measure = Similarities(strategy, DEPTH, 3, CPU)
+def test_ordered_matching_finds_layers_in_order(strategy):
+    measure = SimilarityMeasure(strategy, DEPTH, 3, CPU)
     for batch in planted([1, 3, 5]):
         measure.add(batch)
     assert [(pair.student, pair.teacher) for pair in measure.pairs(3)] == [(1, 1), (3, 2), (5, 3)]
 
 
-def test_what_is_summed_does_not_grow_with_the_samples():
+def test_size_of_the_sums_does_not_grow_with_the_samples():
     for strategy in ("cka", "mutual-knn", "similarity"):
-        measure = make_measure(strategy, (DEPTH, 3), CPU, True, [1, 2], "largest")
+        measure = build_measure(strategy, (DEPTH, 3), CPU, True, [1, 2], "largest")
         before = measure.sums.shape
         for batch in planted([1, 3, 5]):
             measure.add(batch)
@@ -250,7 +254,7 @@ def test_what_is_summed_does_not_grow_with_the_samples():
 # The command
 
 
-def test_the_command_prints_the_layers_alone_as_json():
+def test_layers_command_prints_json():
     command = "layers --student-depth 32 --teacher-depth 24 --strategy uniform --pairs 8 --json"
     done = subprocess.run(
         [sys.executable, "-m", "rocket_hf.commands", *command.split()], capture_output=True, text=True
@@ -261,32 +265,32 @@ def test_the_command_prints_the_layers_alone_as_json():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ("--student-depth 4 --teacher-depth 3 --pairs 4", "4 pairs cannot be made of 4 student and 3 teacher layers"),
-        ("--student-depth 4 --teacher-depth 3 --pairs 0", "ask for 1 to 3 pairs"),
+        ("--student-depth 4 --teacher-depth 3 --pairs 4", "4 pairs are not possible with 4 student and 3 teacher layers"),
+        ("--student-depth 4 --teacher-depth 3 --pairs 0", "set --pairs to 1..3"),
         ("--student-depth 4 --teacher-depth 3 --strategy unifrom --pairs 2", "did you mean 'uniform'?"),
-        ("--student-depth 4 --teacher-depth 3 --strategy magic --pairs 2", "known: early-to-middle+last, uniform"),
-        ("--student-depth 4 --pairs 2", "--teacher, or --teacher-depth: give one"),
-        ("--teacher-depth 4 --pairs 2", "POLICY, or --student-depth: give one"),
-        ("--student-depth 4 --teacher-depth 3", "needs --pairs"),
-        ("--student-depth 4 --teacher-depth 3 --strategy cka --pairs 2", "name POLICY and DATASET"),
-        ("policy data --strategy cka --pairs 2", "--strategy cka needs --teacher"),
-        ("--student-depth 4 --teacher-depth 3 --strategy explicit", "needs --student-layers"),
+        ("--student-depth 4 --teacher-depth 3 --strategy magic --pairs 2", "choose one of early-to-middle+last, uniform"),
+        ("--student-depth 4 --pairs 2", "pass either --teacher or --teacher-depth"),
+        ("--teacher-depth 4 --pairs 2", "pass either POLICY or --student-depth"),
+        ("--student-depth 4 --teacher-depth 3", "requires --pairs"),
+        ("--student-depth 4 --teacher-depth 3 --strategy cka --pairs 2", "pass POLICY and DATASET"),
+        ("policy data --strategy cka --pairs 2", "--strategy cka requires --teacher"),
+        ("--student-depth 4 --teacher-depth 3 --strategy explicit", "requires --student-layers"),
         ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 1,5 --teacher-layers 1,2",
          "the student has no layer 5"),
         ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 2,1 --teacher-layers 1,2",
          "from shallow to deep"),
         ("--student-depth 4 --teacher-depth 3 --strategy explicit --student-layers 2 --teacher-layers 1,2",
-         "named in pairs"),
+         "--student-layers has 1 layers and --teacher-layers has 2: list pairs"),
     ],
 )  # fmt: skip
-def test_wrong_arguments_are_told_in_one_sentence(arguments, said, capsys):
+def test_invalid_arguments_are_reported_in_one_sentence(arguments, message, capsys):
     assert main(["layers", *arguments.split()]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
-    assert said in printed.err
+    assert message in printed.err
 
 
-def test_every_strategy_is_named_once():
+def test_list_of_strategies_is_complete():
     assert set(STRATEGIES) == {*BY_DEPTH, "explicit", "similarity", "cka", "mutual-knn"}

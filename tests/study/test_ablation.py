@@ -1,4 +1,4 @@
-"""An ablation trains, evaluates and tells what it found, goes on after a kill, and counts as a statistician would.
+"""Ablations: training, evaluation, statistics, reports, and resuming after a kill.
 
 python -m pytest tests/study/test_ablation.py -m "slow or not slow"
 """
@@ -19,8 +19,8 @@ from scipy.stats import binomtest
 
 from rocket_hf.commands import main
 from rocket_hf.sims.demonstrations import record
-from rocket_hf.study.ablation import Ablation, alignment, phase, read_data
-from rocket_hf.study.ablation_depth import Probed, difference
+from rocket_hf.study.ablation import Ablation, alignment_settings, phase_name, read_data
+from rocket_hf.study.ablation_depth import ProbedVariant, error_difference
 from rocket_hf.study.ablation_report import write_report
 from rocket_hf.study.ablation_training import MEMORY
 from rocket_hf.study.phases import Phases
@@ -31,7 +31,7 @@ PAIRS = {"student": [2, 3, 4], "teacher": [1, 3, 4]}
 
 
 def demo_folder(folder: Path) -> Path:
-    """What an ablation reads of a demo, but for its pictures and features."""
+    """Write what an ablation reads of a demo, without images and features."""
     (folder / "dataset" / "meta").mkdir(parents=True)
     plan = {"plan": {"tasks": ["reach-v3"]}}
     (folder / "dataset" / "meta" / "simulation.json").write_text(json.dumps(plan))
@@ -41,8 +41,8 @@ def demo_folder(folder: Path) -> Path:
 def mark_as_demo(folder: Path) -> Path:
     (folder / "progress.json").write_text(json.dumps({"settings": {}, "results": {}, "seconds": {}}))
     phases = Phases(folder, {})
-    for name, found in {"simulate": {}, "pairs": PAIRS, "cache": {}}.items():
-        phases(name, partial(dict, found))
+    for name, result in {"simulate": {}, "pairs": PAIRS, "cache": {}}.items():
+        phases(name, partial(dict, result))
     return folder
 
 
@@ -53,28 +53,28 @@ def ablation_in(folder: Path, recipes: list[str], seeds: int = 2) -> Ablation:
 
 @pytest.fixture
 def written(tmp_path):
-    """An ablation of two seeds and two variants that has been, with known losses and outcomes."""
+    """Ablation with two seeds and two variants, with known losses and outcomes, and its report."""
     ablation = ablation_in(tmp_path, ["none", "shared"])
-    outcomes = {"none": "10 00", "shared": "11 10"}  # of two starts, seed by seed
+    outcomes = {"none": "10 00", "shared": "11 10"}  # outcomes of two episodes for each seed
     for name, by_seed in outcomes.items():
-        for seed, starts in enumerate(by_seed.split()):
+        for seed, digits in enumerate(by_seed.split()):
             write_run(ablation.run_folder(name, seed), level=1.0 + seed, aligned=name == "shared")
             episodes = [
                 {"task": "reach-v3", "seed": 100_000 + number, "success": digit == "1"}
-                for number, digit in enumerate(starts)
+                for number, digit in enumerate(digits)
             ]
-            found = {"episodes": episodes, "cpu_seconds": 1800.0}
-            ablation.phases(phase("rollouts", name, seed), partial(dict, found))
+            result = {"episodes": episodes, "cpu_seconds": 1800.0}
+            ablation.phases(phase_name("rollouts", name, seed), partial(dict, result))
     write_report(ablation)
     return ablation
 
 
 def write_run(run: Path, level: float, aligned: bool) -> None:
     pairs = {"alignment/2-1": 0.5, "alignment/4-4": 0.7, "agreement/pairs": 0.25, "agreement/action": -0.5}
-    own = pairs | {"agreement/conflicting": 0.0, "seconds/agreement": 9.0} if aligned else {}
+    alignment = pairs | {"agreement/conflicting": 0.0, "seconds/agreement": 9.0} if aligned else {}
     lines = [
         {"step": step, "loss": 9.0, "action/flow_matching": level / step, "seconds/student": 0.1 * step,
-         "seconds/data": 0.01, **own}
+         "seconds/data": 0.01, **alignment}
         for step in (1, 2, 3, 4)
     ]  # fmt: skip
     run.mkdir(parents=True)
@@ -82,38 +82,38 @@ def write_run(run: Path, level: float, aligned: bool) -> None:
     (run / MEMORY).write_text(str(512 * 2**20))
 
 
-def test_a_variant_is_told_over_all_its_seeds(written):
-    told = json.loads((written.folder / "report.json").read_text())["variants"]["shared"]
-    assert (told["successes"], told["rollouts"], told["by_seed"]) == (3, 4, {"0": [2, 2], "1": [1, 2]})
+def test_results_of_a_variant_cover_all_seeds(written):
+    results = json.loads((written.folder / "report.json").read_text())["variants"]["shared"]
+    assert (results["successes"], results["rollouts"], results["by_seed"]) == (3, 4, {"0": [2, 2], "1": [1, 2]})
     interval = binomtest(3, 4).proportion_ci(method="wilson")
-    assert told["interval"] == pytest.approx([interval.low, interval.high])
-    assert told["action_loss"] == {"mean": 0.375, "by_seed": [0.25, 0.5]}  # at the last of four steps
-    assert told["alignment_loss"]["mean"] == pytest.approx(0.6)
-    assert (told["agreement_between_pairs"]["mean"], told["agreement_with_action"]["mean"]) == (0.25, -0.5)
-    assert told["seconds_per_step"] == pytest.approx(0.26)  # the median of 0.11, ..., 0.41, agreement left out
-    assert told["peak_memory_bytes"] == 512 * 2**20
+    assert results["interval"] == pytest.approx([interval.low, interval.high])
+    assert results["action_loss"] == {"mean": 0.375, "by_seed": [0.25, 0.5]}  # at the last of four steps
+    assert results["alignment_loss"]["mean"] == pytest.approx(0.6)
+    assert (results["agreement_between_pairs"]["mean"], results["agreement_with_action"]["mean"]) == (0.25, -0.5)
+    assert results["seconds_per_step"] == pytest.approx(0.26)  # the median of 0.11, ..., 0.41, agreement left out
+    assert results["peak_memory_bytes"] == 512 * 2**20
 
 
-def test_variants_are_compared_start_by_start_of_the_same_seed(written):
+def test_variants_are_compared_on_the_same_episodes_of_the_same_seed(written):
     against = json.loads((written.folder / "report.json").read_text())["variants"]["shared"]["against"]["none"]
     assert [against[name] for name in ("both", "only_first", "only_second", "neither")] == [1, 2, 0, 1]
     assert against["difference"] == 0.5
     assert against["p_value"] == binomtest(2, 2, 0.5).pvalue
 
 
-def test_the_report_and_its_tables_say_the_same(written):
+def test_report_and_table_agree(written):
     text = (written.folder / "report.md").read_text()
     assert "| shared | 3 of 4: 75.0 % (30.1 to 95.4) | 100, 50 | +50.0 (" in text
     assert "| none | 0.375 | - | - | - | - | 260 | 512 |" in text
     assert "| shared | 0.375 | 0.600 | 0.250 | 0 % | -0.500 | 260 | 512 |" in text
     assert "2.00 CPU hours" in text
-    assert "not done yet" in text
+    assert "incomplete" in text
     rows = {row["variant"]: row for row in csv.DictReader((written.folder / "table.csv").open())}
     assert (rows["shared"]["difference_to_none"], rows["none"]["alignment_loss"]) == ("0.5", "")
     assert float(rows["shared"]["alignment_loss"]) == pytest.approx(0.6)
 
 
-def test_every_picture_has_its_numbers_beside_it(written):
+def test_numbers_of_every_plot_are_written(written):
     for name in ("success", "losses", "agreement"):
         assert (written.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     losses = list(csv.DictReader((written.folder / "losses.csv").open()))
@@ -125,73 +125,74 @@ def test_every_picture_has_its_numbers_beside_it(written):
     ]  # fmt: skip
 
 
-def test_what_is_left_is_told_from_what_was_done(tmp_path):
+def test_remaining_time_is_estimated_from_completed_phases(tmp_path):
     ablation = ablation_in(tmp_path, ["none", "rocket"], seeds=1)
-    assert ablation.time_left() == "0 min so far, more than 0 min left"
-    for work in ablation.work():
-        if work.name not in ("train rocket seed 0", "rollouts rocket seed 0"):
-            ablation.phases(work.name, dict)
+    assert ablation.format_progress() == "0 min elapsed, more than 0 min remaining"
+    for phase in ablation.all_phases():
+        if phase.name not in ("train rocket seed 0", "rollouts rocket seed 0"):
+            ablation.phases(phase.name, dict)
     ablation.phases.seconds |= {"train none seed 0": 600, "rollouts none seed 0": 3600}
-    assert ablation.time_left() == "1 h 10 min so far, 1 h 10 min left"
+    assert ablation.format_progress() == "1 h 10 min elapsed, 1 h 10 min remaining"
 
 
-def test_more_seeds_and_recipes_may_be_added_and_other_steps_may_not(tmp_path):
+def test_seeds_and_recipes_may_be_added_but_steps_may_not_change(tmp_path):
     first = ablation_in(tmp_path, ["none"], seeds=1)
-    for work in first.work():
-        first.phases(work.name, dict)
+    for phase in first.all_phases():
+        first.phases(phase.name, dict)
     added = ablation_in(tmp_path, ["none", "rocket"], seeds=2)
-    assert "train none seed 0" not in {work.name for work in added.open()}
-    assert {"train none seed 1", "train rocket seed 0", "depth none,rocket seed 0"} <= {w.name for w in added.open()}
-    with pytest.raises(ValueError, match=r"begun with steps 4, not 5"):
+    remaining = {phase.name for phase in added.remaining_phases()}
+    assert "train none seed 0" not in remaining
+    assert {"train none seed 1", "train rocket seed 0", "depth none,rocket seed 0"} <= remaining
+    with pytest.raises(ValueError, match=r"started with steps 4, not 5"):
         Ablation(tmp_path / "out", ["none"], 1, SIZES | {"steps": 5}, tmp_path / "demo", {}, 1)
 
 
-def test_a_recipe_of_one_pair_has_the_deepest_and_others_have_all(tmp_path):
+def test_recipe_with_one_pair_uses_the_deepest_and_others_use_all(tmp_path):
     data = read_data(demo_folder(tmp_path / "demo"))
     layers = ("alignment.student_layers", "alignment.teacher_layers")
     chosen = {
-        name: tuple(alignment(name, data, steps=400)[key] for key in layers)
+        name: tuple(alignment_settings(name, data, steps=400)[key] for key in layers)
         for name in ("spatial-forcing", "naive", "shared", "rocket")
     }
     assert chosen.pop("spatial-forcing") == ([4], [4])
     assert set(map(str, chosen.values())) == {str(tuple(PAIRS.values()))}
-    assert alignment("none", data, steps=400) == {}
+    assert alignment_settings("none", data, steps=400) == {}
 
 
-def test_depths_are_compared_on_the_same_episodes_at_the_chosen_layers():
-    def probed(seed, chosen, *episodes):
-        return Probed("it", "run", seed, [0, 1], np.array(episodes), chosen)
+def test_depth_errors_are_compared_on_the_same_episodes_at_the_selected_layers():
+    def probed(seed, best, *episodes):
+        return ProbedVariant("variant", "run", seed, [0, 1], np.array(episodes), best)
 
     first = [probed(0, 1, [0.9, 0.1], [0.9, 0.2]), probed(1, 0, [0.3, 0.9], [0.2, 0.9])]
     second = [probed(0, 0, [0.2, 0.9], [0.3, 0.9]), probed(1, 0, [0.4, 0.9], [0.3, 0.9])]
-    found = difference(first, second)
-    assert [found[name] for name in ("mean", "low", "high")] == pytest.approx([-0.1] * 3)
+    difference = error_difference(first, second)
+    assert [difference[name] for name in ("mean", "low", "high")] == pytest.approx([-0.1] * 3)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--recipes", "none,nine"], "there is no recipe 'nine'"),
-        (["--recipes", "none,none"], "names a recipe twice"),
-        (["--recipes", ","], "names no recipe"),
+        (["--recipes", "none,none"], "lists a recipe twice"),
+        (["--recipes", ","], "contains no recipe"),
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["--data", "nowhere"], "nowhere holds no data of a demo: give the folder"),
-        (["--data", "nowhere", "--episodes", "3"], "give one of the two"),
+        (["--data", "nowhere"], "nowhere contains no demo data: pass a folder"),
+        (["--data", "nowhere", "--episodes", "3"], "pass only one of them"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(words, sentence, tmp_path, capsys):
+def test_invalid_arguments_are_reported_in_one_sentence(words, message, tmp_path, capsys):
     assert main(["ablate", *words, "--out", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert sentence in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
-# The whole of it, in minutes
+# Complete ablations, which take minutes
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The data of a demo of one short task."""
+    """Data of a demo with one short task."""
     folder = tmp_path_factory.mktemp("demo")
     record(folder / "dataset", "metaworld", ("handle-press-v3",), 2, image_size=42, depth=False, workers=1)
     cache = ["cache", "build", str(folder / "dataset"), "--teacher", "embedded", "--layers", "1,3,4"]
@@ -199,35 +200,35 @@ def demo(tmp_path_factory):
     return mark_as_demo(folder)
 
 
-def words_of(demo: Path, out: Path, recipes: str) -> list[str]:
+def join_values(demo: Path, out: Path, recipes: str) -> list[str]:
     sizes = ["--seeds", "1", "--steps", "3", "--rollouts", "1", "--depth-episodes", "4", "--workers", "1"]
     return ["ablate", "--data", str(demo), "--recipes", recipes, *sizes, "--out", str(out)]
 
 
 @pytest.mark.slow
-def test_variants_are_trained_alike_and_evaluated(demo, tmp_path, capsys):
-    assert main(words_of(demo, tmp_path / "out", "none,rocket")) == 0
+def test_variants_share_initial_weights_and_samples_and_are_evaluated(demo, tmp_path, capsys):
+    assert main(join_values(demo, tmp_path / "out", "none,rocket")) == 0
     assert "[7 of 7] depth none,rocket seed 0: " in capsys.readouterr().out
     none, rocket = (read_journal(tmp_path / "out" / "runs" / f"{name}-seed-0" / "journal.jsonl") for name in
                     ("none", "rocket"))  # fmt: skip
-    assert none[0]["action/flow_matching"] == rocket[0]["action/flow_matching"]  # the same start, samples and noise
-    told = json.loads((tmp_path / "out" / "report.json").read_text())
-    for name, values in told["variants"].items():
+    assert none[0]["action/flow_matching"] == rocket[0]["action/flow_matching"]  # equal weights, samples and noise
+    results = json.loads((tmp_path / "out" / "report.json").read_text())
+    for name, values in results["variants"].items():
         evaluated = json.loads((tmp_path / "out" / "rollouts" / f"{name}-seed-0" / "evaluation.json").read_text())
         assert [values["successes"], values["rollouts"]] == [evaluated["overall"]["successes"], 1]
         assert values["peak_memory_bytes"] > 2e8
-    assert told["about"]["phases_left"] == []
-    assert told["depth"].keys() >= {"none", "rocket", "untrained", "teacher embedded"}
+    assert results["about"]["remaining_phases"] == []
+    assert results["depth"].keys() >= {"none", "rocket", "untrained", "teacher embedded"}
     assert (tmp_path / "out" / "depth.png").is_file()
 
-    assert main(words_of(demo, tmp_path / "out", "none,rocket")) == 0
+    assert main(join_values(demo, tmp_path / "out", "none,rocket")) == 0
     assert " of 7] " not in capsys.readouterr().out  # no phase is repeated
 
 
 @pytest.mark.slow
-def test_a_killed_ablation_leaves_no_training_behind_and_goes_on(demo, tmp_path):
+def test_killed_ablation_stops_its_training_process_and_can_be_resumed(demo, tmp_path):
     out = tmp_path / "out"
-    program = [sys.executable, "-m", "rocket_hf.commands", *words_of(demo, out, "none")]
+    program = [sys.executable, "-m", "rocket_hf.commands", *join_values(demo, out, "none")]
     program[program.index("--steps") + 1] = "40"
     killed = subprocess.Popen(program, stdout=subprocess.PIPE)
     checkpoints = out / "runs" / "none-seed-0" / "checkpoints"
@@ -235,7 +236,7 @@ def test_a_killed_ablation_leaves_no_training_behind_and_goes_on(demo, tmp_path)
     (training,) = children(killed.pid)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    wait_for(lambda: not running(training), 30)
+    wait_for(lambda: not is_running(training), 30)
     assert subprocess.run(program, stdout=subprocess.PIPE).returncode == 0
     steps = [record["step"] for record in read_journal(checkpoints.parent / "journal.jsonl") if "loss" in record]
     assert steps == list(range(1, 41))
@@ -254,8 +255,8 @@ def children(pid: int) -> list[int]:
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-def running(pid: int) -> bool:
-    """A process that has ended and that nobody has waited for yet is not."""
+def is_running(pid: int) -> bool:
+    """Return whether a process is running. Zombie processes are not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

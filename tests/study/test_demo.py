@@ -1,5 +1,4 @@
-"""The demo is interrupted at some moment, goes on, and tells what it found; the short one that the README's tests run
-shows the rest."""
+"""Interrupting and resuming the demo. The tests of the README run a short demo without interruption."""
 
 import json
 import signal
@@ -10,7 +9,7 @@ import time
 import pytest
 
 COMMAND = [sys.executable, "-m", "rocket_hf.commands", "demo", "--episodes", "2", "--steps", "6", "--rollouts", "1"]
-PHASES = ["simulate", "pairs", "cache", "train none", "train rocket", "rollouts untrained", "rollouts", "film",
+PHASES = ["simulate", "pairs", "cache", "train none", "train rocket", "rollouts untrained", "rollouts", "video",
           "publish", "load"]  # fmt: skip
 
 
@@ -23,12 +22,12 @@ def wait_for(condition, process, seconds=300):
 
 
 @pytest.mark.slow
-def test_a_demo_goes_on_after_an_interruption_and_keeps_what_it_has(tmp_path):
+def test_interrupted_demo_is_resumed_without_repeating_phases(tmp_path):
     progress = tmp_path / "runs" / "demo" / "progress.json"
-    begun = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: progress.is_file() and "cache" in json.loads(progress.read_text())["results"], begun)
-    begun.send_signal(signal.SIGINT)
-    assert begun.wait(120) == 130
+    interrupted = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: progress.is_file() and "cache" in json.loads(progress.read_text())["results"], interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(120) == 130
     recorded = (tmp_path / "runs" / "demo" / "dataset" / "meta" / "info.json").stat().st_mtime_ns
 
     done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
@@ -38,9 +37,9 @@ def test_a_demo_goes_on_after_an_interruption_and_keeps_what_it_has(tmp_path):
     assert list(report["seconds"]) == PHASES and all(seconds > 0 for seconds in report["seconds"].values())
     assert {name: episodes for name, (_, episodes) in report["success"].items()} == dict.fromkeys(report["success"], 4)
     assert report["loaded"]["distance"] <= report["loaded"]["tolerance"]
-    picture = (tmp_path / "runs" / "demo" / "report.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) > 50_000
+    figure = (tmp_path / "runs" / "demo" / "report.png").read_bytes()
+    assert figure.startswith(b"\x89PNG") and len(figure) > 50_000
 
     longer = subprocess.run([*COMMAND, "--steps", "7"], cwd=tmp_path, capture_output=True, text=True)
     assert longer.returncode == 2
-    assert "was begun with steps 6, not 7" in longer.stderr
+    assert "was started with steps 6, not 7" in longer.stderr
