@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Atomic writes: after a crash at any time, a file is either complete or has its former content."""
 
 import csv
 import json
@@ -9,21 +9,21 @@ from typing import Any
 
 from .errors import UserError
 
-TEMPORARY = ".tmp"
+TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` fills a temporary file beside `path`, which takes its place once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    """Write a file with `write`, a function of a temporary path, which replaces `path` after it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)  # it is still there if anything failed
+        temporary.unlink(missing_ok=True)  # it exists only if an error occurred
 
 
 def create_folder(path: Path) -> None:
@@ -34,7 +34,7 @@ def create_folder(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda place: place.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -42,20 +42,21 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    def write(place: Path) -> None:
-        with place.open("w", newline="", encoding="utf-8") as file:
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([header, *rows])
 
     write_atomically(path, write)
 
 
-def remove_stale(folder: Path) -> None:
-    """What an interrupted `write_atomically` left behind; nobody else may be writing there."""
-    for path in folder.glob(f".*{TEMPORARY}"):
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files of interrupted writes. No other process may be writing to the folder."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         path.unlink()
 
 
 def sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

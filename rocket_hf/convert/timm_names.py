@@ -1,4 +1,4 @@
-"""Renaming rules for timm's vision transformers, without prefix tokens and layer scales, which only some models have."""
+"""Renaming rules for timm's vision transformers. Prefix tokens and layer scales differ by model and are not included."""
 
 from .plan import Rename
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged
+from rocket_hf.export.export_files import staged_folder
 from rocket_hf.export.lerobot_pipelines import ACTION, STATE, features, normalization
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -44,7 +44,7 @@ def to_lerobot(
     """Write the folder atomically. lerobot will load the tokenizer from `tokenizer`, a folder or a Hub id."""
     policy_type = lerobot_type(model.config)
     try:
-        with staged(folder) as staging:
+        with staged_folder(folder) as staging:
             save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
             write_json(staging / "config.json", lerobot_config(model.config, processor))
             write_processors(staging, model.config, processor, tokenizer or TOKENIZERS[policy_type])
@@ -118,7 +118,7 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
 
 
 def write_processors(folder: Path, config: RocketConfig, processor: RocketProcessor, tokenizer: str) -> None:
-    """Write lerobot's two processor pipelines and their statistics, with the steps in the order of lerobot's policies."""
+    """Write lerobot's two processor pipelines and their statistics. The steps are in the order of lerobot's policies."""
     policy_type = lerobot_type(config)
     inputs, outputs = features(config)
     mapping = normalization(config)

@@ -14,7 +14,8 @@ from torch import nn
 from tqdm import tqdm
 
 from rocket_hf.checkpoint_files import Checkpoint
-from rocket_hf.export.export_files import staged, write_surroundings
+from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import staged_folder, write_policy_files
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
@@ -23,8 +24,8 @@ from rocket_hf.modeling.strict_config import StrictConfig
 from .plan import ConversionPlan, Drop, Rename, make_plan, read_target
 
 SHARD_BYTES = 2**29
-# Patterns of files that are downloaded from a Hub repository: configuration, tokenizer, weights and pickled heads, but no
-# optimizer states, logs or videos.
+# Patterns of files that are downloaded from a Hub repository: configuration, tokenizer, weights and pickled heads, but
+# no optimizer states, logs or videos.
 SOURCE_FILES = ["*.json", "*.safetensors", "*_checkpoint.pt", "*.model", "*.txt", "*.jinja"]
 REPORT = "conversion.json"
 
@@ -62,7 +63,7 @@ class RocketSource(SourcePolicy):
         return RocketForActionPrediction(self.config)
 
     def write_policy_files(self, folder: Path) -> None:
-        write_surroundings(folder, self.config, self.processor)
+        write_policy_files(folder, self.config, self.processor)
 
 
 def write_conversion(
@@ -71,7 +72,7 @@ def write_conversion(
     """Convert `source` to the folder `destination`, atomically and one shard at a time; return the report."""
     plan = make_plan(source.checkpoint, source.weight_shapes(), source.rules)
     try:
-        with staged(destination) as staging:
+        with staged_folder(destination) as staging:
             dtypes, parameters = write_weights(source, plan, staging, dtype)
             source.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # mixed checkpoints load as the widest
             source.write_policy_files(staging)

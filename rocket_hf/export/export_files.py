@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import create_folder
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -31,12 +32,12 @@ PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
 
 
 @contextmanager
-def staged(folder: str | Path) -> Iterator[Path]:
+def staged_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` when the block ends without an exception, else it is removed."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the output folder {folder} exists and is not empty: choose another one, or remove it")
-    make_parent(folder)
+    create_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         staging = Path(temporary) / folder.name
         staging.mkdir()
@@ -46,21 +47,12 @@ def staged(folder: str | Path) -> Iterator[Path]:
         staging.rename(folder)
 
 
-def make_parent(folder: Path) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder.parent} cannot be created ({error.strerror}): choose another one"
-        ) from error
-
-
 def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
     """Write a policy without its alignment head to `folder`, completely or not at all.
 
     `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it without this package.
     """
-    with staged(folder) as staging:
+    with staged_folder(folder) as staging:
         policy = model.for_inference()
         policy.save_pretrained(staging)
         write_policy_files(staging, policy.config, processor)

@@ -14,7 +14,7 @@ import peft
 import torch
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged, write_policy_files, write_processor, write_rocket2_files
+from rocket_hf.export.export_files import staged_folder, write_policy_files, write_processor, write_rocket2_files
 from rocket_hf.export.policy_kinds import ROCKET2, VLA, PolicyKind
 from rocket_hf.export.rocket2_self_test import cast_copy, record_rocket2_self_test
 from rocket_hf.export.self_test import cast_weights, record_self_test
@@ -76,7 +76,7 @@ def push(
 
 def write_to_folder(package: Package, folder: str | Path, *, repo: str | None = None, tag: str | None = None) -> Path:
     """Write a package to a new folder, completely or not at all. Its card refers to `repo`."""
-    with staged(folder) as staging:
+    with staged_folder(folder) as staging:
         package.build(staging, repo or f"you/{Path(folder).name}", tag)
     return Path(folder)
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import remove_stale
+from rocket_hf.files import remove_temporary_files
 
 from .cache_manifest import MANIFEST, Manifest
 from .cache_shards import SHARDS, finished_shards, shard_path, write_shard
@@ -139,13 +139,13 @@ class CacheWriter:
         finished = finished_shards(self.folder, self.manifest) if has_manifest else set()
         check_disk_space(self.folder, self.manifest, finished, free_bytes, report)
         create_folder(self.folder)
-        remove_stale(self.folder)
+        remove_temporary_files(self.folder)
         if not has_manifest:
             if self.manifest.storage == "projected":
                 self.compute_projection(report)
             self.manifest.save(self.folder)
         create_folder(self.folder / SHARDS)
-        remove_stale(self.folder / SHARDS)
+        remove_temporary_files(self.folder / SHARDS)
 
     def visible_files(self) -> Iterator[Path]:
         return (path for path in self.folder.iterdir() if not path.name.startswith("."))

@@ -1,4 +1,4 @@
-"""The answers of the loopback Hub, one function a call."""
+"""Responses of the loopback Hub: one function for each route."""
 
 import base64
 import hashlib
@@ -18,13 +18,15 @@ DATE = "2026-01-01T00:00:00.000Z"
 
 @dataclass
 class Call:
+    """One HTTP request, with the Hub that receives it."""
+
     hub: Any
     method: str
     query: dict[str, str]
     body: bytes
     token: str
     headers: dict[str, str]
-    names: dict[str, str]
+    names: dict[str, str]  # named groups of the route's pattern
 
     @property
     def json(self) -> Any:
@@ -37,12 +39,16 @@ class Call:
 
 @dataclass
 class Answer:
+    """HTTP response."""
+
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class RefusalError(Exception):
+    """Stops a route function; its answer is sent as the response."""
+
     def __init__(self, answer: Answer):
         self.answer = answer
 
@@ -57,8 +63,10 @@ def failure(status: int, message: str, code: str = "") -> Answer:
     return Answer(status, answer.body, answer.headers | headers)
 
 
-def refusing(answer: Callable[[Call], Answer]) -> Callable[[Call], Answer]:
-    def answered(call: Call) -> Answer:
+def with_refusals(answer: Callable[[Call], Answer]) -> Callable[[Call], Answer]:
+    """Wrap a route function: check the token, and send the answer of a RefusalError."""
+
+    def wrapped(call: Call) -> Answer:
         try:
             if call.token and call.user is None:
                 raise RefusalError(failure(401, "Invalid credentials in Authorization header"))
@@ -66,22 +74,22 @@ def refusing(answer: Callable[[Call], Answer]) -> Callable[[Call], Answer]:
         except RefusalError as refusal:
             return refusal.answer
 
-    return answered
+    return wrapped
 
 
-def found(call: Call, write: bool = False) -> Repository:
-    """The repository, if whoever calls may see it, and change it."""
+def find_repository(call: Call, write: bool = False) -> Repository:
+    """Return the repository of a request if its user may read it, and write to it if `write`."""
     name = call.names["repo"]
     repository = call.hub.store.repositories.get((call.names.get("kind", "models"), name))
-    mine = call.user == name.split("/")[0]
-    if repository is None or (repository.private and not mine):
+    is_owner = call.user == name.split("/")[0]
+    if repository is None or (repository.private and not is_owner):
         raise RefusalError(failure(404 if call.user else 401, "Repository not found", "RepoNotFound"))
-    if write and not mine:
+    if write and not is_owner:
         raise RefusalError(failure(403 if call.user else 401, "You don't have the rights to do this"))
     return repository
 
 
-def committed(call: Call, repository: Repository) -> Commit:
+def find_commit(call: Call, repository: Repository) -> Commit:
     commit = repository.find(call.names.get("rev", "main"))
     if commit is None:
         raise RefusalError(failure(404, "Invalid rev id", "RevisionNotFound"))
@@ -98,9 +106,9 @@ def whoami(call: Call) -> Answer:
 
 
 def create(call: Call) -> Answer:
-    wish = call.json
-    kind = f"{wish.get('type') or 'model'}s"
-    name = f"{wish.get('organization') or call.user}/{wish['name']}"
+    request = call.json
+    kind = f"{request.get('type') or 'model'}s"
+    name = f"{request.get('organization') or call.user}/{request['name']}"
     if call.user is None:
         return failure(401, "Invalid username or password.")
     if call.user != name.split("/")[0]:
@@ -108,12 +116,12 @@ def create(call: Call) -> Answer:
     url = f"{call.hub.url}/{'' if kind == 'models' else kind + '/'}{name}"
     if (kind, name) in call.hub.store.repositories:
         return answer_json({"error": "You already created this repo", "url": url}, 409)
-    call.hub.store.create(kind, name, wish.get("visibility") == "private")
+    call.hub.store.create(kind, name, request.get("visibility") == "private")
     return answer_json({"url": url, "name": name})
 
 
 def validate_yaml(call: Call) -> Answer:
-    """Of the front matter: that it is a table, with a license, and that its base model looks like one."""
+    """Check that the front matter is YAML, and that three of its values are strings."""
     parts = call.json["content"].split("---\n")
     errors = []
     try:
@@ -127,62 +135,62 @@ def validate_yaml(call: Call) -> Answer:
 
 
 def info(call: Call) -> Answer:
-    repository = found(call)
-    commit = committed(call, repository)
+    repository = find_repository(call)
+    commit = find_commit(call, repository)
     files = [{"rfilename": path} for path in sorted(commit.files)]
-    told = {"id": repository.id, "modelId": repository.id, "sha": commit.oid, "private": repository.private}
+    values = {"id": repository.id, "modelId": repository.id, "sha": commit.oid, "private": repository.private}
     return answer_json(
-        told | {"gated": "manual" if repository.gated else False, "disabled": False, "tags": [], "siblings": files}
+        values | {"gated": "manual" if repository.gated else False, "disabled": False, "tags": [], "siblings": files}
     )
 
 
 def tree(call: Call) -> Answer:
-    commit = committed(call, found(call))
+    commit = find_commit(call, find_repository(call))
     if "path" in call.names:
         return failure(404, "no such folder", "EntryNotFound")
-    return answer_json([file.described(path) for path, file in sorted(commit.files.items())])
+    return answer_json([file.describe(path) for path, file in sorted(commit.files.items())])
 
 
 def paths_info(call: Call) -> Answer:
-    files = committed(call, found(call)).files
-    wanted = parse_qs(call.body.decode())["paths"]
-    return answer_json([files[path].described(path) for path in wanted if path in files])
+    files = find_commit(call, find_repository(call)).files
+    requested = parse_qs(call.body.decode())["paths"]
+    return answer_json([files[path].describe(path) for path in requested if path in files])
 
 
 def refs(call: Call) -> Answer:
-    repository = found(call)
+    repository = find_repository(call)
 
-    def listed(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
+    def describe_refs(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
         return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in names.items()]
 
-    told = {"branches": listed("heads", repository.branches), "tags": listed("tags", repository.tags)}
-    return answer_json(told | {"converts": []})
+    values = {"branches": describe_refs("heads", repository.branches), "tags": describe_refs("tags", repository.tags)}
+    return answer_json(values | {"converts": []})
 
 
 def commits(call: Call) -> Answer:
-    repository = found(call)
-    history = repository.history(committed(call, repository).oid)
+    repository = find_repository(call)
+    history = repository.history(find_commit(call, repository).oid)
     return answer_json(
         [{"id": commit.oid, "title": commit.title, "message": "", "date": DATE, "authors": []} for commit in history]
     )
 
 
 def tag(call: Call) -> Answer:
-    repository = found(call, write=True)
+    repository = find_repository(call, write=True)
     name = call.json["tag"]
     if name in repository.tags:
         return failure(409, "Tag reference exists already")
-    repository.tags[name] = committed(call, repository).oid
+    repository.tags[name] = find_commit(call, repository).oid
     return Answer(201)
 
 
 def branch(call: Call) -> Answer:
-    repository = found(call, write=True)
+    repository = find_repository(call, write=True)
     name = call.names["rev"]
     if name in repository.branches:
         return failure(409, "Reference already exists")
     call.names["rev"] = call.json.get("startingPoint", "main")
-    repository.branches[name] = committed(call, repository).oid
+    repository.branches[name] = find_commit(call, repository).oid
     return Answer(201)
 
 
@@ -190,32 +198,33 @@ def branch(call: Call) -> Answer:
 
 
 def preupload(call: Call) -> Answer:
-    files = committed(call, found(call, write=True)).files
-    told = []
-    for wish in call.json["files"]:
-        path = wish["path"]
-        large = wish["size"] >= LARGE or path.endswith((".safetensors", ".bin"))
-        there = {"oid": files[path].etag} if path in files else {}
-        told.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | there)
-    return answer_json({"files": told})
+    files = find_commit(call, find_repository(call, write=True)).files
+    described = []
+    for file in call.json["files"]:
+        path = file["path"]
+        large = file["size"] >= LARGE or path.endswith((".safetensors", ".bin"))
+        existing = {"oid": files[path].etag} if path in files else {}
+        described.append({"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False} | existing)
+    return answer_json({"files": described})
 
 
 def batch(call: Call) -> Answer:
-    found(call, write=True)
-    return answer_json({"transfer": "basic", "objects": [large_object(call, wish) for wish in call.json["objects"]]})
+    find_repository(call, write=True)
+    return answer_json({"transfer": "basic", "objects": [large_object(call, item) for item in call.json["objects"]]})
 
 
-def large_object(call: Call, wish: dict[str, Any]) -> dict[str, Any]:
-    oid, size = wish["oid"], wish["size"]
+def large_object(call: Call, item: dict[str, Any]) -> dict[str, Any]:
+    """Return where to upload a large file, or no `actions` if the Hub has it already."""
+    oid, size = item["oid"], item["size"]
     if oid in call.hub.store.large:
-        return wish
+        return item
     upload: dict[str, Any] = {"href": f"{call.hub.url}/storage/{oid}"}
     if call.hub.part_size is not None and size > call.hub.part_size:
         count = -(-size // call.hub.part_size)
         parts = {str(part): f"{call.hub.url}/storage/{oid}/{part}" for part in range(1, count + 1)}
         upload["header"] = {"chunk_size": str(call.hub.part_size)} | parts
     verify = {"href": f"{call.hub.url}/{call.names['repo']}.git/info/lfs/objects/verify"}
-    return wish | {"actions": {"upload": upload, "verify": verify}}
+    return item | {"actions": {"upload": upload, "verify": verify}}
 
 
 def put_object(call: Call) -> Answer:
@@ -240,23 +249,23 @@ def keep_object(call: Call, oid: str, data: bytes) -> Answer:
 
 
 def verify(call: Call) -> Answer:
-    there = call.hub.store.large.get(call.json["oid"])
-    return Answer() if there is not None and len(there) == call.json["size"] else failure(404, "no such object")
+    stored = call.hub.store.large.get(call.json["oid"])
+    return Answer() if stored is not None and len(stored) == call.json["size"] else failure(404, "no such object")
 
 
 def commit(call: Call) -> Answer:
-    repository = found(call, write=True)
+    repository = find_repository(call, write=True)
     lines = [json.loads(line) for line in call.body.splitlines()]
     header = lines[0]["value"]
-    before = committed(call, repository)
+    before = find_commit(call, repository)
     if header.get("parentCommit", before.oid) != before.oid:
         return failure(412, "A commit has happened since. Please refresh and try again.")
     files = dict(before.files)
     for line in lines[1:]:
         apply(call, files, line["key"], line["value"])
-    made = repository.commit(header["summary"], files, call.names["rev"])
-    url = f"{call.hub.url}/{repository.id}/commit/{made.oid}"
-    return answer_json({"success": True, "commitOid": made.oid, "commitUrl": url, "pullRequestUrl": None})
+    new = repository.commit(header["summary"], files, call.names["rev"])
+    url = f"{call.hub.url}/{repository.id}/commit/{new.oid}"
+    return answer_json({"success": True, "commitOid": new.oid, "commitUrl": url, "pullRequestUrl": None})
 
 
 def apply(call: Call, files: dict[str, File], key: str, value: dict[str, Any]) -> None:
@@ -268,7 +277,7 @@ def apply(call: Call, files: dict[str, File], key: str, value: dict[str, Any]) -
             raise RefusalError(failure(400, f"{path}: no object {value['oid']}"))
         files[path] = File(call.hub.store.large[value["oid"]], large=True)
     elif path not in files:
-        raise RefusalError(failure(400, f"{path} cannot be deleted: it is not there"))
+        raise RefusalError(failure(400, f"{path} cannot be deleted: there is no such file"))
     else:
         del files[path]
 
@@ -277,10 +286,10 @@ def apply(call: Call, files: dict[str, File], key: str, value: dict[str, Any]) -
 
 
 def resolve(call: Call) -> Answer:
-    repository = found(call)
+    repository = find_repository(call)
     if repository.gated and call.user != repository.id.split("/")[0]:
         return failure(403 if call.user else 401, "Access to this model is restricted", "GatedRepo")
-    at = committed(call, repository)
+    at = find_commit(call, repository)
     headers = {"X-Repo-Commit": at.oid}
     file = at.files.get(call.names["path"])
     if file is None:
@@ -322,7 +331,7 @@ def routes() -> list[tuple[str, str, Callable[[Call], Answer]]]:
         ("POST", r"/storage/(?P<oid>\w+)", complete_parts),
         ("GET|HEAD", r"/storage/(?P<oid>\w+)", get_object),
     ]
-    return [(method, expand(pattern), refusing(answer)) for method, pattern, answer in table]
+    return [(method, expand(pattern), with_refusals(answer)) for method, pattern, answer in table]
 
 
 def expand(pattern: str) -> str:

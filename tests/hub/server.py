@@ -1,8 +1,8 @@
-"""A Hub on the loopback: the calls that huggingface_hub makes, answered as the Hub answers them.
+"""Hub server on the loopback interface, with the routes that huggingface_hub uses.
 
     with LoopbackHub() as hub: ...   # clients are processes with HF_ENDPOINT=hub.url and HF_HUB_DISABLE_XET=1
 
-`hub.fault(...)` makes calls fail, wait or break off; `hub.requests` tells which calls have come.
+`hub.fault(...)` makes requests fail, wait or lose their connection; `hub.requests` lists all requests.
 """
 
 import re
@@ -18,17 +18,17 @@ from .store import Store
 
 @dataclass
 class Fault:
-    """What goes wrong with calls whose "METHOD /path" has this pattern in it."""
+    """Failure of the next requests whose "METHOD /path" matches a pattern."""
 
     pattern: str
     times: int
-    status: int | None = None  # answered instead
-    cut: str | None = None  # "before": the connection breaks off and nothing is done; "after": it is done, unanswered
-    wait: threading.Event | None = None  # the call waits for it
-    barrier: threading.Barrier | None = None  # calls wait for each other
+    status: int | None = None  # status code of the response, instead of handling the request
+    cut: str | None = None  # close the connection "before" or "after" the request is handled
+    wait: threading.Event | None = None  # the request waits for this event
+    barrier: threading.Barrier | None = None  # the requests wait for each other
     seen: threading.Event = field(default_factory=threading.Event)
 
-    def meet(self) -> None:
+    def block(self) -> None:
         self.seen.set()
         if self.wait is not None:
             self.wait.wait(120)
@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.answer_call()
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client is gone
+            self.close_connection = True  # the client has closed the connection
 
     def answer_call(self) -> None:
         body = self.read_body()
@@ -52,12 +52,12 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(line)
         fault = self.hub.take_fault(line)
         if fault is not None:
-            fault.meet()
+            fault.block()
         if fault is not None and fault.cut == "before":
-            return self.break_off()
-        answer = failure(fault.status, "on demand") if fault and fault.status else self.dispatch(body)
+            return self.close_without_response()
+        answer = failure(fault.status, "failure of the test") if fault and fault.status else self.dispatch(body)
         if fault is not None and fault.cut == "after":
-            return self.break_off()
+            return self.close_without_response()
         self.send(answer)
 
     def read_body(self) -> bytes:
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def break_off(self) -> None:
+    def close_without_response(self) -> None:
         self.close_connection = True
         self.connection.shutdown(2)
 
@@ -81,11 +81,11 @@ class Handler(BaseHTTPRequestHandler):
         for method, pattern, answer in ROUTES:
             match = re.fullmatch(pattern, parts.path)
             if match and self.command in method.split("|"):
-                with self.hub.store.lock:  # one call at a time
+                with self.hub.store.lock:  # one request at a time
                     call = Call(self.hub, self.command, query, body, bearer, dict(self.headers), {})
                     call.names = {name: unquote(value) for name, value in match.groupdict().items() if value}
                     return answer(call)
-        return failure(404, f"no such call: {self.command} {parts.path}")
+        return failure(404, f"no such route: {self.command} {parts.path}")
 
     def send(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -100,26 +100,29 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_call  # noqa: N815  (http.server finds them by these names)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: `hub.requests` has it."""
+        """Print nothing; `hub.requests` has the requests."""
 
 
 class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed is no error here."""
+        """Ignore errors of killed clients."""
 
 
 class LoopbackHub:
+    """Server in a thread of this process, used as a context manager."""
+
     def __init__(self, part_size: int | None = None):
         self.store = Store()
-        self.part_size = part_size  # large files come in parts of so many bytes
+        self.part_size = part_size  # large files are uploaded in parts of this many bytes
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self.server = QuietServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.storage_url = self.url.replace("127.0.0.1", "localhost")  # clients follow no redirect to the Hub itself
+        # Another host name than the Hub's, because clients do not follow redirects to the Hub itself.
+        self.storage_url = self.url.replace("127.0.0.1", "localhost")
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -130,8 +133,8 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fault(self, pattern: str, times: int = 1, **what: Any) -> Fault:
-        self.faults.append(Fault(pattern, times, **what))
+    def fault(self, pattern: str, times: int = 1, **settings: Any) -> Fault:
+        self.faults.append(Fault(pattern, times, **settings))
         return self.faults[-1]
 
     def take_fault(self, line: str) -> Fault | None:

@@ -1,10 +1,10 @@
-"""What a Hub keeps: repositories of commits, tags and branches, and the large files by their hash. All in memory."""
+"""Data of the loopback Hub, in memory: repositories with commits, tags and branches, and large files by hash."""
 
 import hashlib
 import threading
 from dataclasses import dataclass, field
 
-LARGE = 10_000  # bytes from which on a file is stored apart, as are all safetensors
+LARGE = 10_000  # minimum size of files that are stored outside of git, in bytes; all safetensors are
 
 
 def sha256(data: bytes) -> str:
@@ -14,7 +14,7 @@ def sha256(data: bytes) -> str:
 @dataclass(frozen=True)
 class File:
     data: bytes
-    large: bool  # stored by its sha256, beside git
+    large: bool  # stored by its SHA-256, outside of git
 
     @property
     def pointer(self) -> bytes:
@@ -22,7 +22,7 @@ class File:
 
     @property
     def blob(self) -> str:
-        """The name that git gives it."""
+        """Git hash of the file, or of its LFS pointer."""
         content = self.pointer if self.large else self.data
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
@@ -30,7 +30,7 @@ class File:
     def etag(self) -> str:
         return sha256(self.data) if self.large else self.blob
 
-    def described(self, path: str) -> dict:
+    def describe(self, path: str) -> dict:
         entry = {"type": "file", "oid": self.blob, "size": len(self.data), "path": path}
         if self.large:
             pointer = {"oid": sha256(self.data), "size": len(self.data), "pointerSize": len(self.pointer)}
@@ -57,8 +57,8 @@ class Repository:
 
     def commit(self, title: str, files: dict[str, File], branch: str = "main") -> Commit:
         parent = self.branches.get(branch)
-        told = repr((parent, title, sorted((path, file.blob) for path, file in files.items()), len(self.commits)))
-        oid = hashlib.sha1(told.encode()).hexdigest()
+        content = repr((parent, title, sorted((path, file.blob) for path, file in files.items()), len(self.commits)))
+        oid = hashlib.sha1(content.encode()).hexdigest()
         self.commits[oid] = Commit(oid, title, dict(files), parent)
         self.branches[branch] = oid
         return self.commits[oid]
@@ -68,11 +68,11 @@ class Repository:
         return self.commits.get(oid)
 
     def history(self, oid: str | None) -> list[Commit]:
-        found = []
+        commits = []
         while oid is not None:
-            found.append(self.commits[oid])
+            commits.append(self.commits[oid])
             oid = self.commits[oid].parent
-        return found
+        return commits
 
     @property
     def head(self) -> Commit:
@@ -81,7 +81,7 @@ class Repository:
 
 @dataclass
 class Store:
-    """Of several kinds of repositories, by ("models" or "datasets", id). Tokens are those of their users."""
+    """Repositories by ("models" or "datasets", id), and users by their tokens."""
 
     tokens: dict[str, str] = field(default_factory=lambda: {"token-of-ada": "ada", "token-of-bob": "bob"})
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The Hub of the tests is one to huggingface_hub: real clients in processes of their own talk to it."""
+"""Tests of the loopback Hub with clients of huggingface_hub in separate processes."""
 
 from .clients import run
 from .server import LoopbackHub
@@ -41,14 +41,14 @@ assert not (Path(snapshot_download("ada/arm")) / "README.md").exists()
 for name, revision, kind in (("no", "main", EntryNotFoundError), ("README.md", "v9", RevisionNotFoundError)):
     try:
         hf_hub_download("ada/arm", name, revision=revision)
-        raise SystemExit("found what is not there")
+        raise SystemExit("found a file that does not exist")
     except kind:
         pass
 """
 
 
-def test_huggingface_hub_pushes_and_pulls(tmp_path):
-    """Files in parts, a deletion, a tag, a branch, a lost race, an unchanged push, and what is not there."""
+def test_huggingface_hub_uploads_and_downloads(tmp_path):
+    """The client uploads in parts, deletes, tags, branches, loses a race, pushes no change, and misses files."""
     with LoopbackHub(part_size=4096) as hub:
         code, _, errors = run(hub.url, ROUND_TRIP, home=tmp_path)
         assert code == 0, errors
@@ -56,7 +56,7 @@ def test_huggingface_hub_pushes_and_pulls(tmp_path):
         assert hub.called("POST /storage/") and hub.called("objects/verify")
 
 
-STRANGERS = """
+OTHER_USER = """
 import sys
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
@@ -76,15 +76,15 @@ print(kind(lambda: api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_
 """
 
 
-def test_strangers_see_and_change_nothing(hub, tmp_path):
+def test_other_users_cannot_read_private_or_write_repositories(hub, tmp_path):
     hub.store.create("models", "ada/hidden", private=True)
     hub.store.create("models", "ada/gated").gated = True
-    code, output, errors = run(hub.url, STRANGERS, home=tmp_path, token="token-of-bob")
+    code, output, errors = run(hub.url, OTHER_USER, home=tmp_path, token="token-of-bob")
     assert (code, output.splitlines()) == (
         0,
         ["RepositoryNotFoundError 404", "GatedRepoError 403", "HfHubHTTPError 403", "HfHubHTTPError 403"],
     ), errors
-    _, output, _ = run(hub.url, STRANGERS, home=tmp_path, token="no-token")
+    _, output, _ = run(hub.url, OTHER_USER, home=tmp_path, token="no-token")
     assert output.splitlines()[2] == "HfHubHTTPError 401"
 
 
@@ -96,7 +96,7 @@ print(api.upload_file(path_or_fileobj=b"x" * 20_000, path_in_repo="big", repo_id
 """
 
 
-def test_faults_come_on_demand(hub, tmp_path):
+def test_requested_faults_happen_once(hub, tmp_path):
     hub.fault("PUT /storage", cut="before")
     hub.fault("preupload", status=503)
     code, output, errors = run(hub.url, FAULTS, home=tmp_path)

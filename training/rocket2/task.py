@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers.utils import ModelOutput
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged, write_rocket2_files
+from rocket_hf.export.export_files import staged_folder, write_rocket2_files
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import AUXILIARY_PREFIX, Rocket2ForActionPrediction
 
@@ -128,7 +128,7 @@ class Rocket2TrainingTask(TrainingTask):
         return self.policy.for_inference(self.settings.keep)
 
     def save_policy(self, policy: Rocket2ForActionPrediction, folder: Path) -> None:
-        with staged(folder) as staging:
+        with staged_folder(folder) as staging:
             policy.save_pretrained(staging)
             write_rocket2_files(staging, policy.config)
 
