@@ -1,6 +1,6 @@
-"""pi0 and pi0.5 against lerobot's own policies on the same tiny weights: the loss, the sampled actions, the taps.
+"""Tests of pi0 and pi0.5 against lerobot's policies with the same tiny weights: loss, sampled actions and taps.
 
-See rocket_hf/bench/lerobot_tiny.py for how lerobot's policies become tiny.
+rocket_hf/bench/lerobot_tiny.py creates lerobot's tiny policies.
 """
 
 import importlib
@@ -25,13 +25,13 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
-    """Strictly: what ours leaves out is zero there, and no action depends on it."""
+    """Load all weights strictly. Those that rocket_hf leaves out are zero in lerobot's policy; no action uses them."""
     theirs.load_state_dict(lerobot_weights(ours), strict=True)
 
 
 @pytest.fixture(params=["pi0", "pi05"])
 def pair(request):
-    """Our model and lerobot's policy with the same weights."""
+    """Return rocket_hf's model and lerobot's policy with the same weights."""
     config = tiny_config(request.param, alignment=None)
     ours, theirs = random_model(config), lerobot_policy(config)
     copy_weights(ours, theirs)
@@ -45,11 +45,11 @@ def noise_and_time(config, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("present", [CAMERAS, CAMERAS[:1], CAMERAS[1:]], ids=["both", "first", "second"])
-def test_loss_and_actions_are_lerobots(pair, present):
+def test_loss_and_actions_equal_those_of_lerobot(pair, present):
     ours, theirs = pair
     config = ours.config
     batch = config.fake_batch(batch_size=3)  # prompts of different lengths
-    del batch["action_is_pad"]  # lerobot's pi policies do not know padding steps
+    del batch["action_is_pad"]  # lerobot's pi policies have no padding steps
     batch["camera_mask"][:] = torch.tensor([name in present for name in CAMERAS])
     noise, time = noise_and_time(config, 3)
     theirs.model.sample_noise = lambda shape, device: noise
@@ -63,8 +63,8 @@ def test_loss_and_actions_are_lerobots(pair, present):
     torch.testing.assert_close(ours.predict_action_chunk(**batch, noise=noise), expected, **TOLERANCE)
 
 
-def test_cameras_missing_in_single_samples(pair):
-    """Per sample, lerobot's core takes masks: each sample misses another camera."""
+def test_cameras_missing_in_single_samples_match_lerobot(pair):
+    """Use lerobot's inner model, which accepts a mask per sample; each sample lacks another camera."""
     ours, theirs = pair
     config = ours.config
     batch = config.fake_batch(batch_size=2)
@@ -79,7 +79,7 @@ def test_cameras_missing_in_single_samples(pair):
     torch.testing.assert_close(ours.predict_action_chunk(**batch, noise=noise), expected, **TOLERANCE)
 
 
-def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
+def test_taps_equal_streams_of_lerobot_layers(pair):
     ours, theirs = pair
     config = ours.config
     batch = config.fake_batch()
@@ -87,17 +87,17 @@ def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
     theirs.model.sample_noise = lambda shape, device: noise
     theirs.model.sample_time = lambda size, device: time
     language = theirs.model.paligemma_with_expert.paligemma.model.language_model
-    seen = hooked_streams(language, lambda: theirs.forward(lerobot_batch(batch)))
+    streams = hooked_streams(language, lambda: theirs.forward(lerobot_batch(batch)))
 
     depth = config.policy_config.depth
     output = ours.policy(batch | {"noise": noise, "time": time}, taps=[0, 1, 2, -1])
     assert sorted(output.taps) == [0, 1, 2, depth]
     for layer, tap in output.taps.items():
         tokens = tap.shape[1] * tap.shape[2]
-        torch.testing.assert_close(tap.flatten(1, 2), seen[layer][:, :tokens], **TOLERANCE)
+        torch.testing.assert_close(tap.flatten(1, 2), streams[layer][:, :tokens], **TOLERANCE)
 
 
-def test_letterbox_is_lerobots():
+def test_letterbox_equals_lerobot():
     from lerobot.policies.common.vla_utils import resize_with_pad_torch
 
     for shape in ((48, 64), (64, 48), (20, 31), (28, 28), (480, 640)):
@@ -106,7 +106,7 @@ def test_letterbox_is_lerobots():
 
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
-def test_normalization_is_lerobots(mode):
+def test_normalization_equals_lerobot(mode):
     from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
     from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 
@@ -115,7 +115,7 @@ def test_normalization_is_lerobots(mode):
 
     config = tiny_config()
     statistics = tiny_statistics(config)["action"]
-    statistics["max"][2] = statistics["min"][2]  # a dimension that never moves
+    statistics["max"][2] = statistics["min"][2]  # a constant dimension
     lerobot_mode = {"mean_std": NormalizationMode.MEAN_STD, "min_max": NormalizationMode.MIN_MAX,
                     "quantile": NormalizationMode.QUANTILES}[mode]  # fmt: skip
     arguments = dict(
@@ -123,17 +123,17 @@ def test_normalization_is_lerobots(mode):
         norm_map={FeatureType.ACTION: lerobot_mode},
         stats={"action": {key: torch.tensor(value) for key, value in statistics.items()}},
     )
-    forward, back = NormalizerProcessorStep(**arguments), UnnormalizerProcessorStep(**arguments)
+    normalize, unnormalize = NormalizerProcessorStep(**arguments), UnnormalizerProcessorStep(**arguments)
     ours = Normalizer("action", 5, mode, statistics)
     raw = torch.randn(3, 4, 5)
-    expected = forward._normalize_action(raw, inverse=False)
+    expected = normalize._normalize_action(raw, inverse=False)
     torch.testing.assert_close(ours.normalize(raw), expected)
-    torch.testing.assert_close(ours.unnormalize(raw), back._normalize_action(raw, inverse=True))
+    torch.testing.assert_close(ours.unnormalize(raw), unnormalize._normalize_action(raw, inverse=True))
 
 
 @pytest.mark.parametrize("variant", ["pi0", "pi05"])
-def test_at_full_size_the_weights_are_those_of_lerobots_own_constructor(variant):
-    """Name by name and shape by shape, on meta, so nothing is allocated."""
+def test_full_size_weight_names_and_shapes_equal_lerobot(variant):
+    """Compare on the meta device, so that nothing is allocated."""
     from lerobot.configs import FeatureType, PolicyFeature
 
     module = importlib.import_module(f"lerobot.policies.{variant}.modeling_{variant}")

@@ -1,7 +1,7 @@
-"""SmolVLA against lerobot's own policy on the same tiny weights: the loss, the sampled actions, the taps.
+"""Tests of SmolVLA against lerobot's policy with the same tiny weights: loss, sampled actions and taps.
 
-See rocket_hf/bench/lerobot_tiny.py for how lerobot's policy becomes tiny. At full size both are compared by their
-weights' shapes.
+rocket_hf/bench/lerobot_tiny.py creates lerobot's tiny policy. At full size the names and shapes of weights are
+compared.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def lerobot_name(name: str) -> str:
-    """The name in lerobot's policy of one of our weights."""
+    """Return the name in lerobot's policy of a weight of rocket_hf."""
     core = "model.vlm_with_expert"
     halves = {"language": f"{core}.vlm.model.text_model.layers", "expert": f"{core}.lm_expert.layers"}
     part, _, rest = name.removeprefix("policy.").partition(".")
@@ -66,7 +66,7 @@ def lerobot_name(name: str) -> str:
     return f"{renamed[part]}.{rest}"
 
 
-# What ours leaves out: no action depends on it.
+# Weights that rocket_hf leaves out, because no action depends on them.
 UNUSED = {"model.vlm_with_expert.vlm.model.text_model.norm.weight", "model.vlm_with_expert.vlm.lm_head.weight"}
 
 
@@ -77,14 +77,14 @@ def copy_weights(ours: RocketForActionPrediction, theirs: nn.Module) -> None:
 
 
 def tiny_pair(variant: str = "published", **settings: Any) -> tuple[RocketForActionPrediction, Any]:
-    """Our model and lerobot's policy with the same weights."""
+    """Return rocket_hf's model and lerobot's policy with the same weights."""
     sizes = SmolVLAConfig(**(SMOLVLA_SIZES | VARIANTS[variant]))
     config = tiny_config("smolvla", policy_config=sizes, alignment=None)
     ours = random_model(config)
     with torch.no_grad():
         for module in ours.modules():
             if isinstance(module, LlamaNorm):
-                module.weight += 1  # around 0 they would hide most of what the layers do
+                module.weight += 1  # norms around 0 would suppress the layers' outputs
     theirs = lerobot_smolvla(config, **settings)
     copy_weights(ours, theirs)
     return ours, theirs
@@ -102,42 +102,42 @@ def noise_and_time(config: RocketConfig, size: int) -> dict[str, torch.Tensor]:
 
 
 def masked_batch(batch: dict, present: tuple[str, ...] = CAMERAS) -> dict:
-    """Our batch under lerobot's names, with its mask of each camera and its padding steps."""
+    """Convert a batch to lerobot's names, with a mask for each camera and for padding steps."""
     masks = {f"{name}_padding_mask": batch["camera_mask"][:, index] for index, name in enumerate(CAMERAS)}
     return lerobot_batch(batch, present) | masks | {"action_is_pad": batch["action_is_pad"]}
 
 
-def compare(ours, theirs, batch: dict, lerobots: dict) -> None:
-    """The loss and the sampled actions. lerobot's mean over samples is ours: each counts the same, however long."""
+def assert_equal_loss_and_actions(ours, theirs, batch: dict, lerobot_inputs: dict) -> None:
+    """Compare loss and sampled actions; in both losses each sample has the same weight, whatever its length."""
     drawn = noise_and_time(ours.config, len(batch["images"]))
-    expected, _ = theirs.forward(dict(lerobots), **drawn, reduction="none")
+    expected, _ = theirs.forward(dict(lerobot_inputs), **drawn, reduction="none")
     loss = ours(**batch, **drawn).losses["action/flow_matching"]
     torch.testing.assert_close(loss, expected.mean(), **TOLERANCE)
 
     del drawn["time"]
-    expected = theirs.predict_action_chunk(dict(lerobots), **drawn)
+    expected = theirs.predict_action_chunk(dict(lerobot_inputs), **drawn)
     torch.testing.assert_close(ours.predict_action_chunk(**batch, **drawn), expected, **TOLERANCE)
 
 
-def test_loss_and_actions_are_lerobots(pair):
-    """Prompts of different lengths, padding steps, a camera missing in some samples."""
+def test_loss_and_actions_equal_those_of_lerobot(pair):
+    """Use prompts of different lengths, padding steps, and cameras that are missing in some samples."""
     batch = pair[0].config.fake_batch(batch_size=3)
-    compare(*pair, batch, masked_batch(batch))
+    assert_equal_loss_and_actions(*pair, batch, masked_batch(batch))
     batch["camera_mask"] = torch.tensor([[True, False], [False, True], [True, True]])
-    compare(*pair, batch, masked_batch(batch))
+    assert_equal_loss_and_actions(*pair, batch, masked_batch(batch))
 
 
 @pytest.mark.parametrize("empty_cameras", [0, 1])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_camera_that_is_missing_in_the_whole_batch(index, empty_cameras):
-    """lerobot drops it or, where its configuration counts it as an empty one, puts a masked image behind the others."""
+def test_camera_missing_in_whole_batch_matches_lerobot(index, empty_cameras):
+    """Cover both ways of lerobot: to drop the camera, or to append a masked image for it (`empty_cameras`)."""
     ours, theirs = tiny_pair(empty_cameras=empty_cameras)
     batch = ours.config.fake_batch(batch_size=3)
     batch["camera_mask"][:, 1 - index] = False
-    compare(ours, theirs, batch, masked_batch(batch, CAMERAS[index : index + 1]))
+    assert_equal_loss_and_actions(ours, theirs, batch, masked_batch(batch, CAMERAS[index : index + 1]))
 
 
-def test_without_padding_steps_the_loss_is_the_one_that_lerobot_trains():
+def test_loss_without_padding_steps_equals_training_loss_of_lerobot():
     ours, theirs = tiny_pair()
     batch = ours.config.fake_batch()
     del batch["action_is_pad"]
@@ -146,39 +146,39 @@ def test_without_padding_steps_the_loss_is_the_one_that_lerobot_trains():
     torch.testing.assert_close(ours(**batch, **drawn).losses["action/flow_matching"], expected, **TOLERANCE)
 
 
-def test_a_longer_prefix_of_lerobots_is_only_padding():
-    """So ours has no such setting."""
+def test_prefix_length_of_lerobot_adds_only_padding():
+    """Check that lerobot's setting changes nothing, because rocket_hf does not have it."""
     ours, theirs = tiny_pair(prefix_length=60)
     batch = ours.config.fake_batch()
-    compare(ours, theirs, batch, masked_batch(batch))
+    assert_equal_loss_and_actions(ours, theirs, batch, masked_batch(batch))
 
 
-def test_taps_are_what_hooks_on_lerobots_layers_see(pair):
+def test_taps_equal_streams_of_lerobot_layers(pair):
     ours, theirs = pair
     config = ours.config
     batch = config.fake_batch()
     batch["camera_mask"] = torch.tensor([[True, True], [False, True]])
     drawn = noise_and_time(config, 2)
     language = theirs.model.vlm_with_expert.vlm.model.text_model
-    seen = hooked_streams(language, lambda: theirs.forward(masked_batch(batch), **drawn))
+    streams = hooked_streams(language, lambda: theirs.forward(masked_batch(batch), **drawn))
 
     sizes = config.policy_config
     taps = ours.policy(batch | drawn, taps=range(sizes.depth + 1)).taps
-    assert sorted(taps) == sorted(seen)
+    assert sorted(taps) == sorted(streams)
     del batch["actions"]
     alone = ours.policy(batch, taps=range(sizes.depth + 1)).taps
     start, end = len(sizes.image_start_ids), len(sizes.image_end_ids)
-    there = batch["camera_mask"]
+    present = batch["camera_mask"]
     for layer, tap in taps.items():
         cameras, tokens = tap.shape[1:3]
-        framed = seen[layer][:, : cameras * (start + tokens + end)].unflatten(1, (cameras, -1))
+        framed = streams[layer][:, : cameras * (start + tokens + end)].unflatten(1, (cameras, -1))
         expected = framed[:, :, start : start + tokens]
-        torch.testing.assert_close(tap[there], expected[there], **TOLERANCE)
-        torch.testing.assert_close(alone[layer][there], expected[there], **TOLERANCE)
+        torch.testing.assert_close(tap[present], expected[present], **TOLERANCE)
+        torch.testing.assert_close(alone[layer][present], expected[present], **TOLERANCE)
 
 
-def test_at_full_size_the_weights_are_lerobots():
-    """Name by name and shape by shape; the published checkpoint holds 500 tensors."""
+def test_full_size_weight_names_and_shapes_equal_lerobot():
+    """Compare on the meta device; the published checkpoint has 500 tensors."""
     config = RocketConfig(policy_config=SmolVLAConfig())
     with torch.device("meta"):
         ours, theirs = RocketForActionPrediction(config), lerobot_smolvla(config)
@@ -189,7 +189,7 @@ def test_at_full_size_the_weights_are_lerobots():
     assert config.policy_config.image_grid == (8, 8)
 
 
-def test_letterbox_is_lerobots():
+def test_letterbox_equals_lerobot():
     from lerobot.policies.common.vla_utils import resize_with_pad
 
     for shape in ((48, 64), (64, 48), (20, 31), (28, 28), (480, 640)):

@@ -1,7 +1,8 @@
-"""OpenVLA and OpenVLA-OFT against what others wrote, on the same tiny weights: transformers' Llama, timm's vision
-transformers, PyTorch's own losses and numpy's bins. At full size the published number of parameters is the measure.
+"""Tests of OpenVLA and OpenVLA-OFT against independent implementations with the same tiny weights.
 
-The oracle never sees padding: every sample is cut out of the batch with the tokens that exist, and runs alone.
+The references are transformers' Llama, timm's vision transformers, torch's losses and numpy's bins, and at full size
+the published number of parameters. A reference never gets padding: each sample runs alone, with its existing tokens
+only.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ from .conftest import random_model
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = ("openvla-oft", "openvla")
-TOKENS = 16  # of one camera
+TOKENS = 16  # image tokens of one camera
 
 
-def lively(config: RocketConfig) -> RocketForActionPrediction:
-    """Random weights, norms and scales around 1, so that every detail of the attention shows."""
+def model_with_unit_norms(config: RocketConfig) -> RocketForActionPrediction:
+    """Create a random model with norms and scales around 1, so that errors in the attention are not scaled away."""
     model = random_model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -37,12 +38,12 @@ def lively(config: RocketConfig) -> RocketForActionPrediction:
     return model
 
 
-def make(family: str, **changes) -> RocketForActionPrediction:
-    return lively(tiny_config(family, alignment=None, **changes))
+def create_model(family: str, **changes) -> RocketForActionPrediction:
+    return model_with_unit_norms(tiny_config(family, alignment=None, **changes))
 
 
 def uneven_batch(config: RocketConfig) -> dict:
-    """Prompts of different lengths, a missing camera, padded steps."""
+    """Return a batch with prompts of different lengths, a missing camera and padded steps."""
     batch = dict(config.fake_batch(batch_size=3))
     batch["input_ids"][:, 0] = 2
     batch["camera_mask"] = torch.ones(3, len(config.cameras), dtype=torch.bool)
@@ -50,8 +51,8 @@ def uneven_batch(config: RocketConfig) -> dict:
     return batch
 
 
-def llama(model: RocketForActionPrediction) -> LlamaForCausalLM:
-    """transformers' own model with our weights; where ours has no head, its head is not used."""
+def reference_llama(model: RocketForActionPrediction) -> LlamaForCausalLM:
+    """Return transformers' model with the same weights; its language head is unused if the policy has none."""
     theirs = LlamaForCausalLM(model.config.policy_config.language_config).eval()
     parts = ("embed_tokens.", "layers.", "norm.", "lm_head.")
     ours = {name: value for name, value in model.policy.state_dict().items() if name.startswith(parts)}
@@ -62,32 +63,32 @@ def llama(model: RocketForActionPrediction) -> LlamaForCausalLM:
 
 
 def llama_states(theirs: LlamaForCausalLM, tokens: torch.Tensor, causal: bool) -> tuple[torch.Tensor, ...]:
-    """Of one sample (1, S, width): the embeddings, the stream after each block but the last, the final-norm stream."""
+    """Return embeddings, the stream after each block except the last, and the final-norm stream of (1, S, width)."""
     length = tokens.shape[1]
     mask = None if causal else torch.zeros(1, 1, length, length)
     return theirs.model(inputs_embeds=tokens, attention_mask=mask, output_hidden_states=True).hidden_states
 
 
 @contextlib.contextmanager
-def layers_watched(model: RocketForActionPrediction) -> Iterator[list[torch.Tensor]]:
-    """The input of the first layer, then the output of each."""
-    seen: list[torch.Tensor] = []
+def recorded_streams(model: RocketForActionPrediction) -> Iterator[list[torch.Tensor]]:
+    """Record the input of the first layer and the output of each layer."""
+    streams: list[torch.Tensor] = []
     with contextlib.ExitStack() as stack:
-        first = model.policy.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        first = model.policy.layers[0].register_forward_pre_hook(lambda _, args: streams.append(args[0]))
         stack.callback(first.remove)
         for layer in model.policy.layers:
-            stack.callback(layer.register_forward_hook(lambda _, __, output: seen.append(output)).remove)
-        yield seen
+            stack.callback(layer.register_forward_hook(lambda _, __, output: streams.append(output)).remove)
+        yield streams
 
 
 def whole_sequence(model: RocketForActionPrediction, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """What runs in training: the tokens, (B, S, width), and which exist."""
+    """Return the embedded tokens (B, S, width) of a training pass and a mask of those that exist."""
     policy = model.policy
     if model.config.policy_config.variant == "oft":
         return policy.embed_sequence(batch)
     prefix, exists = policy.embed_prefix(batch)
-    said = policy.embed_tokens(policy.tokens.encode(batch["actions"][:, 0, :-1]))
-    return torch.cat([prefix, said], dim=1), F.pad(exists, (0, said.shape[1]), value=True)
+    previous = policy.embed_tokens(policy.tokens.encode(batch["actions"][:, 0, :-1]))
+    return torch.cat([prefix, previous], dim=1), F.pad(exists, (0, previous.shape[1]), value=True)
 
 
 # The language model
@@ -96,51 +97,51 @@ def whole_sequence(model: RocketForActionPrediction, batch: dict) -> tuple[torch
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_every_hidden_state_is_llamas(family, implementation):
-    model = make(family)
+def test_hidden_states_equal_those_of_llama(family, implementation):
+    model = create_model(family)
     model.set_attn_implementation(implementation)
-    theirs, batch = llama(model), uneven_batch(model.config)
+    theirs, batch = reference_llama(model), uneven_batch(model.config)
     sequence, exists = whole_sequence(model, batch)
-    with layers_watched(model) as seen:
+    with recorded_streams(model) as streams:
         model(**batch)
-    seen[-1] = model.policy.norm(seen[-1])
+    streams[-1] = model.policy.norm(streams[-1])
     for sample in range(3):
-        there = exists[sample]
-        expected = llama_states(theirs, sequence[sample : sample + 1, there], causal=family == "openvla")
-        for ours, hidden in zip(seen, expected, strict=True):
-            torch.testing.assert_close(ours[sample, there], hidden[0], **TOLERANCE)
+        present = exists[sample]
+        expected = llama_states(theirs, sequence[sample : sample + 1, present], causal=family == "openvla")
+        for ours, hidden in zip(streams, expected, strict=True):
+            torch.testing.assert_close(ours[sample, present], hidden[0], **TOLERANCE)
 
 
 @pytest.mark.parametrize("changes", [{"rms_norm_eps": 1e-1}, {"rope_theta": 50.0}, {"kv_heads": 2}], ids=str)
 @torch.no_grad()
-def test_other_llamas_too(changes):
-    """Whatever the configuration says about norms, rotation and grouped keys is what runs."""
+def test_settings_of_llama_take_effect(changes):
+    """Compare with other values for norms, rotary embedding and grouped keys."""
     sizes = tiny_config("openvla-oft").policy_config.to_dict() | changes
     del sizes["transformers_version"]
-    model = make("openvla-oft", policy_config=sizes)
+    model = create_model("openvla-oft", policy_config=sizes)
     batch = uneven_batch(model.config)
     sequence, exists = whole_sequence(model, batch)
-    with layers_watched(model) as seen:
+    with recorded_streams(model) as streams:
         model(**batch)
-    expected = llama_states(llama(model), sequence[:1, exists[0]], causal=False)
-    torch.testing.assert_close(model.policy.norm(seen[-1])[0, exists[0]], expected[-1][0], **TOLERANCE)
-    usual = make("openvla-oft")
+    expected = llama_states(reference_llama(model), sequence[:1, exists[0]], causal=False)
+    torch.testing.assert_close(model.policy.norm(streams[-1])[0, exists[0]], expected[-1][0], **TOLERANCE)
+    default = create_model("openvla-oft")
     if changes != {"kv_heads": 2}:
-        other = llama_states(llama(usual), sequence[:1, exists[0]], causal=False)
+        other = llama_states(reference_llama(default), sequence[:1, exists[0]], causal=False)
         assert not torch.allclose(other[-1], expected[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_taps_are_the_image_tokens(family, shift):
-    """Behind BOS, camera by camera; for comparisons with the public code, one token late."""
+def test_taps_are_image_tokens(family, shift):
+    """Check that taps start after BOS, and one token later with the compatibility setting for the public code."""
     sizes = tiny_config(family).policy_config.to_dict() | {"reference_compat_token_shift": shift}
     del sizes["transformers_version"]
-    model = make(family, policy_config=sizes)
+    model = create_model(family, policy_config=sizes)
     batch = model.config.fake_batch()
     sequence, _ = whole_sequence(model, batch)
-    with layers_watched(model) as seen:
+    with recorded_streams(model) as streams:
         model(**batch)
     taps = model.policy(batch, taps=[0, 1, 2, -1]).taps
     alone = model.policy({key: value for key, value in batch.items() if key != "actions"}, taps=[0, 2]).taps
@@ -155,7 +156,7 @@ def test_taps_are_the_image_tokens(family, shift):
         torch.testing.assert_close(taps[0][:, -1, -1], sequence[:, 1 + cameras * TOKENS])
     for layer, tap in taps.items():
         start = 1 + shift
-        assert torch.equal(tap.flatten(1, 2), seen[layer][:, start : start + cameras * TOKENS])
+        assert torch.equal(tap.flatten(1, 2), streams[layer][:, start : start + cameras * TOKENS])
     for layer, tap in alone.items():
         torch.testing.assert_close(tap, taps[layer])
 
@@ -163,12 +164,12 @@ def test_taps_are_the_image_tokens(family, shift):
 # Actions
 
 
-def head_by_hand(weights: dict[str, torch.Tensor], slots: torch.Tensor) -> torch.Tensor:
-    """OFT's head, written once more from its weights."""
+def action_head_reference(weights: dict[str, torch.Tensor], slots: torch.Tensor) -> torch.Tensor:
+    """Compute OFT's action head from its weights."""
 
     def norm(name: str, hidden: torch.Tensor) -> torch.Tensor:
-        centerd = hidden - hidden.mean(-1, keepdim=True)
-        scaled = centerd / (centerd.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        centered = hidden - hidden.mean(-1, keepdim=True)
+        scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     def linear(name: str, hidden: torch.Tensor) -> torch.Tensor:
@@ -181,11 +182,11 @@ def head_by_hand(weights: dict[str, torch.Tensor], slots: torch.Tensor) -> torch
 
 
 @torch.no_grad()
-def test_oft_reads_each_slot_one_token_before_it():
-    model = make("openvla-oft")
+def test_oft_reads_each_slot_one_position_before_it():
+    model = create_model("openvla-oft")
     config, batch = model.config, uneven_batch(model.config)
     sequence, exists = whole_sequence(model, batch)
-    weights, theirs = model.policy.action_head.state_dict(), llama(model)
+    weights, theirs = model.policy.action_head.state_dict(), reference_llama(model)
     predicted, errors = [], []
     for sample in range(3):
         tokens = sequence[sample : sample + 1, exists[sample]]
@@ -198,7 +199,7 @@ def test_oft_reads_each_slot_one_token_before_it():
         assert torch.equal(tokens[0, -1], model.policy.embed_tokens.weight[1])
         hidden = llama_states(theirs, tokens, causal=False)[-1][0]
         read = torch.stack([hidden[before + slot - 1] for slot in range(slots)])
-        predicted.append(head_by_hand(weights, read.reshape(config.chunk_size, -1)))
+        predicted.append(action_head_reference(weights, read.reshape(config.chunk_size, -1)))
         error = (predicted[-1] - batch["actions"][sample]).abs().mean(-1)
         errors.append(error[~batch["action_is_pad"][sample]].mean())
     torch.testing.assert_close(model.predict_action_chunk(**batch), torch.stack(predicted), **TOLERANCE)
@@ -206,9 +207,9 @@ def test_oft_reads_each_slot_one_token_before_it():
 
 
 @torch.no_grad()
-def test_the_loss_of_action_tokens_is_llamas_cross_entropy():
-    model = make("openvla")
-    batch, theirs = uneven_batch(model.config), llama(model)
+def test_loss_of_action_tokens_equals_cross_entropy_of_llama():
+    model = create_model("openvla")
+    batch, theirs = uneven_batch(model.config), reference_llama(model)
     batch["camera_mask"][:] = True
     sequence, exists = whole_sequence(model, batch)
     tokens = 124 - np.digitize(batch["actions"][:, 0].clamp(-1, 1).numpy(), np.linspace(-1, 1, 16))
@@ -221,10 +222,10 @@ def test_the_loss_of_action_tokens_is_llamas_cross_entropy():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @torch.no_grad()
-def test_cached_decoding_is_llamas_argmax_without_a_cache(checkpointing):
-    """Also in the middle of a training run with gradient checkpointing, which takes other models' caches away."""
-    model = make("openvla")
-    batch, theirs = uneven_batch(model.config), llama(model)
+def test_cached_decoding_equals_llama_without_cache(checkpointing):
+    """Check generation also in training mode with gradient checkpointing, which removes transformers' own caches."""
+    model = create_model("openvla")
+    batch, theirs = uneven_batch(model.config), reference_llama(model)
     sequence, exists = model.policy.embed_prefix(batch)
     centers = np.linspace(-1, 1, 16)
     centers = (centers[:-1] + centers[1:]) / 2
@@ -243,22 +244,22 @@ def test_cached_decoding_is_llamas_argmax_without_a_cache(checkpointing):
     assert len(np.unique(expected)) > 3
 
 
-def test_action_tokens_are_the_published_ones():
-    """256 edges from -1 to 1, ids counted down from 32,000, and bin centers; what is outside counts as the nearest."""
-    tokens = ActionTokenizer(OpenVLAPolicyConfig())
+def test_action_tokens_equal_published_tokens():
+    """Check 256 edges from -1 to 1, ids that descend from 32,000, decoding to bin centers, and clamping."""
+    tokenizer = ActionTokenizer(OpenVLAPolicyConfig())
     actions = torch.cat([torch.linspace(-1.2, 1.2, 10_001), torch.tensor([-1.0, 1.0])])
-    encoded = tokens.encode(actions)
+    encoded = tokenizer.encode(actions)
     edges = np.linspace(-1, 1, 256)
     assert np.array_equal(encoded.numpy(), 32000 - np.digitize(actions.double().clamp(-1, 1).numpy(), edges))
     assert (encoded.min(), encoded.max()) == (31744, 31999)
     centers = (edges[:-1] + edges[1:]) / 2
-    every = torch.arange(31744, 32000)
-    expected = centers[np.clip(32000 - every.numpy() - 1, 0, 254)]
-    np.testing.assert_allclose(tokens.decode(every).numpy(), expected, atol=1e-7)
-    assert tokens.decode(torch.tensor([31744])) == tokens.decode(torch.tensor([31745]))
+    all_tokens = torch.arange(31744, 32000)
+    expected = centers[np.clip(32000 - all_tokens.numpy() - 1, 0, 254)]
+    np.testing.assert_allclose(tokenizer.decode(all_tokens).numpy(), expected, atol=1e-7)
+    assert tokenizer.decode(torch.tensor([31744])) == tokenizer.decode(torch.tensor([31745]))
     inside = actions[(actions >= -1) & (actions <= 1)]
-    assert (tokens.decode(tokens.encode(inside)) - inside).abs().max() <= 1 / 255 + 1e-6
-    assert torch.equal(tokens.encode(tokens.decode(every[1:])), every[1:])
+    assert (tokenizer.decode(tokenizer.encode(inside)) - inside).abs().max() <= 1 / 255 + 1e-6
+    assert torch.equal(tokenizer.encode(tokenizer.decode(all_tokens[1:])), all_tokens[1:])
 
 
 # The vision towers
@@ -275,7 +276,7 @@ def timm_names(name: str) -> str:
 
 
 def timm_tower(ours: nn.Module, **settings) -> nn.Module:
-    timm = pytest.importorskip("timm.models.vision_transformer", reason="timm is the oracle of the vision towers")
+    timm = pytest.importorskip("timm.models.vision_transformer", reason="the vision towers are compared with timm's")
     sizes = ours.sizes
     theirs = timm.VisionTransformer(
         img_size=28, patch_size=7, embed_dim=sizes.width, depth=sizes.depth, num_heads=sizes.heads,
@@ -306,19 +307,19 @@ def timm_tower(ours: nn.Module, **settings) -> nn.Module:
     ],
 )
 @torch.no_grad()
-def test_a_tower_is_timms_up_to_its_second_to_last_block(name, settings, pixels):
-    ours = make("openvla-oft").policy.vision_tower.get_submodule(name)
+def test_vision_tower_equals_timm_up_to_second_to_last_block(name, settings, pixels):
+    ours = create_model("openvla-oft").policy.vision_tower.get_submodule(name)
     theirs = timm_tower(ours, **settings)
     images = torch.rand(3, 3, 28, 28)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in pixels)
-    (expected,) = theirs.get_intermediate_layers((images - mean) / deviation, n=[ours.sizes.depth - 2])
+    mean, std = (torch.tensor(values)[:, None, None] for values in pixels)
+    (expected,) = theirs.get_intermediate_layers((images - mean) / std, n=[ours.sizes.depth - 2])
     torch.testing.assert_close(ours(images), expected, **TOLERANCE)
     assert expected.shape[1] == TOKENS
 
 
 @torch.no_grad()
-def test_a_patch_is_described_by_both_towers():
-    tower = make("openvla-oft").policy.vision_tower
+def test_patch_features_of_both_towers_are_concatenated():
+    tower = create_model("openvla-oft").policy.vision_tower
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     unit = images.float() / 255
     torch.testing.assert_close(tower(images), torch.cat([tower.dino(unit), tower.siglip(unit)], dim=-1))
@@ -331,8 +332,8 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# What openvla-7b holds and no action depends on.
-LEFT_OUT = {
+# Number of parameters of openvla-7b that do not influence the actions.
+UNUSED_PARAMETERS = {
     "DINOv2's last block": 12_598_272,
     "DINOv2's final norm": 2_048,
     "SigLIP's last block": 15_239_504,
@@ -341,16 +342,16 @@ LEFT_OUT = {
 }
 
 
-def test_full_size_is_the_published_one():
+def test_full_size_equals_published_size():
     with torch.device("meta"):
         config = RocketConfig(policy_config=OpenVLAPolicyConfig(variant="openvla"), chunk_size=1)
         policy = RocketForActionPrediction(config).policy
     assert count(policy) == 7_498_156_704
-    assert count(policy) + sum(LEFT_OUT.values()) == 7_541_237_184
+    assert count(policy) + sum(UNUSED_PARAMETERS.values()) == 7_541_237_184
 
 
-def test_full_size_of_oft():
-    """The published head and state projector; the language-model head, 32,064 x 4,096, is left out besides."""
+def test_full_size_of_oft_equals_published_size():
+    """Check head and state projector; the language-model head, 32,064 x 4,096, is left out."""
     with torch.device("meta"):
         config = RocketConfig(policy_config=OpenVLAPolicyConfig(), chunk_size=8, cameras=["image", "wrist"])
         policy = RocketForActionPrediction(config).policy
@@ -359,10 +360,10 @@ def test_full_size_of_oft():
     assert count(policy) - sum(own.values()) == 7_498_156_704 - 32_064 * 4_096
 
 
-def test_what_is_left_out_is_timms():
-    timm = pytest.importorskip("timm", reason="timm is the oracle of the vision towers")
+def test_unused_parameters_equal_those_of_timm():
+    timm = pytest.importorskip("timm", reason="the vision towers are compared with timm's")
     with torch.device("meta"):
         dino = timm.create_model("vit_large_patch14_reg4_dinov2", num_classes=0, img_size=224)
         siglip = timm.create_model("vit_so400m_patch14_siglip_224", num_classes=0)
     parts = (dino.blocks[-1], dino.norm, siglip.blocks[-1], siglip.norm, siglip.attn_pool)
-    assert [count(part) for part in parts] == list(LEFT_OUT.values())
+    assert [count(part) for part in parts] == list(UNUSED_PARAMETERS.values())
