@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TrainingMode = Literal["frozen", "lora", "full"]
+Nesting = Literal["none", "increasing", "decreasing", "explicit"]
 
 
 # Settings of every recipe
@@ -31,46 +32,46 @@ class BaseDataConfig:
 class BaseOptimizerConfig:
     """AdamW. The learning rate of the heads is `lr` unless it is given."""
 
-    lr: float = 5e-4
-    heads_lr: float | None = None
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float | None = None
+    lr: float = 5e-4  # initial learning rate after the warm-up
+    heads_lr: float | None = None  # learning rate of the heads
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # decay rates of Adam's two moments
+    eps: float = 1e-8  # Adam's epsilon
+    weight_decay: float = 0.01  # decoupled weight decay of all trained weights
+    clip_norm: float | None = None  # largest norm of the gradient; by default gradients are not clipped
 
 
 @dataclass
 class ScheduleConfig:
     """Learning-rate schedule: linear warm-up, then constant, cosine decay, or decay in steps."""
 
-    kind: Literal["constant", "cosine", "step"] = "constant"
+    kind: Literal["constant", "cosine", "step"] = "constant"  # course of the learning rate after the warm-up
     warmup: int = 0  # steps
     final: float = 0.1  # cosine: the final learning rate as a share of the initial one
     until: int | None = None  # cosine: the step that reaches `final`; the last step by default
     at: list[int] = field(default_factory=list)  # step: the steps at which the learning rate is multiplied by `factor`
-    factor: float = 0.1
+    factor: float = 0.1  # step: factor of each decrease
 
 
 @dataclass
 class BaseRunConfig:
-    steps: int = 50_000
+    steps: int = 50_000  # optimizer steps
     batch_size: int = 32  # samples per step, summed over devices and accumulated passes
     device_batch_size: int | None = None  # samples per pass on one device; by default the step's share of the device
-    seed: int = 42
-    gradient_checkpointing: bool = False
+    seed: int = 42  # seed of new weights, of the order of samples, and of all noise
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass to save memory
     ema: float | None = None  # decay of a moving average of the trained weights; the average is what is exported
-    log_every: int = 10
-    save_every: int = 1000
+    log_every: int = 10  # steps between two writes of the journal
+    save_every: int = 1000  # steps between two checkpoints
     keep: int = 2  # number of latest checkpoints to keep, in addition to the best one
-    validate_every: int = 1000
-    validation_samples: int = 256
+    validate_every: int = 1000  # steps between two validations
+    validation_samples: int = 256  # number of held-out samples of a validation
     max_skipped_steps: int = 10  # consecutive steps with a non-finite loss that stop the run
     trackers: list[str] = field(default_factory=list)  # trackio, wandb, tensorboard
 
 
 @dataclass
 class BaseRecipe:
-    name: str = ""
+    name: str = ""  # name of the run; by default the recipe file's name
     about: str = ""  # description, with the table that the numbers come from
     policy: str = ""  # Hub id with an optional @revision, or a folder
     data: BaseDataConfig = field(default_factory=BaseDataConfig)
@@ -86,14 +87,14 @@ class BaseRecipe:
 class RobotConfig:
     """Changes of the policy for a new robot. Settings that are not given stay as the policy has them."""
 
-    cameras: list[str] | None = None
-    state_dim: int | None = None
-    action_dim: int | None = None
-    state_names: list[str] | None = None
-    action_names: list[str] | None = None
-    chunk_size: int | None = None
-    state_normalization: str | None = None
-    action_normalization: str | None = None
+    cameras: list[str] | None = None  # names of the cameras, in the policy's order
+    state_dim: int | None = None  # number of state dimensions
+    action_dim: int | None = None  # number of action dimensions
+    state_names: list[str] | None = None  # name of each state dimension
+    action_names: list[str] | None = None  # name of each action dimension
+    chunk_size: int | None = None  # number of actions of a chunk
+    state_normalization: str | None = None  # identity, mean_std, min_max or quantile
+    action_normalization: str | None = None  # identity, mean_std, min_max or quantile
 
 
 @dataclass
@@ -101,32 +102,32 @@ class PartsConfig:
     """Training mode of each part of a policy: image encoder, language model, action expert, and heads (state and action
     projections). A setting for a part that the policy does not have is ignored."""
 
-    vision: TrainingMode = "lora"
-    language: TrainingMode = "lora"
-    expert: TrainingMode = "lora"
-    heads: TrainingMode = "full"
+    vision: TrainingMode = "lora"  # image encoder
+    language: TrainingMode = "lora"  # language model
+    expert: TrainingMode = "lora"  # action expert
+    heads: TrainingMode = "full"  # state and action projections
 
 
 @dataclass
 class LoraSettings:
-    rank: int = 32
-    alpha: int = 16
-    dropout: float = 0.0
-    init: Literal["gaussian", "kaiming", "pissa", "olora"] = "gaussian"
+    rank: int = 32  # rank of the adapters
+    alpha: int = 16  # scale of the adapters; their product is multiplied by alpha / rank
+    dropout: float = 0.0  # dropout before the adapters
+    init: Literal["gaussian", "kaiming", "pissa", "olora"] = "gaussian"  # initialization of the adapters, see PEFT
 
 
 @dataclass
 class AlignmentSettings:
     """The aligned layer pairs (see `AlignmentConfig`) and the weight of the alignment losses."""
 
-    student_layers: list[int] = field(default_factory=list)
-    teacher_layers: list[int] = field(default_factory=list)
-    projector: Literal["shared", "independent"] = "shared"
-    nesting: Literal["none", "increasing", "decreasing", "explicit"] = "none"
-    nested_widths: list[int] | None = None
+    student_layers: list[int] = field(default_factory=list)  # layers of the policy, shallow to deep; -1 is the last
+    teacher_layers: list[int] = field(default_factory=list)  # layer of the teacher for each of them
+    projector: Literal["shared", "independent"] = "shared"  # one projector for all pairs, or one for each pair
+    nesting: Nesting = "none"  # increasing: deeper pairs use more hidden units of the shared projector
+    nested_widths: list[int] | None = None  # explicit: number of hidden units of each pair
     hidden_width: int | None = None  # by default the width of the teacher's features
-    weight: float = 0.5
-    schedule: Literal["constant", "linear", "stop"] = "constant"
+    weight: float = 0.5  # weight of the mean alignment loss
+    schedule: Literal["constant", "linear", "stop"] = "constant"  # course of the weight
     until: int | None = None  # step at which a linear schedule reaches zero, or at which alignment stops
     reference_compat: bool = False  # resample the teacher's features as the public ROCKET code does
 
@@ -134,10 +135,10 @@ class AlignmentSettings:
 @dataclass
 class TeacherSettings:
     name: str = "facebook/VGGT-1B"  # Hub id or folder
-    revision: str | None = None
+    revision: str | None = None  # tag, branch or commit of the teacher on the Hub
     resolution: str | int = "camera"  # "camera", "teacher" or a side in pixels
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    compile: bool = False
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the teacher's weights and features
+    compile: bool = False  # compile the teacher with torch.compile
     caches: list[str] = field(default_factory=list)  # feature cache folders, one per dataset; without, run the teacher
 
 
@@ -148,8 +149,8 @@ class DatasetConfig(BaseDatasetConfig):
     weight: float | None = None  # share of the samples; by default the datasets' numbers of frames
     episodes: list[int] | None = None  # by default all
     cameras: dict[str, str] = field(default_factory=dict)  # policy camera -> dataset column; by default in their order
-    state: str = "observation.state"
-    action: str = "action"
+    state: str = "observation.state"  # column of the state
+    action: str = "action"  # column of the actions
 
 
 @dataclass
@@ -160,7 +161,7 @@ class AugmentationConfig:
     rotation: float = 0.0  # largest angle in degrees, in either direction
     brightness: float = 0.0  # largest added value, as a share of the pixel range
     contrast: float = 0.0  # factors in 1 +- this
-    saturation: float = 0.0
+    saturation: float = 0.0  # factors in 1 +- this
     hue: float = 0.0  # largest rotation of the color circle in turns, in either direction
     color_only: list[str] = field(default_factory=list)  # cameras without crops and rotations, such as wrists
 
@@ -170,7 +171,7 @@ class DataConfig(BaseDataConfig):
     datasets: list[DatasetConfig] = field(default_factory=list)  # type: ignore[assignment]
     streaming: bool = False  # fetch video frames from the Hub during training instead of downloading them first
     in_memory: bool = False  # decode all images before the first step, for small datasets
-    workers: int = 4
+    workers: int = 4  # processes that load batches; 0: the training process
     prefetch: int = 2  # batches that each worker loads ahead
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
@@ -179,14 +180,14 @@ class DataConfig(BaseDataConfig):
 class OptimizerConfig(BaseOptimizerConfig):
     """AdamW. The learning rates of the heads and of the alignment projector are `lr` unless they are given."""
 
-    projector_lr: float | None = None
+    projector_lr: float | None = None  # learning rate of the alignment projector
     conflicts: Literal["keep", "project"] = "keep"  # project: PCGrad, for comparison; see vla/gradient_projection.py
 
 
 @dataclass
 class RunConfig(BaseRunConfig):
     base_dtype: Literal["float32", "bfloat16"] = "float32"  # dtype of the frozen weights; trained ones are float32
-    compile: bool = False
+    compile: bool = False  # compile the policy with torch.compile
     quantize: bool = False  # QLoRA: frozen linear layers in 4 bits, with bitsandbytes
 
 
@@ -202,10 +203,10 @@ class AnalysisConfig:
 class CostComparison:
     """Training that the dry run compares the cost of this run with."""
 
-    name: str = ""
-    models: int = 1
-    batch_size: int = 1
-    steps: int = 1
+    name: str = ""  # name that the dry run prints
+    models: int = 1  # number of models that were trained
+    batch_size: int = 1  # samples of each of their steps
+    steps: int = 1  # steps of each model
     teacher: bool = False  # whether the teacher ran for each of its samples too
 
 
@@ -237,10 +238,10 @@ class Rocket2Settings:
     warmup_steps: int = 0  # first optimizer steps, which train only the auxiliary heads, on views without actions
     views_share: float = 0.0  # share of the samples that are views after the warm-up
     same_episode_goals: float = 0.0  # share of the goal images taken from the sample's own episode
-    action: float = 0.01  # loss weights; an auxiliary head with weight 0 is not created
-    visibility: float = 0.01
-    point: float = 0.1
-    box: float = 0.1
+    action: float = 0.01  # weight of the action loss
+    visibility: float = 0.01  # weight of the visibility loss; an auxiliary head with weight 0 is not created
+    point: float = 0.1  # weight of the loss of the goal's center
+    box: float = 0.1  # weight of the loss of the goal's bounding box
     keep: list[str] = field(default_factory=list)  # auxiliary heads that the exported policy keeps
 
 
