@@ -8,7 +8,7 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.training.base_policy import find_policy_folder, weight_errors_as_user_errors
+from rocket_hf.training.base_policy import find_policy_folder
 from rocket_hf.training.checkpoint import STATE, Checkpoints, load_tensors_into, load_trainable_weights, read_tensors
 from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics
 from rocket_hf.training.data.lerobot_data import RobotDataset
@@ -71,8 +71,7 @@ def find_in_run(run: Path) -> TrainedPolicySource:
 def load_trained_policy(source: TrainedPolicySource) -> tuple[RocketForActionPrediction, RocketProcessor]:
     """Load a policy with merged LoRA weights and without alignment head, and its processor."""
     if source.policy is not None:
-        with weight_errors_as_user_errors(source.policy):
-            model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
+        model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
         return model, read_processor(source.policy)
     model, processor = load_unmerged_checkpoint(source)
     return policy_from_weights(model.config, merge_lora_weights(model)), processor
@@ -118,8 +117,7 @@ def is_head(name: str) -> bool:
 def load_trained_rocket2(source: TrainedPolicySource) -> Rocket2ForActionPrediction:
     """Load a ROCKET-2 policy with the auxiliary heads that its recipe keeps. It has no processor."""
     if source.policy is not None:
-        with weight_errors_as_user_errors(source.policy):
-            return Rocket2ForActionPrediction.from_pretrained(source.policy)
+        return Rocket2ForActionPrediction.from_pretrained(source.policy)
     recipe, checkpoint = source.recipe, source.checkpoint
     if not isinstance(recipe, Rocket2Recipe) or checkpoint is None:
         raise UserError("this is not a ROCKET-2 policy, training run or checkpoint: give the folder of one of those")

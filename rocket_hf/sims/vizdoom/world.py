@@ -38,7 +38,7 @@ class DoomView:
         """Return the mask (height, width) bool of an object."""
         return self.objects == target + 1
 
-    def sees(self, target: int) -> bool:
+    def is_visible(self, target: int) -> bool:
         return bool(self.mask(target).any())
 
 
@@ -53,7 +53,7 @@ class DoomWorld:
         path.write_bytes(write_wad(rooms))
         self.game = create_game(path, rooms[0].name)
 
-    def enter(self, seed: int, target: int, pose: Pose) -> None:
+    def start_episode(self, seed: int, target: int, pose: Pose) -> None:
         self.room, self.target = self.rooms[seed], target
         self.game.set_seed(1 + seed)  # makes animations such as flames reproducible
         self.game.set_doom_map(self.room.name)
