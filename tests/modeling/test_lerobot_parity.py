@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rocket_hf.bench.lerobot_tiny import CAMERAS, CLASSES, lerobot_batch, lerobot_policy
-from rocket_hf.convert.lerobot_names import TIED_HEAD, UNUSED, to_lerobots
+from rocket_hf.convert.lerobot_names import TIED_HEAD, UNUSED, rules_to_lerobot
 from rocket_hf.convert.to_lerobot import lerobot_name, lerobot_weights
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -146,7 +146,7 @@ def test_full_size_weight_names_and_shapes_equal_lerobot(variant):
         settings.device = "meta"
         theirs = policy_class(settings)
         ours = RocketForActionPrediction(RocketConfig(policy_config=Pi0Config(variant=variant)))
-    rules = to_lerobots(variant)
+    rules = rules_to_lerobot(variant)
     shapes = {lerobot_name(name, rules): weight.shape for name, weight in ours.state_dict().items()}
     unused = {f"model.{name}" for name in (*UNUSED[variant], TIED_HEAD)}
     expected = {name: weight.shape for name, weight in theirs.state_dict().items() if name not in unused}
