@@ -26,7 +26,8 @@ from rocket_hf.sims.libero_plus_files import (
 from rocket_hf.sims.libero_plus_tasks import AXES, NEED_ARCHIVE, TASKS, parse_variation
 from rocket_hf.sims.suites import make_environment, select_tasks
 
-BOWL = "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"  # this table is part of the task, not of the background axis
+# The table in this name is part of the task, not of the background axis.
+BOWL = "pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate"
 STOVE = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 
 

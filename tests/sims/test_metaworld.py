@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rocket_hf.errors import UserError
+from rocket_hf.sims.headless import use_offscreen_rendering
 from rocket_hf.sims.metaworld import MetaWorldEnvironment
 from rocket_hf.sims.metaworld_tasks import GROUPS, INSTRUCTIONS
 from rocket_hf.sims.suites import make_environment as make_suite_environment
@@ -37,6 +38,7 @@ def run_expert(environment, seed, steps):
 
 
 def test_tasks_and_groups_equal_benchmark():
+    use_offscreen_rendering()  # must precede the import of metaworld, which imports mujoco
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     assert set(INSTRUCTIONS) == set(ALL_V3_ENVIRONMENTS)

@@ -169,14 +169,14 @@ def test_recorded_frames_match_room_target_and_masks(recorded):
             rows, columns = mask.nonzero(as_tuple=True)
             if mask.any():
                 point = [
-                    float(rows.float().mean() + 0.5) / IMAGE_SIZE[0],
-                    float(columns.float().mean() + 0.5) / IMAGE_SIZE[1],
+                    float(rows.float().mean() + 0.5) / height,
+                    float(columns.float().mean() + 0.5) / width,
                 ]
                 assert frame["target.point"].tolist() == pytest.approx(point, abs=1e-5)
                 box = [
-                    int(columns.min()) / IMAGE_SIZE[1],
-                    int(rows.min()) / IMAGE_SIZE[0],
-                    int(columns.max() + 1) / IMAGE_SIZE[1],
+                    int(columns.min()) / width,
+                    int(rows.min()) / height,
+                    int(columns.max() + 1) / width,
                 ]
                 assert frame["target.box"].tolist()[:3] == pytest.approx(box, abs=1e-5)
         if target:
