@@ -1,4 +1,4 @@
-"""Tables as pictures in grays, which print and copy as they are, and their numbers as CSV."""
+"""Tables of numbers as CSV files and as grayscale heatmaps, which stay readable when printed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from .files import write_atomically, write_csv
 
-MOST_NUMBERS = 150  # cells, up to which each of them shows its number
+MAX_LABELED_CELLS = 150  # larger heatmaps do not show the number of each cell
 
 
 def write_table(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], corner: str) -> None:
-    """CSV with names; a number that is not there is an empty cell."""
+    """Write a CSV file with named rows and columns. NaN becomes an empty cell."""
     cells = [["" if np.isnan(value) else f"{value:.6g}" for value in row] for row in values]
     write_csv(path, [corner, *columns], ([name, *row] for name, row in zip(rows, cells, strict=True)))
 
@@ -28,7 +28,10 @@ def write_heatmap(
     marked: Sequence[tuple[int, int]] = (),
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A PNG in grays: bright is high. `marked` cells (row, column) have a dot; `labels` are of rows and columns."""
+    """Write a grayscale PNG in which high values are bright.
+
+    `marked` cells (row, column) get a dot; `labels` are the titles of the row axis and the column axis.
+    """
     height, width = values.shape
     figure = Figure(figsize=(2.4 + 0.34 * max(width, 6), 1.8 + 0.3 * max(height, 4)), layout="constrained", dpi=150)
     axes = figure.add_subplot()
@@ -42,12 +45,12 @@ def write_heatmap(
     figure.colorbar(image, ax=axes)
     for row, column in marked:
         axes.plot(column, row, "o", markersize=6, markerfacecolor="white", markeredgecolor="black")
-    if values.size <= MOST_NUMBERS and not marked:
-        write_numbers(axes, values, low, high)
-    write_atomically(path, lambda place: FigureCanvasAgg(figure).print_png(str(place)))
+    if values.size <= MAX_LABELED_CELLS and not marked:
+        write_cell_labels(axes, values, low, high)
+    write_atomically(path, lambda temporary: FigureCanvasAgg(figure).print_png(str(temporary)))
 
 
-def write_numbers(axes, values: np.ndarray, low: float, high: float) -> None:
+def write_cell_labels(axes, values: np.ndarray, low: float, high: float) -> None:
     middle = (low + high) / 2
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):

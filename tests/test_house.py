@@ -312,23 +312,23 @@ def test_doctor_names_the_package_of_a_missing_library(library, package, monkeyp
     assert f"`apt-get install {package}`" in printed.err
 
 
-def test_doctor_says_what_cannot_be_imported():
-    sentence = doctor.explain("lerobot.datasets", ModuleNotFoundError("No module named 'av'\nmore"))
-    assert sentence.startswith("lerobot cannot be imported (No module named 'av'): ")
+def test_doctor_names_the_package_that_cannot_be_imported():
+    message = doctor.explain("lerobot.datasets", ModuleNotFoundError("No module named 'av'\nmore"))
+    assert message.startswith("lerobot cannot be imported (No module named 'av'): ")
 
 
 @pytest.mark.parametrize(
-    ("error", "wanted"),
+    ("error", "expected"),
     [
         (RuntimeError("libavutil.so.60: cannot open shared object file\nmore"), "`apt-get install ffmpeg`"),
         (RuntimeError("undefined symbol\nmore"), "torchcodec does not load: undefined symbol"),
         (ModuleNotFoundError("No module named 'torchcodec'"), "not made for this platform"),
     ],
 )
-def test_doctor_says_which_video_decoder_is_used(error, wanted, monkeypatch):
+def test_doctor_names_the_video_decoder_in_use(error, expected, monkeypatch):
     def fail(name):
         raise error
 
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
     assert doctor.video_decoder().startswith("PyAV ")
-    assert wanted in doctor.video_decoder()
+    assert expected in doctor.video_decoder()
