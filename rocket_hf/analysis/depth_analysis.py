@@ -11,9 +11,10 @@ from rocket_hf.evaluation.trained_policy import TrainedPolicySource, find_traine
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import load_teacher
+from rocket_hf.training.base_policy import find_policy_folder
 from rocket_hf.training.recipe import VLARecipe
-from rocket_hf.training.vla.resources import load_policy, policy_folder, robot_changes
-from rocket_hf.training.vla.targets import picture_windows
+from rocket_hf.training.vla.resources import load_policy, robot_changes
+from rocket_hf.training.vla.targets import image_windows
 
 from .depth_figures import ProbedModel, draw_errors, draw_predictions
 from .depth_probe import ProbeSettings, constant_errors, probe_policy, probe_teacher
@@ -40,7 +41,7 @@ class DepthAnalysis:
         source, _, revision = name.partition("@")
         teacher = load_teacher(source, revision or None, device=self.device)
         height, width = self.samples.images.shape[-2:]
-        windows = picture_windows(policy.processor, [(height, width)] * len(policy.processor.cameras))
+        windows = image_windows(policy.processor, [(height, width)] * len(policy.processor.cameras))
         errors = probe_teacher(teacher, windows, policy.grid, policy.processor, self.samples, self.settings)
         return ProbedModel(DepthResult(f"teacher {teacher.card.name}", TEACHER, errors), policy.grid, policy.processor)
 
@@ -64,7 +65,7 @@ def probe_runs(analysis: DepthAnalysis, paths: Sequence[Path], teacher: str | No
 
 def untrained_policy_folder(recipe: VLARecipe) -> Path:
     try:
-        return policy_folder(recipe.policy)
+        return find_policy_folder(recipe.policy)
     except UserError as error:
         raise UserError(
             f"the run is compared with the untrained policy of recipe {recipe.name}, which cannot be found ({error}): "

@@ -13,8 +13,7 @@ from rocket_hf.evaluation.trained_policy import find_trained_policy
 from rocket_hf.layer_selection.layer_features import extract_layers
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import Batch
-from rocket_hf.training.checkpoint import Checkpoints, put, read
-from rocket_hf.training.optimization import trained
+from rocket_hf.training.checkpoint import Checkpoints, load_trainable_weights, read_tensors
 from rocket_hf.training.run import CHECKPOINTS
 from rocket_hf.training.vla.targets import Targets
 
@@ -66,7 +65,7 @@ def policies_by_step(run: RestoredRun, path: Path, checkpoints: str) -> Iterator
     store = Checkpoints(origin.run / CHECKPOINTS, keep=1)
     for step in store.steps():
         checkpoint = store.path(step)
-        put(dict(trained(policy)), read(checkpoint, "model"), checkpoint)
+        load_trainable_weights(policy, read_tensors(checkpoint, "model"), checkpoint)
         yield step, policy
 
 

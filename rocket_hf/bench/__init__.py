@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m rocket_hf.bench NAME [--json]`. They report ratios measured in one run, never pass or fail."""
+"""Benchmarks: `python -m rocket_hf.bench NAME [--json]`. They report ratios between measurements of the same run."""

@@ -1,4 +1,4 @@
-"""`python -m rocket_hf.bench NAME [--json]`: runs one benchmark and prints its figures."""
+"""Run one benchmark and print its results: `python -m rocket_hf.bench NAME [--json]`."""
 
 import argparse
 import importlib
@@ -6,31 +6,35 @@ import json
 import sys
 
 BENCHMARKS = {
-    "agreement": "the agreement of gradients, measured while training, against a step",
-    "alignment": "the alignment head against the plain way, and nested against full widths",
-    "data": "our loader against lerobot's own, PNG and video, with chunks of actions",
-    "layers": "memory of choosing layers from few and from many samples",
-    "policies": "taps against no taps, and inference against lerobot's own classes",
-    "rocket2": "ROCKET-2's memory against the whole window read again, and the first of its steps against the last",
-    "step": "a training step without alignment, with ROCKET from the cache and live, and by layer pairs",
-    "teacher": "a teacher at its own resolution, at the camera's, stopped half-way, and from the feature cache",
+    "agreement": "time to measure gradient agreement, relative to a training step",
+    "alignment": "alignment head relative to a naive implementation, and nested relative to full widths",
+    "data": "data loader relative to lerobot's, for PNG images and video, with action chunks",
+    "layers": "memory of layer selection with few and with many samples",
+    "policies": "training with taps relative to without, and inference relative to lerobot's policies",
+    "rocket2": "ROCKET-2 step with cached memory relative to recomputing the window; early relative to late steps",
+    "step": "training step with ROCKET (cached and live features) relative to no alignment, by number of layer pairs",
+    "teacher": "teacher at its own and the camera's resolution, at half depth, and read from the feature cache",
 }
 
 
 def main() -> int:
-    listed = "\n".join(f"  {name:12} {phrase}" for name, phrase in BENCHMARKS.items())
+    listed = "\n".join(f"  {name:12} {description}" for name, description in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
         "python -m rocket_hf.bench",
-        description="Ratios measured in one run.",
+        description="Run a benchmark. All ratios are between measurements of the same run.",
         epilog=f"benchmarks:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS)
-    parser.add_argument("--json", action="store_true", help="print one JSON object of the figures")
-    parser.add_argument("--policy", choices=["25m", "openvla-7b"], help="of `step` (default: 25m; the other for a GPU)")
+    parser.add_argument("name", metavar="NAME", choices=BENCHMARKS, help="name of the benchmark, see below")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    parser.add_argument(
+        "--policy",
+        choices=["25m", "openvla-7b"],
+        help="policy of the benchmark step (default: 25m; openvla-7b needs a GPU)",
+    )
     arguments = parser.parse_args()
     if arguments.policy and arguments.name != "step":
-        parser.error("--policy belongs to the benchmark step")
+        parser.error("--policy is an option of the benchmark step only")
     benchmark = importlib.import_module(f"rocket_hf.bench.{arguments.name}")
     figures = benchmark.measure(arguments.policy) if arguments.policy else benchmark.measure()
     print(json.dumps(figures) if arguments.json else benchmark.report(figures))

@@ -1,7 +1,7 @@
-"""What measuring the agreement of gradients costs a run: the seconds of one measurement against those of a step.
+"""Benchmark of measuring gradient agreement during training: its duration relative to that of a training step.
 
-The policy, the teacher and the step are those of the benchmark `step`, with all its layer pairs; the measurement is of
-a whole batch and of the default weights, the first aligned block's.
+Policy, teacher and step are those of the benchmark `step` with all layer pairs. A measurement uses a whole batch and
+the default weights, those of the first aligned block.
 """
 
 import statistics
@@ -16,29 +16,28 @@ from torch.utils.data import default_collate
 from rocket_hf.bench import step
 from rocket_hf.bench.measure import interleaved, median_ratio
 from rocket_hf.training.run import TrainState
-from rocket_hf.training.vla.gradient_agreement import gradient_agreement
 from rocket_hf.training.vla.targets import CachedTargets
 from rocket_hf.training.vla.task import VLATrainingTask
 
 EVERY, ROUNDS = 100, 3
-WAYS = ("cached", "live")
+MODES = ("cached", "live")
 
 
-def agreement_job(stage: step.Stage, learner: TrainState):
-    assert isinstance(learner.system, VLATrainingTask)
-    numbers, preparation = count(), learner.system.preparation
-    source = preparation.targets
-    fake = learner.policy.config.fake_batch(stage.setting.batch_size, step.PROMPT_LENGTH)
+def agreement_job(benchmark: step.StepBenchmark, state: TrainState):
+    assert isinstance(state.task, VLATrainingTask)
+    numbers, agreement = count(), state.task.agreement
+    source = state.task.batch_inputs.target_source
+    fake = state.policy.config.fake_batch(benchmark.setting.batch_size, step.PROMPT_LENGTH)
     numeric = {key: value for key, value in fake.items() if key != "images"}
 
     def job() -> None:
-        chosen = [next(numbers) % step.FRAMES for _ in range(stage.setting.batch_size)]
-        raw: Any = {**numeric, "images": stage.frames.pictures(chosen)}
+        chosen = [next(numbers) % step.FRAMES for _ in range(benchmark.setting.batch_size)]
+        raw: Any = {**numeric, "images": benchmark.frames.read_images(chosen)}
         if isinstance(source, CachedTargets):
             raw["features"] = default_collate([source.cache.read(index) for index in chosen])
-        gradient_agreement(learner, preparation, raw)
-        learner.times.take()
-        if stage.device.type == "cuda":
+        agreement.measure(raw)
+        state.timer.pop_intervals()
+        if benchmark.device.type == "cuda":
             torch.cuda.synchronize()
 
     return job
@@ -46,16 +45,16 @@ def agreement_job(stage: step.Stage, learner: TrainState):
 
 def measure(policy: str = "25m") -> dict[str, Any]:
     torch.set_num_threads(step.THREADS)
-    setting = step.SETTINGS[policy]
+    setting = step.STEP_SETTINGS[policy]
     pairs, figures = len(setting.student_layers), {}
     with tempfile.TemporaryDirectory() as folder:
-        stage = step.Stage(setting, Path(folder) / "cache")
-        for way in WAYS:
-            learner = stage.learner(way, pairs)
-            jobs = {"step": stage.job_of(learner), "agreement": agreement_job(stage, learner)}
+        benchmark = step.StepBenchmark(setting, Path(folder) / "cache")
+        for mode in MODES:
+            state = benchmark.create_state(mode, pairs)
+            jobs = {"step": benchmark.create_step_job(state), "agreement": agreement_job(benchmark, state)}
             seconds = interleaved(jobs, ROUNDS)
             ratio = median_ratio(seconds["agreement"], seconds["step"])
-            figures[way] = {
+            figures[mode] = {
                 "step": round(statistics.median(seconds["step"]), 4),
                 "agreement": round(statistics.median(seconds["agreement"]), 4),
                 "steps": round(ratio, 3),
@@ -66,11 +65,12 @@ def measure(policy: str = "25m") -> dict[str, Any]:
 
 def report(figures: dict[str, Any]) -> str:
     rows = [
-        f"agreement of {figures['pairs']} layer pairs and the action, {figures['policy']}; CPU seconds, medians",
+        f"gradient agreement of {figures['pairs']} layer pairs and the action loss, {figures['policy']} policy; CPU "
+        "seconds, medians",
         "",
-        f"{'':10}{'a step':>10}{'measuring':>12}{'in steps':>10}{f'every {EVERY} steps':>18}",
+        f"{'':10}{'step':>10}{'measurement':>13}{'in steps':>10}{f'every {EVERY} steps':>18}",
     ]
-    for way in WAYS:
-        row = figures[way]
-        rows.append(f"{way:10}{row['step']:10.3f}{row['agreement']:12.3f}{row['steps']:10.2f}{row['share']:18.2%}")
+    for mode in MODES:
+        row = figures[mode]
+        rows.append(f"{mode:10}{row['step']:10.3f}{row['agreement']:13.3f}{row['steps']:10.2f}{row['share']:18.2%}")
     return "\n".join(rows)

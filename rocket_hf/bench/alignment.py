@@ -1,7 +1,7 @@
-"""The alignment head, forward and backward, from raw teacher features to gradients of taps and projector.
+"""Benchmark of the alignment head, forward and backward, from raw teacher features to gradients of taps and projector.
 
-The plain way computes the same loss with the same weights and the same nested widths, as the public reference does: a
-loop over pairs and over samples, the position code rebuilt and resampled with the features each time.
+The mode "plain" computes the same loss with the same weights and nested widths like the public reference code: in a
+loop over pairs and samples that rebuilds the position code and resamples it with the features each time.
 """
 
 import math
@@ -24,11 +24,14 @@ BATCH, CAMERAS, GRID, TEACHER_GRID = 2, 2, (16, 16), (37, 37)
 THREADS = 2
 
 
-def make_job(way: str) -> Job:
-    """One forward and backward: "plain", "nested" (ours, ROCKET's widths) or "full" (ours, full widths)."""
+def create_job(mode: str) -> Job:
+    """Create a job for one forward and backward pass.
+
+    `mode` is "plain", "nested" (this package's head with ROCKET's widths) or "full" (this package's head, full widths).
+    """
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    nesting = "none" if way == "full" else "increasing"
+    nesting = "none" if mode == "full" else "increasing"
     config = AlignmentConfig(
         student_layers=STUDENTS,
         teacher_layers=TEACHERS,
@@ -44,7 +47,7 @@ def make_job(way: str) -> Job:
     def job() -> Tensor:
         for tensor in (*taps.values(), *head.parameters()):
             tensor.grad = None
-        losses = plain_losses(head, taps, features) if way == "plain" else our_losses(head, taps, features)
+        losses = plain_losses(head, taps, features) if mode == "plain" else head_losses(head, taps, features)
         loss = torch.stack(losses).mean()
         loss.backward()
         return loss.detach()
@@ -52,7 +55,7 @@ def make_job(way: str) -> Job:
     return job
 
 
-def our_losses(head: AlignmentHead, taps: dict[int, Tensor], features: dict[int, Tensor]) -> list[Tensor]:
+def head_losses(head: AlignmentHead, taps: dict[int, Tensor], features: dict[int, Tensor]) -> list[Tensor]:
     targets = {layer: register_features(feature, TEACHER_GRID, GRID) for layer, feature in features.items()}
     return list(head(taps, targets, torch.ones(BATCH, CAMERAS, dtype=torch.bool)).values())
 
@@ -72,16 +75,16 @@ def plain_losses(head: AlignmentHead, taps: dict[int, Tensor], features: dict[in
 
 
 def measure() -> dict[str, Any]:
-    jobs = {way: make_job(way) for way in ("plain", "nested", "full")}
+    jobs = {mode: create_job(mode) for mode in ("plain", "nested", "full")}
     difference = abs(float(jobs["plain"]()) - float(jobs["nested"]()))
     seconds = interleaved(jobs)
-    memory = {way: peak_memory(make_job, way) for way in jobs}
+    memory = {mode: peak_memory(create_job, mode) for mode in jobs}
     return {
         "cpu_ratio_to_plain": round(median_ratio(seconds["nested"], seconds["plain"]), 3),
         "nested_to_full": round(median_ratio(seconds["nested"], seconds["full"]), 3),
         "peak_memory_ratio": round(memory["nested"] / memory["plain"], 3),
-        "cpu_seconds": {way: round(statistics.median(taken), 2) for way, taken in seconds.items()},
-        "peak_memory_mib": {way: round(taken / 2**20) for way, taken in memory.items()},
+        "cpu_seconds": {mode: round(statistics.median(times), 2) for mode, times in seconds.items()},
+        "peak_memory_mib": {mode: round(size / 2**20) for mode, size in memory.items()},
         "loss_difference": difference,
     }
 
@@ -93,14 +96,14 @@ def report(figures: dict[str, Any]) -> str:
         "",
         f"{'':22}{'CPU seconds':>12}{'peak MiB':>10}",
     ]
-    names = {"plain": "plain way, nested", "nested": "this head, nested", "full": "this head, full width"}
-    for way, name in names.items():
-        rows.append(f"{name:22}{figures['cpu_seconds'][way]:12.2f}{figures['peak_memory_mib'][way]:10}")
+    names = {"plain": "naive loop, nested", "nested": "this head, nested", "full": "this head, full width"}
+    for mode, name in names.items():
+        rows.append(f"{name:22}{figures['cpu_seconds'][mode]:12.2f}{figures['peak_memory_mib'][mode]:10}")
     rows += [
         "",
-        f"CPU time to the plain way    {figures['cpu_ratio_to_plain']:.3f}",
-        f"nested to full widths        {figures['nested_to_full']:.3f}",
-        f"peak memory to the plain way {figures['peak_memory_ratio']:.3f}",
-        f"difference of the losses     {figures['loss_difference']:.1e}",
+        f"CPU time, nested / naive loop     {figures['cpu_ratio_to_plain']:.3f}",
+        f"CPU time, nested / full width     {figures['nested_to_full']:.3f}",
+        f"peak memory, nested / naive loop  {figures['peak_memory_ratio']:.3f}",
+        f"difference of the losses          {figures['loss_difference']:.1e}",
     ]
     return "\n".join(rows)

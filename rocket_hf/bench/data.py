@@ -1,8 +1,8 @@
-"""Our loader against lerobot's own way, on the same generated datasets: pictures as PNG, and as video.
+"""Benchmark of the data loader relative to lerobot's, on the same generated datasets with PNG images or video.
 
-lerobot's side is what `lerobot-train` builds: a LeRobotDataset with `delta_timestamps` in a torch DataLoader. Ours does
-more: it also normalizes, tokenizes the prompts and draws noise and times. Both read the same frames in the same order,
-without workers, so that one process's CPU time holds all of the work. Two cameras of 128 pixels, chunks of 50 steps.
+lerobot's loader is built as in `lerobot-train`: a LeRobotDataset with `delta_timestamps` in a torch DataLoader. Ours
+does more work: it also normalizes, tokenizes prompts and draws noise and times. Both read the same frames in the same
+order without worker processes, so that the CPU time of one process includes all work.
 """
 
 import logging
@@ -34,13 +34,13 @@ ROUNDS = 5
 KINDS = {"png": "PNG in tables", "video": "video (AV1)"}
 
 
-def our_loader(data: RobotDataset, config: RocketConfig, order: MixtureOrder) -> BatchLoader:
+def create_loader(data: RobotDataset, config: RocketConfig, order: MixtureOrder) -> BatchLoader:
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
     settings = DataConfig(workers=0)
     return make_loader([data], order, processor, config, settings, seed=0, batch_size=BATCH, end_position=SAMPLES)
 
 
-def their_loader(folder: Path, order: MixtureOrder) -> DataLoader:
+def create_lerobot_loader(folder: Path, order: MixtureOrder) -> DataLoader:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     steps = {"action": [step / FPS for step in range(CHUNK)]}
@@ -49,11 +49,11 @@ def their_loader(folder: Path, order: MixtureOrder) -> DataLoader:
 
 
 def require_equal(ours: BatchLoader, theirs: DataLoader, data: RobotDataset) -> None:
-    """Every picture, state, action and padding mask of every sample."""
+    """Assert that all images, states, actions and padding masks are equal."""
     for mine, other in zip(ours, theirs, strict=True):
         for index, key in enumerate(data.camera_keys.values()):
-            picture = other[key] if other[key].dtype == torch.uint8 else (other[key] * 255).round().to(torch.uint8)
-            assert torch.equal(mine["images"][index], picture)
+            image = other[key] if other[key].dtype == torch.uint8 else (other[key] * 255).round().to(torch.uint8)
+            assert torch.equal(mine["images"][index], image)
         assert isinstance(ours.dataset, BatchDataset)
         processor = ours.dataset.processor
         assert torch.equal(mine["state"], processor.normalize_state(other["observation.state"]))
@@ -65,7 +65,7 @@ def compare(folder: Path, rounds: int) -> dict[str, float]:
     config = tiny_config(chunk_size=CHUNK)
     data = RobotDataset(DatasetConfig(id=str(folder)), config)
     order = MixtureOrder([FrameRanges([data.frame_range(episode) for episode in data.episodes])])
-    ours, theirs = our_loader(data, config, order), their_loader(folder, order)
+    ours, theirs = create_loader(data, config, order), create_lerobot_loader(folder, order)
     require_equal(ours, theirs, data)
     seconds = interleaved({"ours": lambda: list(ours), "theirs": lambda: list(theirs)}, rounds)
     return {
@@ -77,7 +77,7 @@ def compare(folder: Path, rounds: int) -> dict[str, float]:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """lerobot prints a page where torchcodec does not load, each time that it opens a dataset."""
+    """Disable warnings: lerobot prints a long one for each dataset if torchcodec cannot be loaded."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -101,10 +101,10 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
 
 def report(figures: dict[str, Any]) -> str:
     rows = [
-        f"samples per CPU second, two cameras of 128 pixels, chunks of {CHUNK}, batches of {BATCH}, no workers, equal "
-        f"tensors, medians of {ROUNDS} rounds",
+        f"samples per CPU second, two cameras of 128 pixels, chunks of {CHUNK}, batches of {BATCH}, no worker "
+        f"processes, equal tensors, medians of {ROUNDS} rounds",
         "",
-        f"{'':16}{'ours':>10}{'lerobot':>10}{'ratio':>8}",
+        f"{'':16}{'rocket_hf':>10}{'lerobot':>10}{'ratio':>8}",
     ]
     for kind, name in KINDS.items():
         sides = figures["samples_per_cpu_second"][kind]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rocket_hf.bench.measure import resident
+from rocket_hf.bench.measure import resident_memory
 from rocket_hf.layer_selection.by_measure import ChangeMeasure, LayerBatch, SimilarityMeasure, build_measure
 
 DEPTHS, WIDTHS, CAMERAS, TOKENS, BATCH = (32, 24), (128, 64), 2, 64, 32
@@ -40,12 +40,12 @@ def peak_memory(strategy: str) -> list[int]:
     The same batch is added again and again, so that only the measure itself is benchmarked.
     """
     batch, measure, peaks = make_batch(), create_measure(strategy), []
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of the resident memory
-    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak of the resident_memory memory
+    before = resident_memory("VmRSS")
     for number in range(1, SAMPLES[-1] // BATCH + 1):
         measure.add(batch)
         if number * BATCH in SAMPLES:
-            peaks.append(resident("VmHWM") - before)
+            peaks.append(resident_memory("VmHWM") - before)
     return peaks
 
 

@@ -1,7 +1,7 @@
-"""lerobot's own policies at tiny sizes: what ours are compared with, for speed here and for numbers in tests.
+"""lerobot's policies at tiny sizes, as references for speed (benchmarks) and for numerical results (tests).
 
-lerobot's constructors know only the full sizes, so its modules are built here from tiny configurations and handed to
-its own policy classes; everything that computes is lerobot's.
+lerobot's constructors support only the full sizes. Its modules are therefore built from tiny configurations and passed
+to its policy classes; all computations are lerobot's.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
-FAKE_ID, GLOBAL_ID = 100, 101  # ids around the image tokens of SmolVLA, where it has any
+FAKE_ID, GLOBAL_ID = 100, 101  # ids of the special tokens around SmolVLA's image tokens
 CLASSES = {"pi0": ("PI0Config", "PI0Policy"), "pi05": ("PI05Config", "PI05Policy")}
 
 
 def lerobot_policy(config: RocketConfig) -> Any:
-    """lerobot's own policy at the sizes of our configuration, with weights of its own."""
+    """Return lerobot's policy with the sizes of our configuration and its own random weights."""
     return lerobot_smolvla(config) if isinstance(config.policy_config, SmolVLAConfig) else lerobot_pi(config)
 
 
 def lerobot_pi(config: RocketConfig) -> Any:
-    """lerobot's PI0Policy or PI05Policy."""
+    """Return lerobot's PI0Policy or PI05Policy."""
     sizes = config.policy_config
     module = importlib.import_module(f"lerobot.policies.{sizes.variant}.modeling_{sizes.variant}")
     settings_class, policy_class = (getattr(module, name) for name in CLASSES[sizes.variant])
@@ -59,7 +59,7 @@ def lerobot_settings(config: RocketConfig) -> dict[str, Any]:
 
 
 def tiny_core(module: ModuleType, config: RocketConfig) -> nn.Module:
-    """lerobot's PaliGemmaWithExpertModel around tiny instances of lerobot's own Gemma classes."""
+    """Return lerobot's PaliGemmaWithExpertModel with tiny instances of lerobot's Gemma classes."""
     from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
     from transformers import PaliGemmaConfig
 
@@ -85,7 +85,7 @@ def tiny_core(module: ModuleType, config: RocketConfig) -> nn.Module:
 
 
 def lerobot_batch(batch: dict[str, Any], present: tuple[str, ...] = CAMERAS) -> dict[str, Any]:
-    """Our batch under lerobot's names; cameras that are not present are left out."""
+    """Rename the entries of our batch as lerobot expects them. Cameras not in `present` are left out."""
     images = {name: batch["images"][:, index].float() / 255 for index, name in enumerate(CAMERAS) if name in present}
     named = {
         "observation.state": batch["state"],
@@ -97,11 +97,11 @@ def lerobot_batch(batch: dict[str, Any], present: tuple[str, ...] = CAMERAS) -> 
 
 
 def smolvlm_config(sizes: SmolVLAConfig, depth: int) -> Any:
-    """transformers' own configuration of a vision-language model, of which SmolVLA keeps the lower layers."""
+    """Return transformers' configuration of the vision-language model whose lower layers SmolVLA uses."""
     from transformers import SmolVLMConfig
 
     text = sizes.language_config.to_dict() | {"num_hidden_layers": depth, "model_type": "llama"}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 100_000.0}  # which lerobot does not read
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 100_000.0}  # lerobot ignores it
     return SmolVLMConfig(
         text_config=text,
         vision_config={
@@ -119,9 +119,9 @@ def smolvlm_config(sizes: SmolVLAConfig, depth: int) -> Any:
 
 
 def lerobot_smolvla(config: RocketConfig, **settings: Any) -> Any:
-    """lerobot's SmolVLAPolicy at the sizes of our configuration, with weights of its own.
+    """Return lerobot's SmolVLAPolicy with the sizes of our configuration and its own random weights.
 
-    Its constructor reads the vision-language model's configuration from the Hub, so a tiny one is put in its place.
+    Its constructor loads the vision-language model's configuration from the Hub, which is replaced by a tiny one.
     """
     from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.policies.smolvla import configuration_smolvla, modeling_smolvla, smolvlm_with_expert
@@ -153,6 +153,6 @@ def lerobot_smolvla(config: RocketConfig, **settings: Any) -> Any:
             smolvlm_with_expert.AutoProcessor, "from_pretrained", lambda _: SimpleNamespace(tokenizer=tokenizer)
         ),
         patch.object(smolvlm_with_expert, "get_intermediate_size", lambda _: sizes.expert_mlp_width),
-        contextlib.redirect_stdout(sys.stderr),  # it says how many layers it keeps
+        contextlib.redirect_stdout(sys.stderr),  # the constructor prints the number of layers
     ):
         return modeling_smolvla.SmolVLAPolicy(published).eval()

@@ -1,7 +1,7 @@
-"""What ROCKET-2's memory saves: a step that carries it, against the whole window read again at each step.
+"""Benchmark of ROCKET-2's memory: a step with cached memory relative to recomputing the whole window at each step.
 
-Both have seen 128 steps, give the scores of the same step and agree. The policy is small, its window of 128 steps and
-11 tokens a step is the published one. Then a thousand steps are taken, and the first are compared with the last.
+Both compute the same step after 128 steps, with equal results. The policy is small, but its window of 128 steps with 11
+tokens each is the published one. The duration of early and late steps of a long episode is compared as well.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from rocket_hf.bench.measure import interleaved, median_ratio
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_interface import Goal, PolicyState
+from rocket_hf.modeling.rocket2_interface import Goal, Rocket2State
 
 SMALL = Rocket2Config(
     image_size=(64, 80), rgb_depth=4, rgb_width=192, rgb_heads=3, rgb_mlp_width=768, mask_depth=2, mask_width=64,
@@ -22,12 +22,12 @@ SMALL = Rocket2Config(
     action_space="factored", action_factors={"move": 5, "turn": 11, "act": 3},
 )  # fmt: skip
 ROUNDS, EARLY, LATE = 7, 10, 1000
-AROUND = 9  # steps whose time is taken together
-THREADS = 1  # more would wait for each other at these sizes
+REPEATS = 9  # repetitions of a step that are timed together
+THREADS = 1  # synchronizing threads costs more than it saves at these sizes
 
 
-class Episode:
-    """One policy and one long episode of noise with one goal."""
+class Rocket2Benchmark:
+    """Policy with a long episode of random images and one goal."""
 
     def __init__(self, config: Rocket2Config):
         torch.manual_seed(0)
@@ -36,16 +36,16 @@ class Episode:
         first = {name: self.batch[name][:, 0] for name in ("goal_images", "goal_masks", "goal_interactions")}
         self.goal = Goal(*first.values())
 
-    def step(self, state: PolicyState, number: int) -> PolicyState:
+    def step(self, state: Rocket2State, number: int) -> Rocket2State:
         window = self.policy.config.window_steps
         images, goal = self.batch["images"][:, number % window], self.goal if number == 0 else None
         action, state = self.policy.step(images, goal, state, temperature=0)
-        if number + 1 < window:  # what is read again is the beginning of the episode
+        if number + 1 < window:  # `recompute` reads the first window of the episode
             self.batch["previous_actions"][:, number + 1] = action
         return state
 
-    def after(self, steps: int) -> PolicyState:
-        """So many steps from the beginning."""
+    def state_after(self, steps: int) -> Rocket2State:
+        """Return the state after the first `steps` steps of the episode."""
         state = self.policy.initial_state()
         self.batch["previous_actions"][:, 0] = state.previous_actions
         for number in tqdm(range(steps), desc="steps", leave=False, disable=None):
@@ -53,49 +53,50 @@ class Episode:
         return state
 
     def recompute(self) -> torch.Tensor:
-        """The most likely action at the end of the window."""
+        """Compute the most probable action at the end of the window from all of its steps."""
         with torch.no_grad():
-            read = {key: value for key, value in self.batch.items() if key not in ("actions", "visibility")}
-            logits = self.policy(**read).logits
+            inputs = {key: value for key, value in self.batch.items() if key not in ("actions", "visibility")}
+            logits = self.policy(**inputs).logits
         return torch.stack([scores[:, -1].argmax(dim=-1) for scores in logits.values()], dim=-1)
 
 
-def speedup(episode: Episode) -> dict[str, Any]:
-    last = episode.policy.config.window_steps - 1
-    state = episode.after(last)
-    assert torch.equal(episode.step(state, last).previous_actions, episode.recompute())
-    seconds = interleaved({"memory": steps_from(episode, state, last), "recompute": episode.recompute}, ROUNDS)
-    seconds["memory"] = [taken / AROUND for taken in seconds["memory"]]
+def measure_speedup(benchmark: Rocket2Benchmark) -> dict[str, Any]:
+    last = benchmark.policy.config.window_steps - 1
+    state = benchmark.state_after(last)
+    assert torch.equal(benchmark.step(state, last).previous_actions, benchmark.recompute())
+    jobs = {"memory": repeated_step(benchmark, state, last), "recompute": benchmark.recompute}
+    seconds = interleaved(jobs, ROUNDS)
+    seconds["memory"] = [time / REPEATS for time in seconds["memory"]]
     return {
         "memory_speedup": round(median_ratio(seconds["recompute"], seconds["memory"]), 1),
-        "steps_per_second": {way: round(1 / statistics.median(taken), 2) for way, taken in seconds.items()},
+        "steps_per_second": {mode: round(1 / statistics.median(times), 2) for mode, times in seconds.items()},
     }
 
 
-def steps_from(episode: Episode, state: PolicyState, number: int) -> Callable[[], None]:
-    """The same step, several times: one alone is too short to be timed."""
+def repeated_step(benchmark: Rocket2Benchmark, state: Rocket2State, number: int) -> Callable[[], None]:
+    """Return a job that repeats a step, because a single step is too short to be timed."""
 
     def steps() -> None:
-        for _ in range(AROUND):
-            episode.step(state, number)
+        for _ in range(REPEATS):
+            benchmark.step(state, number)
 
     return steps
 
 
-def growth(episode: Episode) -> dict[str, Any]:
-    """The time of the tenth step and of the thousandth, in turns, and the bytes that are carried on."""
-    states = {number: episode.after(number - 1) for number in (EARLY, LATE)}
-    jobs = {f"step_{number}": steps_from(episode, state, number - 1) for number, state in states.items()}
+def measure_growth(benchmark: Rocket2Benchmark) -> dict[str, Any]:
+    """Compare the duration and the size of the state between an early and a late step."""
+    states = {number: benchmark.state_after(number - 1) for number in (EARLY, LATE)}
+    jobs = {f"step_{number}": repeated_step(benchmark, state, number - 1) for number, state in states.items()}
     seconds = interleaved(jobs, ROUNDS)
     early, late = seconds.values()
     return {
         f"step_{LATE}_to_step_{EARLY}": round(median_ratio(late, early), 3),
-        "milliseconds": {name: round(1000 * statistics.median(taken) / AROUND, 2) for name, taken in seconds.items()},
-        "state_mib": {f"step_{number}": mebibytes(bytes_of(state)) for number, state in states.items()},
+        "milliseconds": {name: round(1000 * statistics.median(times) / REPEATS, 2) for name, times in seconds.items()},
+        "state_mib": {f"step_{number}": mebibytes(state_bytes(state)) for number, state in states.items()},
     }
 
 
-def bytes_of(state: PolicyState) -> int:
+def state_bytes(state: Rocket2State) -> int:
     return sum(tensor.nbytes for tensor in (*state.memory, state.goals, state.previous_actions))
 
 
@@ -105,8 +106,8 @@ def mebibytes(size: int) -> float:
 
 def measure() -> dict[str, Any]:
     torch.set_num_threads(THREADS)
-    episode = Episode(SMALL)
-    return speedup(episode) | growth(episode)
+    benchmark = Rocket2Benchmark(SMALL)
+    return measure_speedup(benchmark) | measure_growth(benchmark)
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -116,8 +117,8 @@ def report(figures: dict[str, Any]) -> str:
         f"{THREADS} CPU thread",
         "",
         f"{'':30}{'steps per second':>18}",
-        f"{'with its memory':30}{rates['memory']:18.2f}",
-        f"{'the window read again':30}{rates['recompute']:18.2f}",
+        f"{'cached memory':30}{rates['memory']:18.2f}",
+        f"{'window recomputed':30}{rates['recompute']:18.2f}",
         f"{'':30}{figures['memory_speedup']:17.1f}x",
         "",
         f"{'':30}{'milliseconds':>18}{'state in MiB':>16}",

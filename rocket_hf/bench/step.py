@@ -1,8 +1,8 @@
-"""One training step: without alignment, with ROCKET from the feature cache, with ROCKET live; and by layer pairs.
+"""Benchmark of a training step without alignment, and with ROCKET on cached or live features, by number of layer pairs.
 
-It is the step of training/train.py, from the workers' batch to the updated weights, on generated pictures; rows of the
-cache are read in it too, though workers do that beside it. `--policy openvla-7b` builds OpenVLA-OFT and VGGT at their
-public sizes with random weights in bfloat16, for a GPU.
+The step is that of training/train.py, from the loader's batch to the updated weights, on generated images. It includes
+reading the feature cache, which worker processes do in training. `--policy openvla-7b` uses OpenVLA-OFT and VGGT at
+their public sizes with random weights in bfloat16, for a GPU.
 """
 
 import gc
@@ -32,22 +32,22 @@ from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.registration import WHOLE, Registration
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from rocket_hf.tiny import character_tokenizer, tiny_statistics
-from rocket_hf.training.recipe import AlignmentRecipe, OptimizerConfig, PartsConfig, Recipe, RunConfig
+from rocket_hf.training.recipe import AlignmentSettings, OptimizerConfig, PartsConfig, RunConfig, VLARecipe
 from rocket_hf.training.run import TrainState
 from rocket_hf.training.setup import create_train_state
 from rocket_hf.training.train import training_step
-from rocket_hf.training.vla.model_inputs import Preparation
-from rocket_hf.training.vla.sources import alignment_config
+from rocket_hf.training.vla.model_inputs import ModelInputs
+from rocket_hf.training.vla.resources import alignment_config
 from rocket_hf.training.vla.targets import CachedTargets, LiveTargets, TargetSource
 from rocket_hf.training.vla.task import VLATrainingTask
 
 CAMERAS, CAMERA_SIZE, PROMPT_LENGTH, FRAMES = ("front", "wrist"), 224, 32, 8
-THREADS = 1  # more would wait for each other, and waiting counts as CPU time
+THREADS = 1  # several threads would wait for each other, and waiting counts as CPU time
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A policy and a teacher that is about half as wide, as VGGT's 2,048 channels are to OpenVLA's 4,096."""
+class StepSetting:
+    """Policy, teacher and training settings. The teacher is about half as wide as the policy, as VGGT is to OpenVLA."""
 
     policy: StrictConfig
     teacher: VggtConfig
@@ -60,7 +60,7 @@ class Setting:
     dtype: torch.dtype
 
 
-SMALL = Setting(
+SMALL = StepSetting(
     policy=Pi0Config(
         depth=16, width=384, heads=6, kv_heads=1, head_dim=64, mlp_width=768, expert_width=160, expert_mlp_width=320,
         vocab_size=256, vision_depth=4, vision_width=256, vision_heads=4, vision_mlp_width=1024,
@@ -74,7 +74,7 @@ SMALL = Setting(
     rounds=9,
     dtype=torch.float32,
 )  # fmt: skip
-OPENVLA = Setting(
+OPENVLA = StepSetting(
     policy=OpenVLAPolicyConfig(),
     teacher=VggtConfig(),
     chunk_size=8,
@@ -85,12 +85,12 @@ OPENVLA = Setting(
     rounds=10,
     dtype=torch.bfloat16,
 )
-SETTINGS = {"25m": SMALL, "openvla-7b": OPENVLA}
+STEP_SETTINGS = {"25m": SMALL, "openvla-7b": OPENVLA}
 PAIRS = (1, 2, 4, 8)
 
 
 class NoiseFrames:
-    """A dataset of noise, for the cache."""
+    """Dataset of random images, for the feature cache."""
 
     dataset, revision, fingerprint = "noise", "local", "0"
     sizes = dict.fromkeys(CAMERAS, (CAMERA_SIZE, CAMERA_SIZE))
@@ -103,19 +103,19 @@ class NoiseFrames:
     def __len__(self) -> int:
         return FRAMES
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
         return [camera[list(indices)] for camera in self.noise]
 
 
-class Stage:
-    """Everything that the ways share, on one device."""
+class StepBenchmark:
+    """Teacher, feature cache and images shared by the modes "plain", "cached" and "live", on one device."""
 
-    def __init__(self, setting: Setting, folder: Path):
+    def __init__(self, setting: StepSetting, folder: Path):
         precision = "bf16" if setting.dtype == torch.bfloat16 else "no"
         cpu = not torch.accelerator.is_available()
         self.setting, self.accelerator = setting, Accelerator(cpu=cpu, mixed_precision=precision)
         self.device = torch.device(self.accelerator.device.type)
-        self.teacher = make_teacher(setting, self.device)
+        self.teacher = create_teacher(setting, self.device)
         self.registration = Registration(setting.policy.image_grid, [WHOLE] * len(CAMERAS))
         self.frames = NoiseFrames()
         plan = plan_cache(self.frames, self.teacher, setting.teacher_layers)
@@ -124,9 +124,9 @@ class Stage:
         writer.write()
         self.folder = folder
 
-    def learner(self, way: str, pairs: int) -> TrainState:
-        recipe = self.recipe(pairs if way != "plain" else 0)
-        targets = self.targets(way, recipe)
+    def create_state(self, mode: str, pairs: int) -> TrainState:
+        recipe = self.recipe(pairs if mode != "plain" else 0)
+        targets = self.targets(mode, recipe)
         torch.manual_seed(0)
         config = RocketConfig(
             policy_config=self.setting.policy,
@@ -139,52 +139,52 @@ class Stage:
         if policy.alignment_head is not None:
             policy.alignment_head.float()
         processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
-        preparation = Preparation(config, processor, targets, self.accelerator.device)
-        system = VLATrainingTask(recipe, policy, processor, preparation, self.accelerator, sources=None)
-        return create_train_state(system, recipe, self.accelerator)
+        model_inputs = ModelInputs(config, processor, targets, self.accelerator.device)
+        task = VLATrainingTask(recipe, policy, processor, model_inputs, self.accelerator, resources=None)
+        return create_train_state(task, recipe, self.accelerator)
 
-    def recipe(self, pairs: int) -> Recipe:
-        """With the last `pairs` pairs of layers; ROCKET's projector where there are several."""
+    def recipe(self, pairs: int) -> VLARecipe:
+        """Return a recipe with the last `pairs` layer pairs, with ROCKET's nested projector if there are several."""
         alignment = None
         if pairs:
-            alignment = AlignmentRecipe(
+            alignment = AlignmentSettings(
                 student_layers=list(self.setting.student_layers[-pairs:]),
                 teacher_layers=list(self.setting.teacher_layers[-pairs:]),
                 nesting="increasing" if pairs > 1 else "none",
             )
         run = RunConfig(batch_size=self.setting.batch_size)
-        return Recipe(parts=self.setting.parts, alignment=alignment, optimizer=OptimizerConfig(lr=1e-5), run=run)
+        return VLARecipe(parts=self.setting.parts, alignment=alignment, optimizer=OptimizerConfig(lr=1e-5), run=run)
 
-    def targets(self, way: str, recipe: Recipe) -> TargetSource | None:
+    def targets(self, mode: str, recipe: VLARecipe) -> TargetSource | None:
         if recipe.alignment is None:
             return None
         layers = recipe.alignment.teacher_layers
-        if way == "live":
+        if mode == "live":
             return LiveTargets(self.teacher, layers, self.registration)
         return CachedTargets(FeatureCache(self.folder, layers=layers), self.registration, self.setting.dtype)
 
-    def job_of(self, learner: TrainState) -> Job:
-        """One step, each time of other frames."""
+    def create_step_job(self, state: TrainState) -> Job:
+        """Create a job for one training step; each call uses other frames."""
         numbers = count()
-        assert isinstance(learner.system, VLATrainingTask)
-        config, source = learner.policy.config, learner.system.preparation.targets
+        assert isinstance(state.task, VLATrainingTask)
+        config, source = state.policy.config, state.task.batch_inputs.target_source
         fake = config.fake_batch(self.setting.batch_size, PROMPT_LENGTH)
         numeric = {key: value for key, value in fake.items() if key != "images"}
 
         def step() -> None:
             chosen = [next(numbers) % FRAMES for _ in range(self.setting.batch_size)]
-            raw: dict[str, Any] = {**numeric, "images": self.frames.pictures(chosen)}
+            raw: dict[str, Any] = {**numeric, "images": self.frames.read_images(chosen)}
             if isinstance(source, CachedTargets):
                 raw["features"] = default_collate([source.cache.read(index) for index in chosen])
-            training_step(learner, [raw], step=0)
-            learner.times.take()
+            training_step(state, [raw], step=0)
+            state.timer.pop_intervals()
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
 
         return step
 
 
-def make_teacher(setting: Setting, device: torch.device) -> VggtTeacher:
+def create_teacher(setting: StepSetting, device: torch.device) -> VggtTeacher:
     torch.manual_seed(0)
     with torch.device(device):
         aggregator = VggtAggregator(setting.teacher).to(setting.dtype)
@@ -193,39 +193,41 @@ def make_teacher(setting: Setting, device: torch.device) -> VggtTeacher:
 
 def measure(policy: str = "25m") -> dict[str, Any]:
     torch.set_num_threads(THREADS)
-    setting = SETTINGS[policy]
-    most = len(setting.student_layers)
-    ways = {"plain": ("plain", 0), "cached": ("cached", most), "live": ("live", most)}
-    ways |= {f"cached {pairs}": ("cached", pairs) for pairs in PAIRS if pairs != most}
+    setting = STEP_SETTINGS[policy]
+    all_pairs = len(setting.student_layers)
+    modes = {"plain": ("plain", 0), "cached": ("cached", all_pairs), "live": ("live", all_pairs)}
+    modes |= {f"cached {pairs}": ("cached", pairs) for pairs in PAIRS if pairs != all_pairs}
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(setting, Path(folder) / "cache")
-        if stage.device.type == "cuda":
-            seconds, memory = one_by_one(stage, ways)
+        benchmark = StepBenchmark(setting, Path(folder) / "cache")
+        if benchmark.device.type == "cuda":
+            seconds, memory = measure_on_gpu(benchmark, modes)
         else:
-            jobs = {name: stage.job_of(stage.learner(*way)) for name, way in ways.items()}
+            jobs = {name: benchmark.create_step_job(benchmark.create_state(*mode)) for name, mode in modes.items()}
             seconds, memory = interleaved(jobs, setting.rounds), {}
-    seconds |= {f"cached {most}": seconds["cached"]}
+    seconds |= {f"cached {all_pairs}": seconds["cached"]}
     return {
         "policy": policy,
-        "device": stage.device.type,
+        "device": benchmark.device.type,
         "cached_to_plain": round(median_ratio(seconds["cached"], seconds["plain"]), 3),
         "live_to_plain": round(median_ratio(seconds["live"], seconds["plain"]), 3),
         "by_pairs": {
             str(pairs): round(median_ratio(seconds[f"cached {pairs}"], seconds["plain"]), 3) for pairs in PAIRS
         },
-        "seconds": {name: round(statistics.median(taken), 4) for name, taken in seconds.items()},
-        "peak_memory_gib": {name: round(taken / 2**30, 2) for name, taken in memory.items()},
+        "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
+        "peak_memory_gib": {name: round(size / 2**30, 2) for name, size in memory.items()},
     }
 
 
-def one_by_one(stage: Stage, ways: dict[str, tuple[str, int]]) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each step on a GPU that nobody else uses, and the peak of its memory; two steps go before."""
+def measure_on_gpu(
+    benchmark: StepBenchmark, modes: dict[str, tuple[str, int]]
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Measure each mode alone on a GPU, after two warm-up steps: the seconds of each step, and the peak memory."""
     seconds, memory = {}, {}
-    for name, way in ways.items():
-        job = stage.job_of(stage.learner(*way))
+    for name, mode in modes.items():
+        job = benchmark.create_step_job(benchmark.create_state(*mode))
         job(), job()
         torch.cuda.reset_peak_memory_stats()
-        seconds[name] = [wall_seconds(job) for _ in range(stage.setting.rounds)]
+        seconds[name] = [wall_seconds(job) for _ in range(benchmark.setting.rounds)]
         memory[name] = torch.cuda.max_memory_allocated()
         del job
         gc.collect()
@@ -240,25 +242,25 @@ def wall_seconds(job: Job) -> float:
 
 
 def report(figures: dict[str, Any]) -> str:
-    setting = SETTINGS[figures["policy"]]
+    setting = STEP_SETTINGS[figures["policy"]]
     with torch.device("meta"):
-        size = RocketForActionPrediction(
+        model = RocketForActionPrediction(
             RocketConfig(policy_config=setting.policy, cameras=CAMERAS, chunk_size=setting.chunk_size)
         )
-    clock = "seconds" if figures["device"] == "cuda" else f"CPU seconds, {THREADS} thread"
+    unit = "seconds" if figures["device"] == "cuda" else f"CPU seconds, {THREADS} thread"
     rows = [
-        f"one training step of {setting.batch_size} samples, {size.num_parameters() / 1e6:.0f} M parameters, "
-        f"{len(setting.student_layers)} layer pairs, two cameras of {CAMERA_SIZE} px; {clock}, medians",
+        f"one training step of {setting.batch_size} samples, {model.num_parameters() / 1e6:.0f} M parameters, "
+        f"{len(setting.student_layers)} layer pairs, two cameras of {CAMERA_SIZE} px; {unit}, medians",
         "",
-        f"{'':20}{'seconds':>10}{'to plain':>10}{'peak GiB':>10}",
+        f"{'':20}{'seconds':>10}{'ratio':>10}{'peak GiB':>10}",
     ]
     ratios = {"plain": 1.0, "cached": figures["cached_to_plain"], "live": figures["live_to_plain"]}
     ratios |= {f"cached {pairs}": ratio for pairs, ratio in figures["by_pairs"].items()}
     names = {"plain": "without alignment", "cached": "ROCKET, cached", "live": "ROCKET, live"}
     for name, ratio in ratios.items():
-        shown = names.get(name, f"cached, {name.removeprefix('cached ')} pairs")
+        label = names.get(name, f"cached, {name.removeprefix('cached ')} pairs")
         memory = figures["peak_memory_gib"].get(name)
         rows.append(
-            f"{shown:20}{figures['seconds'][name]:10.3f}{ratio:10.3f}{memory if memory is not None else '-':>10}"
+            f"{label:20}{figures['seconds'][name]:10.3f}{ratio:10.3f}{memory if memory is not None else '-':>10}"
         )
     return "\n".join(rows)

@@ -1,7 +1,7 @@
-"""What a teacher costs: at its own resolution, at the camera's, stopped half-way, and read from the feature cache.
+"""Benchmark of teacher features: at the teacher's and the camera's resolution, at half depth, and from a feature cache.
 
-A VGGT of 8 layers (8 blocks within frames, 8 across them) behind a patch encoder of 4 blocks sees two cameras of one
-sample. All are compared with the plain way: every block, at 518 pixels, every layer kept.
+The teacher is a VGGT with 8 layers (8 frame blocks and 8 global blocks) after a patch encoder with 4 blocks; a sample
+has two cameras. All modes are compared with "full": all blocks at 518 pixels, with all layers kept.
 """
 
 import ctypes
@@ -24,11 +24,11 @@ from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vgg
 DEPTH, PATCH_ENCODER_DEPTH, WIDTH, HEADS = 8, 4, 256, 4
 TEACHER_SIZE, CAMERA_SIZE, CAMERAS = 518, 224, ("front", "wrist")
 EVERY, CHOSEN = tuple(range(1, DEPTH + 1)), tuple(range(2, DEPTH + 1, 2))
-ROWS = 16  # of the cache: more than there are rounds, so that each reads one that was not read before
-THREADS = 1  # more would wait for each other on a busy machine, and waiting counts as CPU time
-M_MMAP_THRESHOLD = -3  # of glibc's mallopt
-# By name: the resolution and the layers of a live run; none for the cache, which holds every layer at the camera's.
-WAYS: dict[str, tuple[str, tuple[int, ...]] | None] = {
+ROWS = 16  # rows of the cache: more than there are rounds, so that every round reads a new row
+THREADS = 1  # several threads would wait for each other on a busy machine, and waiting counts as CPU time
+M_MMAP_THRESHOLD = -3  # parameter of glibc's mallopt
+# Resolution and layers of each mode. "cache" is read from a cache of all layers at the camera's resolution.
+MODES: dict[str, tuple[str, tuple[int, ...]] | None] = {
     "full": ("teacher", EVERY),
     "chosen": ("teacher", CHOSEN),
     "half_depth": ("teacher", EVERY[: DEPTH // 2]),
@@ -38,7 +38,7 @@ WAYS: dict[str, tuple[str, tuple[int, ...]] | None] = {
 
 
 class NoiseFrames:
-    """A dataset of noise."""
+    """Dataset of random images."""
 
     dataset, revision, fingerprint = "noise", "local", "0"
 
@@ -48,7 +48,7 @@ class NoiseFrames:
     def __len__(self) -> int:
         return ROWS
 
-    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
         return [torch.stack([noise(index, camera) for index in indices]) for camera in range(len(CAMERAS))]
 
 
@@ -57,7 +57,7 @@ def noise(index: int, camera: int) -> Tensor:
     return torch.randint(0, 256, (3, CAMERA_SIZE, CAMERA_SIZE), generator=draw, dtype=torch.uint8)
 
 
-def make_teacher(resolution: str) -> VggtTeacher:
+def create_teacher(resolution: str) -> VggtTeacher:
     torch.manual_seed(0)
     config = VggtConfig(
         img_size=TEACHER_SIZE,
@@ -70,47 +70,49 @@ def make_teacher(resolution: str) -> VggtTeacher:
     return VggtTeacher(VggtAggregator(config), vggt_card(config, "random", "0", "unknown"), resolution)
 
 
-def make_job(way: str) -> Job:
-    """The features of one sample, from its pictures or from the cache."""
+def create_job(mode: str) -> Job:
+    """Create a job that returns the features of one sample, from its images or from the cache."""
     torch.set_num_threads(THREADS)
-    live = WAYS[way]
+    live = MODES[mode]
     if live is None:
         return cache_job()
     resolution, layers = live
-    teacher, pictures = make_teacher(resolution), torch.stack(NoiseFrames().pictures([0]), dim=1)
-    return lambda: teacher.features(pictures, layers)
+    teacher, images = create_teacher(resolution), torch.stack(NoiseFrames().read_images([0]), dim=1)
+    return lambda: teacher.features(images, layers)
 
 
-def make_exact_job(way: str) -> Job:
-    """One whose large tensors go back to the system as soon as they are freed, so that the peak is what is needed at
-    once and not what the allocator keeps for later. It costs time."""
+def create_exact_job(mode: str) -> Job:
+    """Create a job that returns large tensors to the system when they are freed, at the cost of time.
+
+    Its peak memory is then what is needed at the same time, without memory that the allocator keeps for later.
+    """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-    return make_job(way)
+    return create_job(mode)
 
 
 def cache_job() -> Job:
-    """Reads a row, each time another one, makes a batch of it and decodes that."""
-    holder = tempfile.TemporaryDirectory()
-    frames, teacher, folder = NoiseFrames(), make_teacher("camera"), Path(holder.name) / "cache"
+    """Create a job that reads one row of a cache, a new one each time, and decodes it as a batch."""
+    temporary = tempfile.TemporaryDirectory()
+    frames, teacher, folder = NoiseFrames(), create_teacher("camera"), Path(temporary.name) / "cache"
     writer = CacheWriter(folder, plan_cache(frames, teacher, EVERY), frames, teacher)
     writer.prepare(report=lambda line: None)
     writer.write()
     cache, rows = FeatureCache(folder), count()
 
     def job() -> Any:
-        assert holder  # the folder lasts as long as the job
+        assert temporary  # keeps the folder as long as the job exists
         return cache.decode(default_collate([cache.read(next(rows) % ROWS)]))
 
     return job
 
 
 def measure() -> dict[str, Any]:
-    seconds = interleaved({way: make_job(way) for way in WAYS})
-    memory = {way: peak_memory(make_exact_job, way) for way in WAYS}
-    ratios = {f"{way}_to_full": round(median_ratio(seconds[way], seconds["full"]), 4) for way in WAYS if way != "full"}
-    return ratios | {
-        "cpu_seconds": {way: round(statistics.median(taken), 4) for way, taken in seconds.items()},
-        "peak_memory_mib": {way: round(taken / 2**20, 1) for way, taken in memory.items()},
+    seconds = interleaved({mode: create_job(mode) for mode in MODES})
+    memory = {mode: peak_memory(create_exact_job, mode) for mode in MODES}
+    ratios = {mode: round(median_ratio(seconds[mode], seconds["full"]), 4) for mode in MODES if mode != "full"}
+    return {f"{mode}_to_full": ratio for mode, ratio in ratios.items()} | {
+        "cpu_seconds": {mode: round(statistics.median(times), 4) for mode, times in seconds.items()},
+        "peak_memory_mib": {mode: round(size / 2**20, 1) for mode, size in memory.items()},
     }
 
 
@@ -118,17 +120,19 @@ def report(figures: dict[str, Any]) -> str:
     names = {
         "full": f"{TEACHER_SIZE} px, all {DEPTH} layers kept",
         "chosen": f"{TEACHER_SIZE} px, {len(CHOSEN)} layers kept",
-        "half_depth": f"{TEACHER_SIZE} px, stopped at layer {DEPTH // 2}",
+        "half_depth": f"{TEACHER_SIZE} px, up to layer {DEPTH // 2}",
         "native": f"{CAMERA_SIZE} px, all {DEPTH} layers kept",
         "cache": f"read from the cache, {CAMERA_SIZE} px",
     }
     rows = [
-        f"one sample of {len(CAMERAS)} cameras of {CAMERA_SIZE} px; VGGT of {DEPTH} layers, width {WIDTH}, behind a "
-        f"patch encoder of {PATCH_ENCODER_DEPTH} blocks; float32, {THREADS} CPU thread, medians of five rounds",
+        f"one sample of {len(CAMERAS)} cameras of {CAMERA_SIZE} px; VGGT with {DEPTH} layers of width {WIDTH} after a "
+        f"patch encoder with {PATCH_ENCODER_DEPTH} blocks; float32, {THREADS} CPU thread, medians of five rounds",
         "",
-        f"{'':28}{'CPU seconds':>12}{'peak MiB':>10}{'to the first':>14}",
+        f"{'':28}{'CPU seconds':>12}{'peak MiB':>10}{'ratio':>14}",
     ]
-    for way, name in names.items():
-        ratio = figures.get(f"{way}_to_full", 1.0)
-        rows.append(f"{name:28}{figures['cpu_seconds'][way]:12.4f}{figures['peak_memory_mib'][way]:10.1f}{ratio:14.4f}")
+    for mode, name in names.items():
+        ratio = figures.get(f"{mode}_to_full", 1.0)
+        rows.append(
+            f"{name:28}{figures['cpu_seconds'][mode]:12.4f}{figures['peak_memory_mib'][mode]:10.1f}{ratio:14.4f}"
+        )
     return "\n".join(rows)

@@ -1,10 +1,10 @@
-"""Trains the variants of alignment with equal budgets and several seeds, evaluates them on the same held-out starts,
-and writes one table (report.md, report.json, table.csv) and its plots.
+"""Compare alignment variants: train them with equal budgets and several seeds, and evaluate them on the same episodes.
 
     rocket-hf ablate --data runs/demo --seeds 3
 
-With the data of a demo, or its own. Kill it whenever you like: the same command goes on, and with more seeds or recipes
-than before it adds those. Each line that it prints says how many phases are left and about how long they take.
+The results are written to report.md, report.json, table.csv and plots. The training data is that of a demo (--data), or
+is recorded first. The command may be interrupted at any time and resumes when it is repeated; repeated with more seeds
+or recipes, it adds them. Each line of progress shows the remaining phases and their estimated duration.
 """
 
 import argparse
@@ -15,30 +15,41 @@ from rocket_hf.errors import UserError
 
 from .arguments import require_at_least_one
 
-HELP = "the variants of alignment side by side"
+HELP = "compare alignment variants over several seeds"
 VARIANTS = "none,spatial-forcing,naive,shared,rocket"
 EPISODES = 20
 SIZES = ("steps", "rollouts", "depth_episodes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipes", default=VARIANTS, help="names or YAML files, by commas (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of a demo (default: its data is made here)")
     parser.add_argument(
-        "--episodes", type=int, help=f"demonstrations of each task, without --data (default: {EPISODES})"
+        "--recipes", default=VARIANTS, help="recipe names or YAML files, separated by commas (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
-    parser.add_argument("--rollouts", type=int, default=25, help="of each task and policy (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="training runs per recipe (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a demo whose data is used (default: record data in --out)",
+    )
+    parser.add_argument(
+        "--episodes", type=int, help=f"number of demonstrations per task without --data (default: {EPISODES})"
+    )
+    parser.add_argument("--steps", type=int, default=400, help="training steps per run (default: %(default)s)")
+    parser.add_argument(
+        "--rollouts", type=int, default=25, help="number of rollouts per task and policy (default: %(default)s)"
+    )
     parser.add_argument(
         "--depth-episodes",
         type=int,
         default=12,
         metavar="N",
-        help="of each task to probe depth on (default: %(default)s)",
+        help="number of episodes per task for the depth probe (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="number of simulator processes (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/ablation"), help="folder of the ablation (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read_sizes(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is not None and arguments.episodes is not None:
-        raise UserError("--episodes are of data that is made here, and --data has its own: give one of the two")
-    episodes = (
-        None if arguments.data is not None else arguments.episodes if arguments.episodes is not None else EPISODES
-    )
+        raise UserError("--episodes is for newly recorded data and --data for existing data: pass only one of them")
+    episodes = None
+    if arguments.data is None:
+        episodes = EPISODES if arguments.episodes is None else arguments.episodes
     sizes = {"episodes": episodes, **{name: getattr(arguments, name) for name in SIZES}}
     require_at_least_one(arguments, *sizes, "seeds", "workers")
     if not arguments.recipes.strip(","):
-        raise UserError(f"--recipes names no recipe: give some by commas, for instance {VARIANTS}")
+        raise UserError(f"--recipes contains no recipe: list recipes separated by commas, for example {VARIANTS}")
     return sizes
 
 

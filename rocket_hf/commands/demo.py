@@ -1,7 +1,8 @@
-"""The main job from nothing: demonstrations of four simulated tasks, a small policy trained with and without ROCKET,
-rollouts of both on held-out starts, the aligned one published and loaded back, and a report of one page.
+"""Run the whole workflow on this machine, without a download, in at most 10 minutes on two CPU cores.
 
-Without a download, in at most 10 minutes on two CPU cores. Interrupt it whenever you like; the same command goes on.
+The demo records demonstrations of four simulated tasks, trains a small policy with and without ROCKET, evaluates both
+on held-out episodes, publishes the aligned policy to a folder, loads it again, and writes a report. It may be
+interrupted at any time and resumes when the command is repeated.
 """
 
 import argparse
@@ -9,15 +10,15 @@ from pathlib import Path
 
 from .arguments import require_at_least_one
 
-HELP = "simulate, train, evaluate and publish on this machine, without a download"
+HELP = "run the whole workflow on this machine in 10 minutes, without a download"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=20, help="demonstrations of each task (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=320, help="training steps of each policy (default: %(default)s)")
-    parser.add_argument("--rollouts", type=int, default=10, help="of each task and policy (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the simulator (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=20, help="demonstrations per task (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=320, help="training steps per policy (default: %(default)s)")
+    parser.add_argument("--rollouts", type=int, default=10, help="rollouts per task and policy (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="number of simulator processes (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,9 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     demo = Demo(arguments.out, sizes, programs(), arguments.workers)
-    found = demo()
-    write_report(arguments.out, found)
-    print(summary(arguments.out, found))
+    results = demo()
+    write_report(arguments.out, results)
+    print(summary(arguments.out, results))
     return 0
 
 

@@ -1,7 +1,7 @@
-"""`rocket-hf doctor`: does everything that the package needs load on this machine, and what is it?
+"""Check that all dependencies can be imported on this machine, and print their versions.
 
-A Python package may install cleanly and still not load, because a shared library of the system is missing; the error
-is then a long traceback from deep inside. Here it is one sentence, with the Debian package that brings the library.
+A Python package may be installed correctly and still fail to import because a shared library of the system is missing.
+The command reports that in one sentence, with the Debian package that contains the library.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import re
 import sys
 from importlib.metadata import version
 
-HELP = "check that everything the package needs loads here, and print the versions"
+HELP = "check that all dependencies can be imported, and print their versions"
 
-# What must load, and the distributions whose versions tell most about a surprising result.
+# Modules that must be importable, and distributions whose versions are printed.
 MODULES = ("torch", "transformers", "accelerate", "peft", "datasets", "av", "lerobot.datasets.lerobot_dataset")
 DISTRIBUTIONS = ("torch", "transformers", "lerobot", "accelerate", "peft", "datasets", "huggingface-hub")
 
@@ -33,7 +33,7 @@ MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+?)(\.so[.\d]*): cannot open shared ob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The doctor asks nothing."""
+    """The command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,29 +53,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def explain(module: str, error: Exception) -> str:
-    """One sentence: what is missing on this machine, and what brings it."""
+    """Return in one sentence why a module cannot be imported, and how to fix it."""
     package = module.partition(".")[0]
     missing = MISSING_LIBRARY.search(str(error))
     if missing is None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"{package} cannot be imported ({reason}): install rocket-hf again, together with its dependencies"
+        return f"{package} cannot be imported ({reason}): install rocket-hf again with its dependencies"
     library = missing[1] + missing[2]
     if missing[1] not in DEBIAN_PACKAGES:
-        return f"{package} needs the shared library {library}, which is missing: install the system package that has it"
+        return f"{package} needs the shared library {library}, which is missing: install its system package"
     command = f"apt-get install {DEBIAN_PACKAGES[missing[1]]}"
     return f"{package} needs the shared library {library}, which is missing: run `{command}` (Debian and Ubuntu)"
 
 
 def video_decoder() -> str:
-    """What lerobot will decode videos with: torchcodec where it loads, else PyAV, which brings its own ffmpeg."""
+    """Return the video decoder that lerobot uses: torchcodec if it can be loaded, else PyAV, which includes ffmpeg."""
     try:
         importlib.import_module("torchcodec")
     except ModuleNotFoundError:
         reason = "torchcodec is not made for this platform"
     except (ImportError, OSError, RuntimeError) as error:
         missing = MISSING_LIBRARY.search(str(error))
-        wants = DEBIAN_PACKAGES.get(missing[1]) if missing else None
-        if wants == "ffmpeg":
+        if missing and DEBIAN_PACKAGES.get(missing[1]) == "ffmpeg":
             reason = "the faster torchcodec needs ffmpeg's shared libraries: `apt-get install ffmpeg`"
         else:
             reason = f"torchcodec does not load: {missing[0] if missing else str(error).strip().splitlines()[0]}"
@@ -85,17 +84,17 @@ def video_decoder() -> str:
 
 
 def simulator() -> str:
-    """What MuJoCo will draw with; simulated worlds alone need it."""
+    """Return the version of MuJoCo, which only simulators need, and its renderer."""
     from rocket_hf.sims.headless import use_offscreen_rendering
 
     try:
         renderer = use_offscreen_rendering()
         importlib.import_module("mujoco")
     except ModuleNotFoundError:
-        return "none (`pip install 'rocket-hf[sim]'` brings MuJoCo)"
+        return "none (install MuJoCo with `pip install 'rocket-hf[sim]'`)"
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         return f"none ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
-    return f"MuJoCo {version('mujoco')}, drawn by {renderer or 'a window'}"
+    return f"MuJoCo {version('mujoco')}, rendered with {renderer or 'a window'}"
 
 
 def accelerator() -> str:
@@ -106,4 +105,4 @@ def accelerator() -> str:
         return f"{', '.join(names)} (CUDA {torch.version.cuda})"
     if torch.backends.mps.is_available():
         return "Apple (mps)"
-    return "none, everything runs on the CPU"
+    return "none, models run on the CPU"

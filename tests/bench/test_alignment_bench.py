@@ -1,4 +1,4 @@
-"""The benchmark compares two ways to the same numbers, and reports them under the names that it promises."""
+"""The benchmark compares two modes to the same numbers, and reports them under the names that it promises."""
 
 import json
 import subprocess
@@ -20,13 +20,13 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_both_ways_give_the_same_loss(small):
-    plain, ours = alignment.make_job("plain")(), alignment.make_job("nested")()
+def test_plain_and_nested_modes_have_the_same_loss(small):
+    plain, ours = alignment.create_job("plain")(), alignment.create_job("nested")()
     torch.testing.assert_close(plain, ours)
 
 
-def test_the_figures_and_their_report(small, monkeypatch):
-    monkeypatch.setattr(alignment, "peak_memory", lambda make_job, way: 2**20)  # of processes of full size
+def test_results_and_report_of_the_alignment_benchmark(small, monkeypatch):
+    monkeypatch.setattr(alignment, "peak_memory", lambda create_job, mode: 2**20)  # full-size models
     figures = alignment.measure()
     assert {"cpu_ratio_to_plain", "nested_to_full", "peak_memory_ratio"} <= figures.keys()
     assert json.loads(json.dumps(figures)) == figures
@@ -37,15 +37,15 @@ def allocate(mebibytes: int):
     return lambda: torch.ones(mebibytes * 2**18).sum()
 
 
-def test_peak_memory_is_what_the_job_allocates():
+def test_peak_memory_equals_what_the_job_allocates():
     assert peak_memory(allocate, 64) == pytest.approx(64 * 2**20, rel=0.2)
 
 
-def test_the_median_is_of_the_ratios():
+def test_median_ratio_is_the_median_over_rounds():
     assert median_ratio([1, 2, 30], [1, 1, 10]) == 2
 
 
-def test_an_unknown_benchmark_is_refused():
+def test_unknown_benchmark_is_rejected():
     done = subprocess.run([sys.executable, "-m", "rocket_hf.bench", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "invalid choice: 'nothing'" in done.stderr

@@ -1,4 +1,4 @@
-"""The benchmarks of choosing layers and of measuring agreement, and what they have to find."""
+"""Benchmarks of layer selection and of gradient agreement, with the results that must hold."""
 
 import json
 
@@ -18,27 +18,27 @@ def few_layers(monkeypatch):
 
 
 @pytest.mark.parametrize("strategy", layers.STRATEGIES)
-def test_memory_is_that_of_one_batch(few_layers, strategy):
-    few, many = layers.peaks_of(strategy)
-    assert many < few + 2**24  # the features of the batches between are 51 MiB, the table of a batch is 8
-    assert layers.seconds_of(strategy) > 0
+def test_layer_selection_memory_does_not_exceed_one_batch(few_layers, strategy):
+    few, many = layers.peak_memory(strategy)
+    assert many < few + 2**24  # all features between have 51 MiB, the table of a batch has 8 MiB
+    assert layers.seconds_per_batch(strategy) > 0
 
 
 @pytest.mark.slow
-def test_memory_is_the_same_for_sixteen_times_the_samples():
+def test_layer_selection_memory_does_not_grow_with_the_samples():
     figures = layers.measure()
     assert json.loads(json.dumps(figures)) == figures
     for strategy, row in figures.items():
-        assert row["mib_many"] < row["mib_few"] + 100, strategy  # all features are 14 GiB
+        assert row["mib_many"] < row["mib_few"] + 100, strategy  # all features have 14 GiB
         assert str(row["mib_many"]) in layers.report(figures)
 
 
-def test_the_share_of_a_run_is_reported(small):  # noqa: F811
+def test_agreement_benchmark_reports_the_share_of_training_time(small):  # noqa: F811
     AcceleratorState._reset_state(True)
     figures = agreement.measure()
     assert json.loads(json.dumps(figures)) == figures
-    for way in agreement.WAYS:
-        row = figures[way]
+    for mode in agreement.MODES:
+        row = figures[mode]
         assert row["share"] == pytest.approx(row["steps"] / 100, abs=1e-4) and row["steps"] > 0
         assert f"{row['share']:.2%}" in agreement.report(figures)
     assert torch.get_num_threads() == 1

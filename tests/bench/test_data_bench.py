@@ -1,4 +1,4 @@
-"""The benchmark of the data checks that the tensors are equal, and prints ratios."""
+"""Benchmark of the data loader: it asserts equal tensors and reports ratios."""
 
 import json
 
@@ -8,7 +8,7 @@ from rocket_hf.bench import data
 
 
 @pytest.mark.needs_lerobot
-def test_the_figures_are_ratios_of_equal_tensors(monkeypatch):
+def test_data_benchmark_is_faster_than_lerobot_with_equal_tensors(monkeypatch):
     for name, small in {"EPISODES": 1, "FRAMES": 12, "SAMPLES": 4}.items():
         monkeypatch.setattr(data, name, small)
     figures = json.loads(json.dumps(data.measure(rounds=1)))

@@ -1,4 +1,4 @@
-"""The benchmark of ROCKET-2's memory, and what it has to find."""
+"""Benchmark of ROCKET-2's memory, with the results that must hold."""
 
 import json
 
@@ -8,9 +8,9 @@ from rocket_hf.bench import rocket2
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 
 
-def test_figures_are_one_json_object(monkeypatch):
-    own = {key: getattr(rocket2.SMALL, key) for key in Rocket2Config.declared()}
-    small = Rocket2Config(**own | {"window_steps": 6, "rgb_depth": 1, "spatial_layers": 1})
+def test_results_and_report_of_the_rocket2_benchmark(monkeypatch):
+    values = {key: getattr(rocket2.SMALL, key) for key in Rocket2Config.declared_keys()}
+    small = Rocket2Config(**values | {"window_steps": 6, "rgb_depth": 1, "spatial_layers": 1})
     for name, value in {"SMALL": small, "LATE": 30, "ROUNDS": 1}.items():
         monkeypatch.setattr(rocket2, name, value)
     figures = rocket2.measure()
@@ -21,7 +21,7 @@ def test_figures_are_one_json_object(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_memory_saves_a_lot_and_steps_never_cost_more():
+def test_memory_speeds_up_steps_and_late_steps_are_not_slower():
     figures = rocket2.measure()
     assert figures["memory_speedup"] >= 20
     assert figures["step_1000_to_step_10"] < 1.5

@@ -1,4 +1,4 @@
-"""The benchmark of the teacher compares what it says it does, and reports it under the names that it promises."""
+"""Benchmark of teacher features: equal features in comparable modes, and its result keys."""
 
 import json
 
@@ -17,19 +17,19 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_each_way_is_what_it_says(small):
-    found = {way: teacher.make_job(way)() for way in teacher.WAYS}
-    grids = {way: features.grid for way, features in found.items()}
+def test_modes_compute_comparable_features(small):
+    features_by_mode = {mode: teacher.create_job(mode)() for mode in teacher.MODES}
+    grids = {mode: features.grid for mode, features in features_by_mode.items()}
     assert grids == {"full": (6, 6), "chosen": (6, 6), "half_depth": (6, 6), "native": (2, 2), "cache": (2, 2)}
-    for way in ("chosen", "half_depth"):
-        for layer, maps in found[way].maps.items():
-            torch.testing.assert_close(maps, found["full"].maps[layer])
-    for layer, maps in found["native"].maps.items():
-        torch.testing.assert_close(found["cache"].maps[layer], maps, atol=1e-2, rtol=1e-2)  # bfloat16
+    for mode in ("chosen", "half_depth"):
+        for layer, maps in features_by_mode[mode].maps.items():
+            torch.testing.assert_close(maps, features_by_mode["full"].maps[layer])
+    for layer, maps in features_by_mode["native"].maps.items():
+        torch.testing.assert_close(features_by_mode["cache"].maps[layer], maps, atol=1e-2, rtol=1e-2)  # bfloat16
 
 
-def test_the_figures_and_their_report(small, monkeypatch):
-    monkeypatch.setattr(teacher, "peak_memory", lambda make_job, way: 2**20)  # of processes of full size
+def test_results_and_report_of_the_teacher_benchmark(small, monkeypatch):
+    monkeypatch.setattr(teacher, "peak_memory", lambda create_job, mode: 2**20)  # full-size models
     figures = teacher.measure()
     assert {"native_to_full", "half_depth_to_full", "cache_to_full"} <= figures.keys()
     assert json.loads(json.dumps(figures)) == figures

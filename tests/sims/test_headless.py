@@ -65,4 +65,4 @@ def test_importing_mujoco_first_raises(server):
 
 def test_doctor_reports_backend_of_simulator():
     assert doctor.simulator().startswith("MuJoCo 3.")
-    assert doctor.simulator().endswith("drawn by egl") or doctor.simulator().endswith("drawn by osmesa")
+    assert doctor.simulator().endswith("rendered with egl") or doctor.simulator().endswith("rendered with osmesa")

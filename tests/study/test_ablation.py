@@ -200,14 +200,14 @@ def demo(tmp_path_factory):
     return mark_as_demo(folder)
 
 
-def join_values(demo: Path, out: Path, recipes: str) -> list[str]:
+def ablate_arguments(demo: Path, out: Path, recipes: str) -> list[str]:
     sizes = ["--seeds", "1", "--steps", "3", "--rollouts", "1", "--depth-episodes", "4", "--workers", "1"]
     return ["ablate", "--data", str(demo), "--recipes", recipes, *sizes, "--out", str(out)]
 
 
 @pytest.mark.slow
 def test_variants_share_initial_weights_and_samples_and_are_evaluated(demo, tmp_path, capsys):
-    assert main(join_values(demo, tmp_path / "out", "none,rocket")) == 0
+    assert main(ablate_arguments(demo, tmp_path / "out", "none,rocket")) == 0
     assert "[7 of 7] depth none,rocket seed 0: " in capsys.readouterr().out
     none, rocket = (read_journal(tmp_path / "out" / "runs" / f"{name}-seed-0" / "journal.jsonl") for name in
                     ("none", "rocket"))  # fmt: skip
@@ -221,14 +221,14 @@ def test_variants_share_initial_weights_and_samples_and_are_evaluated(demo, tmp_
     assert results["depth"].keys() >= {"none", "rocket", "untrained", "teacher embedded"}
     assert (tmp_path / "out" / "depth.png").is_file()
 
-    assert main(join_values(demo, tmp_path / "out", "none,rocket")) == 0
+    assert main(ablate_arguments(demo, tmp_path / "out", "none,rocket")) == 0
     assert " of 7] " not in capsys.readouterr().out  # no phase is repeated
 
 
 @pytest.mark.slow
 def test_killed_ablation_stops_its_training_process_and_can_be_resumed(demo, tmp_path):
     out = tmp_path / "out"
-    program = [sys.executable, "-m", "rocket_hf.commands", *join_values(demo, out, "none")]
+    program = [sys.executable, "-m", "rocket_hf.commands", *ablate_arguments(demo, out, "none")]
     program[program.index("--steps") + 1] = "40"
     killed = subprocess.Popen(program, stdout=subprocess.PIPE)
     checkpoints = out / "runs" / "none-seed-0" / "checkpoints"
