@@ -46,7 +46,11 @@ class DatasetFiles:
         return self.meta.tasks.sort_values("task_index").index.tolist()
 
     def episode_column(self, name: str) -> np.ndarray:
-        return self.meta.episodes.data.column(name).to_numpy()
+        """Return a column of the table of episodes, (episodes,)."""
+        table = self.meta.episodes.data
+        if name not in table.column_names:
+            raise UserError(f"meta/episodes of the dataset {self.id} has no column {name!r}: record it again")
+        return table.column(name).to_numpy()
 
     def camera_keys(self) -> list[str]:
         """Return the keys of the color cameras; depth maps are not included."""

@@ -109,7 +109,7 @@ def test_same_seed_gives_the_same_policy_and_report(rooms, pretrained, tmp_path,
             ["--recipe", "rocket"],
             "the recipe 'rocket' has no rocket2 section, so it does not train ROCKET-2: choose rocket2",
         ),
-        (["--steps", "0"], "argument --steps: must be at least 1"),
+        (["--steps", "0"], "argument --steps: must be an integer of at least 1, got '0'"),
     ],
 )
 def test_invalid_options_are_refused_in_one_line(rooms, options, message, tmp_path, capsys):

@@ -16,15 +16,15 @@ from rocket_hf.training.rocket2.batches import rocket2_batch
 from rocket_hf.training.rocket2.task import create_rocket2_task
 
 from ..conftest import (
-    checkpoint,
-    exported,
-    forget_processes,
-    journal,
+    checkpoint_tensors,
+    exported_weights,
+    journal_records,
     largest_difference,
+    reset_accelerate_state,
     run_ranks,
     run_training,
-    settings,
-    steps_of,
+    set_options,
+    step_records,
 )
 
 pytestmark = pytest.mark.needs_lerobot
@@ -45,7 +45,7 @@ def train(rooms):
     """Return a function that runs a tiny training, which must succeed."""
 
     def run(out, *more, recipe="rocket2", **changes):
-        arguments = ["--recipe", recipe, "--dataset", rooms, "--out", out, *more, *settings(**(TINY | changes))]
+        arguments = ["--recipe", recipe, "--dataset", rooms, "--out", out, *more, *set_options(**(TINY | changes))]
         outcome = run_training(*arguments)
         assert outcome.code == 0, outcome.stderr
         return outcome
@@ -63,18 +63,18 @@ def four_steps(train, tmp_path_factory):
 
 def test_auxiliary_losses_fall_in_the_warmup_and_action_losses_after_it(train, tmp_path):
     train(tmp_path, run__steps=40, rocket2__warmup_steps=20, run__validate_every=21, optimizer__lr=5e-3)
-    lines = steps_of(tmp_path)
+    lines = step_records(tmp_path)
     for name in ("auxiliary/point", "auxiliary/box"):
         values = [line[name] for line in lines[:20]]
         assert sum(values[-5:]) < 0.8 * sum(values[:5]), name
     assert not any(name.startswith("action/") for line in lines[:20] for name in line)
-    first, last = [line["validation/error"] for line in journal(tmp_path) if "validation/error" in line]
+    first, last = [line["validation/error"] for line in journal_records(tmp_path) if "validation/error" in line]
     assert last < 0.9 * first  # in a held-out room
 
 
 def test_journal_contains_losses_and_validation_metrics(four_steps):
     out, outcome = four_steps
-    lines = steps_of(out)
+    lines = step_records(out)
     assert all(line["skipped"] == 0 and line["chunks"] in (1, 2) for line in lines)
     weights = {"action": 0.125, "visibility": 1.0, "point": 4.0, "box": 2.0}
     for line in lines[2:]:
@@ -82,7 +82,7 @@ def test_journal_contains_losses_and_validation_metrics(four_steps):
         assert len(named) == 6
         total = sum(weights["action" if "action/" in n else n.partition("/")[2]] * value for n, value in named.items())
         assert line["loss"] == pytest.approx(total, rel=1e-5)
-    early, late = [line for line in journal(out) if "validation/turn" in line]
+    early, late = [line for line in journal_records(out) if "validation/turn" in line]
     assert "validation/error" not in early
     metrics = {
         "walk", "walk_accuracy", "visibility_accuracy", "visibility_majority", "point_x_error", "point_x_constant",
@@ -101,23 +101,30 @@ def test_resumed_run_equals_an_uninterrupted_run_bit_for_bit(four_steps, train, 
         if last < 4:
             shutil.rmtree(tmp_path / "run" / "policy")
     for name in ("model", "optimizer", "average", "random"):
-        assert largest_difference(checkpoint(whole, 4, name), checkpoint(tmp_path / "run", 4, name)) == 0, name
-    assert largest_difference(exported(whole), exported(tmp_path / "run")) == 0
+        assert (
+            largest_difference(checkpoint_tensors(whole, 4, name), checkpoint_tensors(tmp_path / "run", 4, name)) == 0
+        ), name
+    assert largest_difference(exported_weights(whole), exported_weights(tmp_path / "run")) == 0
     clock = ("seconds/", "samples_per_second")
-    one, other = ([{k: v for k, v in line.items() if not k.startswith(clock)} for line in steps_of(out)]
+    one, other = ([{k: v for k, v in line.items() if not k.startswith(clock)} for line in step_records(out)]
                   for out in (whole, tmp_path / "run"))  # fmt: skip
     assert one == other
 
 
 def test_two_ranks_in_two_passes_train_the_same_policy_as_one_rank(train, rooms, tmp_path):
     train(tmp_path / "one")
-    arguments = ["--recipe", "rocket2", "--dataset", rooms, *settings(**TINY, run__device_batch_size=1)]
+    arguments = ["--recipe", "rocket2", "--dataset", rooms, *set_options(**TINY, run__device_batch_size=1)]
     assert run_ranks(2, tmp_path / "two", *arguments) == [0, 0], (tmp_path / "ranks.txt").read_text()
     for step in (2, 4):
-        assert largest_difference(checkpoint(tmp_path / "one", step), checkpoint(tmp_path / "two", step)) < 1e-5
-    for one, two in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
+        assert (
+            largest_difference(checkpoint_tensors(tmp_path / "one", step), checkpoint_tensors(tmp_path / "two", step))
+            < 1e-5
+        )
+    for one, two in zip(step_records(tmp_path / "one"), step_records(tmp_path / "two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
-    errors = [[line for line in journal(tmp_path / run) if "validation/error" in line][-1] for run in ("one", "two")]
+    errors = [
+        [line for line in journal_records(tmp_path / run) if "validation/error" in line][-1] for run in ("one", "two")
+    ]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
 
 
@@ -125,9 +132,9 @@ def test_chunks_with_carried_memory_equal_the_whole_segment(rooms):
     changes = [f"{key.replace('__', '.')}={value}" for key, value in TINY.items()]
     changes += [f"data.datasets.0.id={rooms}", "rocket2.chunks=3", "rocket2.views_share=0"]
     recipe = read_rocket2_recipe("rocket2", changes)
-    forget_processes()
+    reset_accelerate_state()
     task = create_rocket2_task(recipe, Accelerator(cpu=True))
-    forget_processes()
+    reset_accelerate_state()
     chunks = next(batches for batches in task.batches(2) if len(batches) == 3)
     policy, parts, memory = task.policy.train(), [], None
     batches = [rocket2_batch(chunk, policy.device, policy.config.auxiliary_heads) for chunk in chunks]
@@ -170,7 +177,7 @@ def test_exported_policy_equals_the_trained_policy(four_steps):
     for other in (trained, reopened):
         for one, two in zip(play_on_noise(loaded), play_on_noise(other), strict=True):
             assert torch.equal(one, two)
-    assert largest_difference(dict(loaded.state_dict()), exported(out)) == 0
+    assert largest_difference(dict(loaded.state_dict()), exported_weights(out)) == 0
 
 
 def test_recipes_without_auxiliary_losses_create_no_heads_and_export_the_same_files(four_steps, train, tmp_path):
@@ -178,19 +185,21 @@ def test_recipes_without_auxiliary_losses_create_no_heads_and_export_the_same_fi
     train(tmp_path / "visibility", recipe="rocket2-visibility", rocket2__warmup_steps=1, run__steps=2)
     files = [sorted(path.name for path in (out / "policy").iterdir()) for out in (four_steps[0], tmp_path)]
     assert files[0] == files[1]
-    assert not [name for name in checkpoint(tmp_path, 2) if name.startswith("auxiliary")]
-    heads = {name.split(".")[1] for name in checkpoint(tmp_path / "visibility", 2) if name.startswith("auxiliary")}
+    assert not [name for name in checkpoint_tensors(tmp_path, 2) if name.startswith("auxiliary")]
+    heads = {
+        name.split(".")[1] for name in checkpoint_tensors(tmp_path / "visibility", 2) if name.startswith("auxiliary")
+    }
     assert heads == {"visibility"}
     assert not [
-        name for line in journal(tmp_path) for name in line if name.startswith(("auxiliary/", "validation/vis"))
+        name for line in journal_records(tmp_path) for name in line if name.startswith(("auxiliary/", "validation/vis"))
     ]
 
 
 def test_exported_policy_trains_further_with_new_auxiliary_heads(four_steps, train, tmp_path):
     train(tmp_path, "--policy", four_steps[0] / "policy", run__steps=1, rocket2__warmup_steps=0, optimizer__lr=1e-9)
-    before, after = exported(four_steps[0]), exported(tmp_path)
+    before, after = exported_weights(four_steps[0]), exported_weights(tmp_path)
     assert largest_difference(before, after) < 1e-6
-    assert {name.split(".")[1] for name in checkpoint(tmp_path, 1) if name.startswith("auxiliary")} == {
+    assert {name.split(".")[1] for name in checkpoint_tensors(tmp_path, 1) if name.startswith("auxiliary")} == {
         "visibility", "point", "box",
     }  # fmt: skip
 
@@ -201,7 +210,7 @@ def test_dry_run_describes_data_weights_and_steps(train, tmp_path, four_steps):
     assert "in 3 rooms: 3 episodes of views, 12 demonstrations" in text
     assert "2 rooms for training, 1 for validation" in text
     counted = sum(int(count.replace(",", "")) for count in re.findall(r"([\d,]+) of [\d,]+ weights", text))
-    assert counted == sum(weight.numel() for weight in checkpoint(four_steps[0], 4).values())
+    assert counted == sum(weight.numel() for weight in checkpoint_tensors(four_steps[0], 4).values())
     assert "4 of 4 samples: 1 processes x 4 samples x 1 passes, each of up to 2 chunks of 6 steps" in text
 
 
@@ -233,15 +242,15 @@ def test_dry_run_describes_data_weights_and_steps(train, tmp_path, four_steps):
     ],
 )  # fmt: skip
 def test_invalid_recipes_are_refused_in_one_line(rooms, tmp_path, changes, message):
-    arguments = ["--recipe", "rocket2", "--dataset", rooms, "--out", tmp_path / "run", *settings(**(TINY | changes))]
+    arguments = ["--recipe", "rocket2", "--dataset", rooms, "--out", tmp_path / "run", *set_options(**(TINY | changes))]
     outcome = run_training(*arguments)
     assert outcome.code == 2 and message in outcome.stderr, outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-def test_other_datasets_and_policies_are_refused(stored, policies, rooms, tmp_path):
+def test_other_datasets_and_policies_are_refused(image_dataset, policies, rooms, tmp_path):
     outcome = run_training(
-        "--recipe", "rocket2", "--dataset", stored, "--out", tmp_path / "run", *settings(**TINY)
+        "--recipe", "rocket2", "--dataset", image_dataset, "--out", tmp_path / "run", *set_options(**TINY)
     )  # fmt: skip
     assert outcome.code == 2 and "has no column 'observation.images.view'" in outcome.stderr
     assert "`rocket-hf simulate vizdoom`" in outcome.stderr
@@ -252,5 +261,5 @@ def test_other_datasets_and_policies_are_refused(stored, policies, rooms, tmp_pa
 
 def test_sharding_is_refused(rooms, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    outcome = run_training("--recipe", "rocket2", "--dataset", rooms, "--out", tmp_path / "run", *settings(**TINY))
+    outcome = run_training("--recipe", "rocket2", "--dataset", rooms, "--out", tmp_path / "run", *set_options(**TINY))
     assert outcome.code == 2 and "launch without FSDP2 and DeepSpeed" in outcome.stderr
