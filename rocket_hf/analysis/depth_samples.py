@@ -64,7 +64,9 @@ def read_samples(
     parts = split_episodes(task_by_episode(frames), held_out_tasks, held_out_share)
     indices = np.linspace(0, len(frames) - 1, min(samples, len(frames))).round().astype(int).tolist()
     if missing := {TRAIN, VALIDATION, TEST} - {parts[int(frames.episodes[index])] for index in indices}:
-        raise UserError(f"with {samples} samples there is no {missing.pop()} frame: raise --samples")
+        raise UserError(
+            f"{samples} samples are too few, because they contain no {missing.pop()} frame: raise --samples"
+        )
     selected = [frames[index] for index in tqdm(indices, desc="frames", disable=None, leave=False)]
     return DepthSamples(
         frames.cameras,

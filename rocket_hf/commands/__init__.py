@@ -45,10 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     commands = {name: importlib.import_module(f".{name.replace('-', '_')}", __name__) for name in COMMANDS}
     for name, command in commands.items():
-        formatter = argparse.RawDescriptionHelpFormatter
-        subparser = subparsers.add_parser(
-            name, help=command.HELP, description=command.__doc__, formatter_class=formatter
-        )
+        subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)
+        subparser.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_arguments(subparser)
     words = sys.argv[1:] if argv is None else argv
     reject_unknown_command(parser, words)

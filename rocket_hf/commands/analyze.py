@@ -18,14 +18,17 @@ from .arguments import add_retired_option, require_at_least_one
 if TYPE_CHECKING:
     import torch
 
-HELP = "analyze training runs: gradient agreement, depth probes, layer similarities"
+HELP = "analyze training runs (gradients, depth, layers)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ANALYSIS", required=True)
-    add_gradients_arguments(actions.add_parser("gradients", help="cosines between the gradients of a run's losses"))
-    add_depth_arguments(actions.add_parser("depth", help="prediction of metric depth from the layers of policies"))
-    add_representation_arguments(actions.add_parser("representations", help="similarities between layers"))
+    for name, (description, add_analysis_arguments) in {
+        "gradients": ("compute cosines between the gradients of a run's losses", add_gradients_arguments),
+        "depth": ("measure how well metric depth can be predicted from each layer of policies", add_depth_arguments),
+        "representations": ("compute similarities between layers", add_representation_arguments),
+    }.items():
+        add_analysis_arguments(actions.add_parser(name, help=description, description=f"{description.capitalize()}."))
 
 
 def add_gradients_arguments(parser: argparse.ArgumentParser) -> None:

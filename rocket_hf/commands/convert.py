@@ -25,14 +25,15 @@ FAMILIES = {
     "openvla-oft": "OpenVLA-OFT with its action head and state projector",
     "rocket-openvla": "OpenVLA-OFT trained with the public ROCKET code, with its alignment projector",
     "rocket2": "ROCKET-2",
-    "to-lerobot": "the reverse: a pi0, pi0.5 or SmolVLA policy of this package to lerobot's format",
+    "to-lerobot": "reverse direction: a pi0, pi0.5 or SmolVLA policy of this package to lerobot's format",
 }
 DTYPES = ("float32", "bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    listed = "; ".join(f"{name}: {phrase}" for name, phrase in FAMILIES.items())
-    parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help=f"kind of checkpoint. {listed}")
+    families = (f"  {name:18}{description}" for name, description in FAMILIES.items())
+    parser.epilog = "\n".join(["families:", *families])
+    parser.add_argument("family", choices=FAMILIES, metavar="FAMILY", help="kind of checkpoint, see below")
     parser.add_argument("source", metavar="SOURCE", help="checkpoint: a folder or a Hub id[@revision]")
     parser.add_argument("destination", metavar="DESTINATION", type=Path, help="new folder for the converted policy")
     parser.add_argument(
@@ -54,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.convert.write import SOURCE_FILES
     from rocket_hf.hub import parse_source, resolve
 
-    source = resolve(arguments.source, SOURCE_FILES, kind="source")
     if arguments.family == "to-lerobot":
-        return convert_to_lerobot(arguments, source.folder)
+        return convert_to_lerobot(arguments)
+    source = resolve(arguments.source, SOURCE_FILES, kind="source")
     name = source.folder.name if source.commit is None else parse_source(arguments.source).id
     origin = {"family": arguments.family, "source": name, "revision": source.commit or "local"}
     return convert_from_public(arguments, source.folder, origin)
@@ -95,14 +96,16 @@ def read_source(arguments: argparse.Namespace, folder: Path) -> "SourcePolicy":
     return read_lerobot(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
 
 
-def convert_to_lerobot(arguments: argparse.Namespace, folder: Path) -> int:
+def convert_to_lerobot(arguments: argparse.Namespace) -> int:
     import torch
 
     from rocket_hf.convert.to_lerobot import lerobot_type, to_lerobot
     from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
+    from rocket_hf.training.base_policy import find_policy_folder
 
+    folder = find_policy_folder(arguments.source)
     policy_type = lerobot_type(RocketConfig.from_pretrained(folder))  # raises before any weight is read
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
     model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)

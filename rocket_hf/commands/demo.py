@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .arguments import require_at_least_one
 
-HELP = "run the whole workflow on this machine in 10 minutes, without a download"
+HELP = "run the whole workflow on this machine in 10 minutes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,9 @@ import re
 import sys
 from importlib.metadata import version
 
-HELP = "check that all dependencies can be imported, and print their versions"
+from rocket_hf.errors import UserError
+
+HELP = "check the installation and print versions"
 
 # Modules that must be importable, and distributions whose versions are printed.
 MODULES = ("torch", "transformers", "accelerate", "peft", "datasets", "av", "lerobot.datasets.lerobot_dataset")
@@ -92,7 +94,7 @@ def simulator() -> str:
         importlib.import_module("mujoco")
     except ModuleNotFoundError:
         return "none (install MuJoCo with `pip install 'rocket-hf[sim]'`)"
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
+    except (UserError, ImportError, OSError, RuntimeError) as error:
         return f"none ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
     return f"MuJoCo {version('mujoco')}, rendered with {renderer or 'a window'}"
 

@@ -43,12 +43,12 @@ def test_extracted_layers_equal_those_of_the_models(config):
     assert features.samples == 16 and len(features.loader) == 4
     raw = next(iter(features.loader))
     batch = next(iter(features))
-    inputs, pictures, _ = features.model_inputs.inputs(raw)
+    inputs, images, _ = features.model_inputs.inputs(raw)
     expected = features.policy.policy(inputs, range(4)).taps  # with actions, which image tokens do not attend to
     for layer in range(4):
         torch.testing.assert_close(batch.student[layer], expected[layer])
     source = features.resources.targets
-    maps = source.registration(source.scene_features(pictures, None))
+    maps = source.registration(source.scene_features(images, None))
     assert sorted(batch.teacher) == [1, 2, 3, 4]
     for layer in batch.teacher:
         torch.testing.assert_close(batch.teacher[layer], maps[layer])
