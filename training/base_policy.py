@@ -18,6 +18,8 @@ def find_policy_folder(
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{name} is not a policy: it has no {file}; create a policy with `rocket-hf convert`")
+    if not any(folder.glob("model*.safetensors")):
+        raise UserError(f"the policy {name} has no weights (model.safetensors): download or export it again")
     model_type = dict(read_json(folder / "config.json")).get("model_type")
     if model_type != kind.model_type:
         raise UserError(

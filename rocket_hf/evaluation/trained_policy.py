@@ -1,6 +1,9 @@
 """Loading of trained policies from a run, from one of its checkpoints, or from an exported policy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 from rocket_hf.errors import UserError
@@ -71,8 +74,9 @@ def find_in_run(run: Path) -> TrainedPolicySource:
 def load_trained_policy(source: TrainedPolicySource) -> tuple[RocketForActionPrediction, RocketProcessor]:
     """Load a policy with merged LoRA weights and without alignment head, and its processor."""
     if source.policy is not None:
-        model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
-        return model, read_processor(source.policy)
+        with file_errors_as_user_errors(source.policy):
+            model = RocketForActionPrediction.from_pretrained(source.policy, alignment=None)
+            return model, RocketProcessor.from_pretrained(source.policy)
     model, processor = load_unmerged_checkpoint(source)
     return policy_from_weights(model.config, merge_lora_weights(model)), processor
 
@@ -117,7 +121,8 @@ def is_head(name: str) -> bool:
 def load_trained_rocket2(source: TrainedPolicySource) -> Rocket2ForActionPrediction:
     """Load a ROCKET-2 policy with the auxiliary heads that its recipe keeps. It has no processor."""
     if source.policy is not None:
-        return Rocket2ForActionPrediction.from_pretrained(source.policy)
+        with file_errors_as_user_errors(source.policy):
+            return Rocket2ForActionPrediction.from_pretrained(source.policy)
     recipe, checkpoint = source.recipe, source.checkpoint
     if not isinstance(recipe, Rocket2Recipe) or checkpoint is None:
         raise UserError("this is not a ROCKET-2 policy, training run or checkpoint: give the folder of one of those")
@@ -131,18 +136,17 @@ def load_processor(source: TrainedPolicySource, recipe: VLARecipe, base: Path, c
     assert source.run is not None
     exported = source.run / POLICY
     if (exported / "processor_config.json").is_file():
-        return read_processor(exported)
+        with file_errors_as_user_errors(exported):
+            return RocketProcessor.from_pretrained(exported)
     datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
     return create_processor(base, config, compute_dataset_statistics(datasets))
 
 
-def read_processor(folder: Path) -> RocketProcessor:
+@contextmanager
+def file_errors_as_user_errors(folder: Path) -> Iterator[None]:
+    """Raise a UserError for errors of transformers about missing or damaged files of a policy."""
     try:
-        return RocketProcessor.from_pretrained(folder)
-    except UserError:
-        raise
-    except (OSError, ImportError, ValueError) as error:  # of transformers; ImportError if there is no tokenizer.json
+        yield
+    except (OSError, JSONDecodeError, ImportError) as error:  # ImportError: there is no tokenizer.json
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise UserError(
-            f"cannot read the processor or tokenizer in {folder}: {reason}; export or download the policy again"
-        ) from error
+        raise UserError(f"cannot load the policy in {folder}: {reason}; export or download it again") from error

@@ -74,7 +74,7 @@ def test_robot_with_too_many_action_dimensions_is_refused(policies, tmp_path, ca
         printed.err.strip()
         == "rocket-hf adapt: the robot exceeds the limits of this policy: action_dim is 20, at most 8"
     )
-    assert "action_dim  5             20             8" in printed.out
+    assert "action_dim  5             20       8" in printed.out
     assert not (tmp_path / "run").exists()
 
 

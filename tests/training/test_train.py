@@ -244,7 +244,7 @@ def test_too_many_consecutive_non_finite_steps_stop_the_run_and_save_the_batch(
 ):
     outcome = run_training(
         "--recipe", "tiny", "--policy", policies("smolvla"), "--dataset", image_dataset, "--teacher", teacher,
-        "--out", tmp_path / "run", *set_options(optimizer__lr=1e30, run__most_skipped=3, run__log_every=1),
+        "--out", tmp_path / "run", *set_options(optimizer__lr=1e30, run__max_skipped_steps=3, run__log_every=1),
     )  # fmt: skip
     assert outcome.code == 2
     assert "3 consecutive steps had a non-finite loss" in outcome.stderr and len(outcome.stderr.splitlines()) == 1

@@ -182,12 +182,15 @@ def test_prompt_of_the_last_task_that_is_too_long(refused, other_data):
 def test_missing_policy_and_folders_that_are_not_policies(refused, tmp_path, policies):
     refused("nobody/no-such-policy", policy="nobody/no-such-policy")
     (tmp_path / "empty").mkdir()
-    refused("holds no policy: there is no config.json", policy=tmp_path / "empty")
+    refused("is not a policy: it has no config.json", policy=tmp_path / "empty")
     copy = shutil.copytree(policies("smolvla"), tmp_path / "policy")
     (copy / "config.json").write_text("{")
     refused("config.json", policy=copy)
     (copy / "config.json").write_text('{"model_type": "bert"}')
-    refused("describes a model 'bert': `rocket-hf convert` makes a policy of it", policy=copy)
+    refused(
+        "describes a model of type 'bert', expected 'rocket'; convert public checkpoints with `rocket-hf convert`",
+        policy=copy,
+    )
 
 
 def test_truncated_incomplete_and_missing_weights(refused, tmp_path, policies):
@@ -195,7 +198,7 @@ def test_truncated_incomplete_and_missing_weights(refused, tmp_path, policies):
     weights = load_file(copy / "model.safetensors")
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:-100])
-    refused("the weights in", "cannot be read", policy=copy)
+    refused("the weights of", "cannot be read", policy=copy)
     weights.pop("policy.action_in.bias")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refused("these weights do not fit the configuration: 1 missing: policy.action_in.bias", policy=copy)
@@ -248,7 +251,7 @@ def test_missing_and_incomplete_feature_cache(refused, caches, tmp_path):
     refused("nowhere", cache=tmp_path / "nowhere")
     copy = shutil.copytree(caches("int8"), tmp_path / "copy")
     next(path for path in copy.rglob("*.safetensors") if "shard" in path.name or "shard" in path.parent.name).unlink()
-    refused("is unfinished, 1 of 1 shards are missing", cache=copy)
+    refused("is incomplete, 1 of 1 shards are missing", cache=copy)
 
 
 def test_feature_cache_with_changed_bytes(refused, caches, tmp_path):

@@ -17,7 +17,7 @@ from rocket_hf.teachers.license import license_note
 from rocket_hf.teachers.load import DTYPES, load_teacher
 from rocket_hf.teachers.registration import Registration
 
-from ..base_policy import find_policy_folder, weight_errors_as_user_errors
+from ..base_policy import find_policy_folder
 from ..data.dataset_statistics import compute_dataset_statistics
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
@@ -104,8 +104,7 @@ def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: VLAReci
     """Load the policy for the recipe's robot. New layers and the alignment head are drawn from the recipe's seed."""
     torch.manual_seed(recipe.run.seed)
     dtype = DTYPES[recipe.run.base_dtype]
-    with weight_errors_as_user_errors(folder):
-        base = RocketForActionPrediction.from_pretrained(folder, alignment=alignment, dtype=dtype)
+    base = RocketForActionPrediction.from_pretrained(folder, alignment=alignment, dtype=dtype)
     return base.for_robot(robot_changes(recipe))
 
 

@@ -85,7 +85,7 @@ class VLATrainingTask(TrainingTask):
     def model_inputs(
         self, batch: LoaderBatch, step: int, previous: ModelOutput | None, timer: StepTimer
     ) -> dict[str, Any]:
-        """Return the model's batch and the alignment targets. The teacher is not run while the alignment weight is 0."""
+        """Return the model's batch and the alignment targets. While the alignment weight is 0, no teacher is run."""
         with timer("data"):
             inputs, images, warp = self.batch_inputs.inputs(batch)
         with timer("teacher"):

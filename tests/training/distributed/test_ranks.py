@@ -130,7 +130,7 @@ def test_run_resumes_with_another_number_of_ranks(single_process_run, tiny_run, 
 def test_samples_of_skipped_steps_are_recorded_for_all_ranks(arguments, tmp_path, environment):
     """The learning rate makes every loss but the first infinite. Both ranks stop, and each saves its batch."""
     out = tmp_path / "two"
-    changes = {"optimizer__lr": 1e30, "run__most_skipped": 2, "run__log_every": 1}
+    changes = {"optimizer__lr": 1e30, "run__max_skipped_steps": 2, "run__log_every": 1}
     codes = run_ranks(2, out, *arguments, *set_options(**changes), **environment)
     assert codes == [2, 2]
     assert len(list(out.glob("not-finite-*.safetensors"))) == 2
