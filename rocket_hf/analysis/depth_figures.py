@@ -18,7 +18,7 @@ from rocket_hf.files import write_atomically
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.teacher import Grid
 
-from .depth_report import CONSTANT, RUN, UNTRAINED, DepthResult
+from .depth_report import CONSTANT, RUN, UNTRAINED, DepthResult, relative_depths
 from .depth_samples import TEST, DepthSamples, patches_to_maps, resized_log_depth
 
 DASHES = ("-", "--", "-.", ":")
@@ -48,7 +48,7 @@ def draw_errors(path: Path, results: Sequence[DepthResult]) -> None:
         elif result.kind != RUN:
             marker = "x" if result.kind == UNTRAINED else "*"
             errors = result.errors.relative.mean(axis=0)
-            axes.plot(relative_depths(result), errors, marker, color="0.25", label=result.name)
+            axes.plot(relative_depths(result.errors.layers), errors, marker, color="0.25", label=result.name)
     axes.set(xlabel="relative depth of the layer (0: embeddings, 1: last block)", ylabel="relative depth error")
     axes.set_ylim(bottom=0)
     axes.set_title("depth predicted from image tokens, held-out episodes", fontsize=10)
@@ -57,16 +57,12 @@ def draw_errors(path: Path, results: Sequence[DepthResult]) -> None:
 
 
 def draw_run(axes: Axes, run: DepthResult, dashes: str, marker: str, gray: str) -> None:
-    rows, positions = run.rows(), relative_depths(run)
+    rows, positions = run.rows(), relative_depths(run.errors.layers)
     mean, low, high = ([row[name] for row in rows] for name in ("relative_error", "low", "high"))
     axes.plot(positions, mean, dashes, marker=marker, markersize=4, color=gray, label=run.name)
     axes.fill_between(positions, low, high, color=gray, alpha=0.12, linewidth=0)
     best = positions[run.errors.best], mean[run.errors.best]
     axes.plot(*best, "o", markersize=11, markerfacecolor="none", markeredgecolor=gray)
-
-
-def relative_depths(result: DepthResult) -> list[float]:
-    return [layer / max(result.errors.layers) for layer in result.errors.layers]
 
 
 @dataclass

@@ -25,7 +25,7 @@ from rocket_hf.teachers.scene import scene_images
 from rocket_hf.teachers.teacher import Grid
 
 from .depth_heads import MlpHeads, ProbeBatch, RidgeHeads
-from .depth_samples import TEST, TRAIN, VALIDATION, DepthSamples, patch_log_depth
+from .depth_samples import TEST, TRAIN, VALIDATION, DepthSamples, log_depth_of_patches
 
 DEPTH_BATCH = 16  # frames whose depth is resized at a time
 ONE_CONSTANT, CONSTANT_PER_PATCH = "one constant", "constant per patch"
@@ -173,7 +173,7 @@ def target_depth(samples: DepthSamples, processor: RocketProcessor, grid: Grid, 
     """Return the log-depth of each patch of the processor's cameras, (N, V, T, K)."""
     cameras = [samples.camera_index(name) for name in processor.cameras]
     parts = samples.depth.split(DEPTH_BATCH)
-    return torch.cat([patch_log_depth(part[:, cameras], processor, grid, cells_per_side) for part in parts])
+    return torch.cat([log_depth_of_patches(part[:, cameras], processor, grid, cells_per_side) for part in parts])
 
 
 def errors_per_episode(

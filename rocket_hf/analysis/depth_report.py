@@ -58,6 +58,11 @@ class DepthResult:
         ]
 
 
+def relative_depths(layers: Sequence[int]) -> list[float]:
+    """Return the position of each layer between 0 (embeddings) and 1 (last layer)."""
+    return [layer / max(1, *layers) for layer in layers]
+
+
 def json_number(value: Any) -> int | float:
     return value if isinstance(value, int) else round(float(value), 6)
 

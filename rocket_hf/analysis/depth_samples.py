@@ -61,7 +61,7 @@ def read_samples(
     """
     if samples < MIN_SAMPLES:
         raise UserError(f"a depth probe needs at least {MIN_SAMPLES} samples (hundreds are better): raise --samples")
-    parts = split_episodes(task_by_episode(frames), held_out_tasks, held_out_share)
+    parts = assign_parts(task_by_episode(frames), held_out_tasks, held_out_share)
     indices = np.linspace(0, len(frames) - 1, min(samples, len(frames))).round().astype(int).tolist()
     if missing := {TRAIN, VALIDATION, TEST} - {parts[int(frames.episodes[index])] for index in indices}:
         raise UserError(
@@ -83,7 +83,7 @@ def task_by_episode(frames: RgbdFrames) -> dict[int, str]:
     return dict(zip(frames.episodes.tolist(), frames.tasks, strict=True))
 
 
-def split_episodes(tasks: dict[int, str], held_out_tasks: Collection[str], held_out_share: float) -> dict[int, str]:
+def assign_parts(tasks: dict[int, str], held_out_tasks: Collection[str], held_out_share: float) -> dict[int, str]:
     """Return the part of each episode. Test episodes are those of the held-out tasks, or a share of each task's."""
     for task in sorted(set(held_out_tasks) - set(tasks.values())):
         raise UserError(f"the dataset has no task {task!r} to hold out: {suggest_name(task, set(tasks.values()))}")
@@ -123,7 +123,7 @@ def resized_log_depth(depth: Tensor, processor: RocketProcessor) -> tuple[Tensor
     return value / weight.clamp_min(1e-6) * (HIGH - LOW) + LOW, weight
 
 
-def patch_log_depth(depth: Tensor, processor: RocketProcessor, grid: Grid, cells_per_side: int = 1) -> Tensor:
+def log_depth_of_patches(depth: Tensor, processor: RocketProcessor, grid: Grid, cells_per_side: int = 1) -> Tensor:
     """Return the mean log-depth of each cell, (N, V, T, cells of a patch); NaN if over half of a cell is unknown."""
     value, weight = resized_log_depth(depth, processor)
     cells = grid[0] * cells_per_side, grid[1] * cells_per_side

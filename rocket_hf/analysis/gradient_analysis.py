@@ -10,7 +10,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.training.vla.gradient_agreement import loss_cosines
 from rocket_hf.training.vla.shared_weights import shared_weights
 
-from .gradient_report import ConfidenceInterval, GradientAgreement, summarize_agreement
+from .gradient_report import ConfidenceInterval, GradientAgreementSummary, summarize_agreement
 from .restored_run import RestoredRun
 
 METRIC_LABELS = {"pairs": "two layer pairs", "conflicting": "share of conflicts", "action": "pair and action"}
@@ -18,7 +18,7 @@ METRIC_LABELS = {"pairs": "two layer pairs", "conflicting": "share of conflicts"
 
 def analyze_gradients(
     restored: RestoredRun, name_prefix: str | None, samples: int, batch_size: int
-) -> tuple[GradientAgreement, dict[str, Any]]:
+) -> tuple[GradientAgreementSummary, dict[str, Any]]:
     """Return the agreement and a description of the measurement.
 
     Gradients are with respect to the weights whose names begin with `name_prefix` (default: the first aligned block).
@@ -53,7 +53,7 @@ def analyze_gradients(
     return summarize_agreement(names, torch.stack(tables)), about
 
 
-def format_agreement(agreement: GradientAgreement, about: dict[str, Any]) -> list[str]:
+def format_agreement(agreement: GradientAgreementSummary, about: dict[str, Any]) -> list[str]:
     weights = sum(about["parameters"].values())
     projectors = "1 projector" if about["projectors"] == 1 else f"{about['projectors']} projectors"
     lines = [

@@ -29,7 +29,7 @@ class ConfidenceInterval:
 
 
 @dataclass
-class GradientAgreement:
+class GradientAgreementSummary:
     """Mean cosine table (L, L) over batches with the ends of its bootstrap intervals, and summary metrics."""
 
     names: list[str]  # layer pairs as "STUDENT-TEACHER", then "action"
@@ -39,17 +39,17 @@ class GradientAgreement:
     metrics: dict[str, ConfidenceInterval]
 
 
-def summarize_agreement(names: Sequence[str], tables: Tensor) -> GradientAgreement:
+def summarize_agreement(names: Sequence[str], tables: Tensor) -> GradientAgreementSummary:
     """Summarize the cosine tables (N, L, L) of several batches."""
     mean, low, high = bootstrap_mean(tables.double().cpu().numpy())
     metrics = {
         name: ConfidenceInterval(*(float(value) for value in bootstrap_mean(values.double().cpu().numpy())))
         for name, values in agreement_metrics(tables).items()
     }
-    return GradientAgreement(list(names), mean.tolist(), low.tolist(), high.tolist(), metrics)
+    return GradientAgreementSummary(list(names), mean.tolist(), low.tolist(), high.tolist(), metrics)
 
 
-def write_gradient_agreement(folder: Path, agreement: GradientAgreement, about: Mapping[str, Any]) -> None:
+def write_gradient_agreement(folder: Path, agreement: GradientAgreementSummary, about: Mapping[str, Any]) -> None:
     """Write gradients.json with all numbers, and gradients.csv and gradients.png with the mean table."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "gradients.json", json.dumps(dict(about) | asdict(agreement), indent=1))

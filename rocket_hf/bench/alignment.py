@@ -24,7 +24,7 @@ BATCH, CAMERAS, GRID, TEACHER_GRID = 2, 2, (16, 16), (37, 37)
 THREADS = 2
 
 
-def create_job(mode: str) -> Job:
+def create_alignment_job(mode: str) -> Job:
     """Create a job for one forward and backward pass.
 
     `mode` is "plain", "nested" (this package's head with ROCKET's widths) or "full" (this package's head, full widths).
@@ -75,10 +75,10 @@ def plain_losses(head: AlignmentHead, taps: dict[int, Tensor], features: dict[in
 
 
 def measure() -> dict[str, Any]:
-    jobs = {mode: create_job(mode) for mode in ("plain", "nested", "full")}
+    jobs = {mode: create_alignment_job(mode) for mode in ("plain", "nested", "full")}
     difference = abs(float(jobs["plain"]()) - float(jobs["nested"]()))
     seconds = interleaved(jobs)
-    memory = {mode: peak_memory(create_job, mode) for mode in jobs}
+    memory = {mode: peak_memory(create_alignment_job, mode) for mode in jobs}
     return {
         "cpu_ratio_to_plain": round(median_ratio(seconds["nested"], seconds["plain"]), 3),
         "nested_to_full": round(median_ratio(seconds["nested"], seconds["full"]), 3),

@@ -61,7 +61,7 @@ def require_equal(ours: BatchLoader, theirs: DataLoader, data: RobotDataset) -> 
         assert torch.equal(mine["action_is_pad"], other["action_is_pad"])
 
 
-def compare(folder: Path, rounds: int) -> dict[str, float]:
+def compare_loaders(folder: Path, rounds: int) -> dict[str, float]:
     config = tiny_config(chunk_size=CHUNK)
     data = RobotDataset(DatasetConfig(id=str(folder)), config)
     order = MixtureOrder([FrameRanges([data.frame_range(episode) for episode in data.episodes])])
@@ -93,7 +93,7 @@ def measure(rounds: int = ROUNDS) -> dict[str, Any]:
             folder = write_tiny_dataset(
                 Path(place, kind), EPISODES, FRAMES, CAMERAS, video=kind == "video", codec="libsvtav1", noise=GRAIN
             )
-            figures[kind] = compare(folder, rounds)
+            figures[kind] = compare_loaders(folder, rounds)
     ratios = {f"{kind}_chunk50_to_lerobot": round(figures[kind]["ratio"], 2) for kind in KINDS}
     sides = {kind: {side: round(figures[kind][side], 1) for side in ("ours", "theirs")} for kind in KINDS}
     return ratios | {"samples_per_cpu_second": sides}

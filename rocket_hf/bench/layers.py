@@ -34,7 +34,7 @@ def create_measure(strategy: str) -> SimilarityMeasure | ChangeMeasure:
     return build_measure(strategy, DEPTHS, torch.device("cpu"), True, [1, 2, 4], "largest")
 
 
-def peak_memory(strategy: str) -> list[int]:
+def measure_peak_memory(strategy: str) -> list[int]:
     """Return the peak memory in bytes up to each number of samples, without that of the features.
 
     The same batch is added again and again, so that only the measure itself is benchmarked.
@@ -51,7 +51,7 @@ def peak_memory(strategy: str) -> list[int]:
 
 def peak_memory_in_new_process(strategy: str) -> list[int]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_memory, (strategy,))
+        return pool.apply(measure_peak_memory, (strategy,))
 
 
 def seconds_per_batch(strategy: str) -> float:

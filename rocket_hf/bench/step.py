@@ -9,7 +9,6 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from rocket_hf.bench.measure import Job, interleaved, median_ratio
+from rocket_hf.bench.noise_frames import NoiseFrames
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -89,24 +88,6 @@ STEP_SETTINGS = {"25m": SMALL, "openvla-7b": OPENVLA}
 PAIRS = (1, 2, 4, 8)
 
 
-class NoiseFrames:
-    """Dataset of random images, for the feature cache."""
-
-    dataset, revision, fingerprint = "noise", "local", "0"
-    sizes = dict.fromkeys(CAMERAS, (CAMERA_SIZE, CAMERA_SIZE))
-
-    def __init__(self) -> None:
-        draw = torch.Generator().manual_seed(0)
-        shape = (len(CAMERAS), FRAMES, 3, CAMERA_SIZE, CAMERA_SIZE)
-        self.noise = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
-
-    def __len__(self) -> int:
-        return FRAMES
-
-    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
-        return [camera[list(indices)] for camera in self.noise]
-
-
 class StepBenchmark:
     """Teacher, feature cache and images shared by the modes "plain", "cached" and "live", on one device."""
 
@@ -115,9 +96,9 @@ class StepBenchmark:
         cpu = not torch.accelerator.is_available()
         self.setting, self.accelerator = setting, Accelerator(cpu=cpu, mixed_precision=precision)
         self.device = torch.device(self.accelerator.device.type)
-        self.teacher = create_teacher(setting, self.device)
+        self.teacher = create_random_teacher(setting, self.device)
         self.registration = Registration(setting.policy.image_grid, [WHOLE] * len(CAMERAS))
-        self.frames = NoiseFrames()
+        self.frames = NoiseFrames(CAMERAS, CAMERA_SIZE, FRAMES)
         plan = plan_cache(self.frames, self.teacher, setting.teacher_layers)
         writer = CacheWriter(folder, plan, self.frames, self.teacher, batch_size=1)
         writer.prepare(report=lambda line: None)
@@ -184,7 +165,7 @@ class StepBenchmark:
         return step
 
 
-def create_teacher(setting: StepSetting, device: torch.device) -> VggtTeacher:
+def create_random_teacher(setting: StepSetting, device: torch.device) -> VggtTeacher:
     torch.manual_seed(0)
     with torch.device(device):
         aggregator = VggtAggregator(setting.teacher).to(setting.dtype)

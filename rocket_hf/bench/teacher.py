@@ -7,16 +7,15 @@ has two cameras. All modes are compared with "full": all blocks at 518 pixels, w
 import ctypes
 import statistics
 import tempfile
-from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from rocket_hf.bench.measure import Job, interleaved, median_ratio, peak_memory
+from rocket_hf.bench.noise_frames import NoiseFrames
 from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
@@ -37,24 +36,8 @@ MODES: dict[str, tuple[str, tuple[int, ...]] | None] = {
 }
 
 
-class NoiseFrames:
-    """Dataset of random images."""
-
-    dataset, revision, fingerprint = "noise", "local", "0"
-
-    def __init__(self) -> None:
-        self.sizes = dict.fromkeys(CAMERAS, (CAMERA_SIZE, CAMERA_SIZE))
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def read_images(self, indices: Sequence[int]) -> list[Tensor]:
-        return [torch.stack([noise(index, camera) for index in indices]) for camera in range(len(CAMERAS))]
-
-
-def noise(index: int, camera: int) -> Tensor:
-    draw = torch.Generator().manual_seed(len(CAMERAS) * index + camera)
-    return torch.randint(0, 256, (3, CAMERA_SIZE, CAMERA_SIZE), generator=draw, dtype=torch.uint8)
+def noise_frames() -> NoiseFrames:
+    return NoiseFrames(CAMERAS, CAMERA_SIZE, ROWS)
 
 
 def create_teacher(resolution: str) -> VggtTeacher:
@@ -70,30 +53,30 @@ def create_teacher(resolution: str) -> VggtTeacher:
     return VggtTeacher(VggtAggregator(config), vggt_card(config, "random", "0", "unknown"), resolution)
 
 
-def create_job(mode: str) -> Job:
+def create_teacher_job(mode: str) -> Job:
     """Create a job that returns the features of one sample, from its images or from the cache."""
     torch.set_num_threads(THREADS)
     live = MODES[mode]
     if live is None:
         return cache_job()
     resolution, layers = live
-    teacher, images = create_teacher(resolution), torch.stack(NoiseFrames().read_images([0]), dim=1)
+    teacher, images = create_teacher(resolution), torch.stack(noise_frames().read_images([0]), dim=1)
     return lambda: teacher.features(images, layers)
 
 
-def create_exact_job(mode: str) -> Job:
+def create_exact_teacher_job(mode: str) -> Job:
     """Create a job that returns large tensors to the system when they are freed, at the cost of time.
 
     Its peak memory is then what is needed at the same time, without memory that the allocator keeps for later.
     """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)
-    return create_job(mode)
+    return create_teacher_job(mode)
 
 
 def cache_job() -> Job:
     """Create a job that reads one row of a cache, a new one each time, and decodes it as a batch."""
     temporary = tempfile.TemporaryDirectory()
-    frames, teacher, folder = NoiseFrames(), create_teacher("camera"), Path(temporary.name) / "cache"
+    frames, teacher, folder = noise_frames(), create_teacher("camera"), Path(temporary.name) / "cache"
     writer = CacheWriter(folder, plan_cache(frames, teacher, EVERY), frames, teacher)
     writer.prepare(report=lambda line: None)
     writer.write()
@@ -107,8 +90,8 @@ def cache_job() -> Job:
 
 
 def measure() -> dict[str, Any]:
-    seconds = interleaved({mode: create_job(mode) for mode in MODES})
-    memory = {mode: peak_memory(create_exact_job, mode) for mode in MODES}
+    seconds = interleaved({mode: create_teacher_job(mode) for mode in MODES})
+    memory = {mode: peak_memory(create_exact_teacher_job, mode) for mode in MODES}
     ratios = {mode: round(median_ratio(seconds[mode], seconds["full"]), 4) for mode in MODES if mode != "full"}
     return {f"{mode}_to_full": ratio for mode, ratio in ratios.items()} | {
         "cpu_seconds": {mode: round(statistics.median(times), 4) for mode, times in seconds.items()},

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from rocket_hf.study.demo import Demo
-    from rocket_hf.study.demo_report import summary, write_report
+    from rocket_hf.study.demo_report import format_demo_summary, write_demo_report
 
     sizes = {name: getattr(arguments, name) for name in ("episodes", "steps", "rollouts")}
     require_at_least_one(arguments, *sizes, "workers")
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     demo = Demo(arguments.out, sizes, programs(), arguments.workers)
     results = demo()
-    write_report(arguments.out, results)
-    print(summary(arguments.out, results))
+    write_demo_report(arguments.out, results)
+    print(format_demo_summary(arguments.out, results))
     return 0
 
 

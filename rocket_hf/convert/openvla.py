@@ -75,7 +75,7 @@ OFT_RULES: list[Rename | Drop] = [
 ]
 
 
-def infer_sizes(checkpoint: Checkpoint, variant: str) -> dict[str, Any]:
+def infer_openvla_sizes(checkpoint: Checkpoint, variant: str) -> dict[str, Any]:
     """Infer the sizes of the policy from the shapes of its tensors."""
     shape = checkpoint.shape
     dino, siglip = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
@@ -172,7 +172,7 @@ def read_openvla(
     variant = "openvla" if family == "openvla" else "oft"
     checkpoint = open_checkpoint(folder, variant, base)
     source_config = read_json(folder / "config.json")
-    sizes = infer_sizes(checkpoint, variant)
+    sizes = infer_openvla_sizes(checkpoint, variant)
     loaded_tokenizer = load_tokenizer(tokenizer or folder)
     policy = OpenVLAPolicyConfig(**sizes, **token_settings(source_config, sizes["vocab_size"], loaded_tokenizer))
     dataset_statistics = choose_statistics(folder, source_config, statistics)

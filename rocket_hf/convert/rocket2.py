@@ -58,14 +58,14 @@ class Rocket2Source(SourcePolicy):
 def read_rocket2(folder: Path) -> Rocket2Source:
     checkpoint = Checkpoint(folder)
     checkpoint.add_weights()
-    config = Rocket2Config(**infer_sizes(checkpoint))
+    config = Rocket2Config(**infer_rocket2_sizes(checkpoint))
     for part in ("weight", "bias"):
         checkpoint.shape(f"{AUXILIARY}.{part}")  # raises UserError if it is missing
         checkpoint.split(f"{AUXILIARY}.{part}", *AUXILIARY_ENDS)
     return Rocket2Source(checkpoint, config, rename_rules(config.reads_previous_action))
 
 
-def infer_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
+def infer_rocket2_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
     shape = checkpoint.shape
     _, view_tokens, width = shape("view_cls_tokens")
     attention = f"{TEMPORAL}.0.r.orc_block"

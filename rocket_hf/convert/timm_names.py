@@ -1,4 +1,4 @@
-"""Renaming rules for timm's vision transformers. Prefix tokens and layer scales differ by model and are not included."""
+"""Renaming rules for timm's vision transformers, except prefix tokens and layer scales, which differ by model."""
 
 from .plan import Rename
 

@@ -3,7 +3,6 @@
 lerobot weights that do not affect the actions (see lerobot_names.py) are written as zeros.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import staged_folder
 from rocket_hf.export.lerobot_pipelines import ACTION, STATE, features, normalization
+from rocket_hf.files import write_json
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
@@ -118,7 +118,7 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
 
 
 def write_processors(folder: Path, config: RocketConfig, processor: RocketProcessor, tokenizer: str) -> None:
-    """Write lerobot's two processor pipelines and their statistics. The steps are in the order of lerobot's policies."""
+    """Write lerobot's two processor pipelines, with the steps in the order of lerobot's policies, and statistics."""
     policy_type = lerobot_type(config)
     inputs, outputs = features(config)
     mapping = normalization(config)
@@ -168,7 +168,3 @@ def lerobot_statistics(processor: RocketProcessor) -> dict[str, Tensor]:
             if key != "mask":
                 tensors[f"{feature}.{key}"] = torch.tensor(values, dtype=torch.float32)
     return tensors
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -42,7 +42,7 @@ def explicit_pairs(students: list[int], teachers: list[int], student_depth: int,
             f"--student-layers has {len(students)} layers and --teacher-layers has {len(teachers)}: list pairs"
         )
     pairs = [
-        (resolve_layer(student, student_depth, "student"), resolve_layer(teacher, teacher_depth, "teacher"))
+        (number_of_block(student, student_depth, "student"), number_of_block(teacher, teacher_depth, "teacher"))
         for student, teacher in zip(students, teachers, strict=True)
     ]
     if sorted(set(pairs)) != sorted(pairs) or [pair[0] for pair in pairs] != sorted(pair[0] for pair in pairs):
@@ -50,7 +50,8 @@ def explicit_pairs(students: list[int], teachers: list[int], student_depth: int,
     return [LayerPair(student, teacher, "listed explicitly") for student, teacher in pairs]
 
 
-def resolve_layer(layer: int, depth: int, model: str) -> int:
+def number_of_block(layer: int, depth: int, model: str) -> int:
+    """Return the positive number of a layer. The embeddings (layer 0) cannot be aligned."""
     number = layer + depth + 1 if layer < 0 else layer
     if not 1 <= number <= depth:
         raise UserError(f"the {model} has no layer {layer}: its layers are 1..{depth}, or -{depth}..-1")

@@ -17,7 +17,15 @@ from rocket_hf.training.recipe_files import read_recipe_values
 
 from .curves import mean
 from .demo import Demo
-from .phases import PROGRESS, CommandRunner, Phases, Result, join_values, read_progress, write_experiment_recipe
+from .phases import (
+    PROGRESS,
+    CommandRunner,
+    Phases,
+    Result,
+    join_values,
+    read_experiment_progress,
+    write_experiment_recipe,
+)
 from .small_policy import EXECUTED_ACTIONS, MAX_STEPS, TEACHER, train_policy, training_settings, write_small_policy
 
 Programs = dict[str, Callable[[list[str]], int]]
@@ -219,7 +227,7 @@ def alignment_settings(recipe: str, data: AblationData, steps: int) -> Result:
 
 def read_data(folder: Path) -> AblationData:
     """Read the data of a demo that has completed its data phases."""
-    results = read_progress(folder)["results"] if (folder / PROGRESS).is_file() else {}
+    results = read_experiment_progress(folder)["results"] if (folder / PROGRESS).is_file() else {}
     if not set(DATA_PHASES) <= results.keys():
         raise UserError(f"{folder} contains no demo data: pass a folder written by `rocket-hf demo --out FOLDER`")
     plan = json.loads((folder / "dataset" / "meta" / "simulation.json").read_text())["plan"]
@@ -228,11 +236,11 @@ def read_data(folder: Path) -> AblationData:
 
 def run_with_cpu_seconds(run: Callable[[], Result]) -> Result:
     """Run a phase and add to its result the CPU time of this process and of its finished child processes."""
-    before = cpu_seconds()
-    return run() | {"cpu_seconds": round(cpu_seconds() - before, 1)}
+    before = used_cpu_seconds()
+    return run() | {"cpu_seconds": round(used_cpu_seconds() - before, 1)}
 
 
-def cpu_seconds() -> float:
+def used_cpu_seconds() -> float:
     usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -77,7 +77,7 @@ def summarize_depths(depths: DepthsByModel) -> dict[str, dict[str, Any]]:
             "error": summarize_seeds([model.error for model in models]),
             "selected_layers": [model.layers[model.best] for model in models],
             "by_layer": dict(zip(models[0].layers, mean_errors(models).tolist(), strict=True)),
-            "against": compare_with_baselines(depths, name) if models[0].kind == RUN else {},
+            "against": compare_depth_with_baselines(depths, name) if models[0].kind == RUN else {},
         }
         for name, models in depths.items()
     }
@@ -88,7 +88,7 @@ def mean_errors(models: list[ProbedVariant]) -> np.ndarray:
     return np.mean([model.errors for model in models], axis=0)
 
 
-def compare_with_baselines(depths: DepthsByModel, name: str) -> dict[str, dict[str, float]]:
+def compare_depth_with_baselines(depths: DepthsByModel, name: str) -> dict[str, dict[str, float]]:
     baselines = [*(other for other, models in depths.items() if models[0].kind == UNTRAINED), *BASELINES]
     return {
         other: error_difference(depths[name], depths[other]) for other in baselines if other in depths and other != name

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rocket_hf.analysis.depth_report import CONSTANT, RUN
+from rocket_hf.analysis.depth_report import CONSTANT, RUN, relative_depths
 from rocket_hf.files import write_atomically, write_csv
 
 from .ablation_depth import DepthsByModel, ProbedVariant, mean_errors
@@ -46,16 +46,16 @@ class VariantStyles:
         return {"marker": marker, "markersize": 5, "markerfacecolor": "white", "markeredgecolor": color}
 
 
-def draw_all(folder: Path, variants: dict[str, Variant], results: dict[str, Any], depths: DepthsByModel) -> list[str]:
+def plot_all(folder: Path, variants: dict[str, Variant], results: dict[str, Any], depths: DepthsByModel) -> list[str]:
     """Draw all plots; return their names in the order of the report."""
     style = VariantStyles(list(variants))
     aligned = {name: variant for name, variant in variants.items() if any(run.alignment for run in variant.runs)}
-    draw_success(folder, results, style)
-    draw_losses(folder, variants, aligned, style)
+    plot_success(folder, results, style)
+    plot_losses(folder, variants, aligned, style)
     if aligned:
-        draw_agreement(folder, aligned, style)
+        plot_agreement(folder, aligned, style)
     if depths:
-        draw_depth(folder, depths, style)
+        plot_depth(folder, depths, style)
     return ["success", "losses", *(["agreement"] if aligned else []), *(["depth"] if depths else [])]
 
 
@@ -69,7 +69,7 @@ def write_plot(path: Path, draw: Callable[[Any], None], panels: int = 1) -> None
     write_atomically(path, lambda temporary: canvas.print_png(str(temporary)))
 
 
-def draw_success(folder: Path, results: dict[str, Any], style: VariantStyles) -> None:
+def plot_success(folder: Path, results: dict[str, Any], style: VariantStyles) -> None:
     def draw(axes: Any) -> None:
         for position, (name, values) in enumerate(results.items()):
             low, high = values["interval"]
@@ -87,14 +87,14 @@ def draw_success(folder: Path, results: dict[str, Any], style: VariantStyles) ->
     rows = [
         [name, seed, count, rollouts, round(count / rollouts, 6), *(round(end, 6) for end in values["interval"])]
         for name, values in results.items()
-        for seed, (count, rollouts) in success_counts(values).items()
+        for seed, (count, rollouts) in counts_by_seed(values).items()
     ]
     write_plot(folder / "success.png", draw)
     header = ["variant", "seed", "successes", "rollouts", "rate", "low_of_all", "high_of_all"]
     write_csv(folder / "success.csv", header, rows)
 
 
-def success_counts(values: dict[str, Any]) -> dict[Any, tuple[int, int]]:
+def counts_by_seed(values: dict[str, Any]) -> dict[Any, tuple[int, int]]:
     return values["by_seed"] | {"all": (values["successes"], values["rollouts"])}
 
 
@@ -105,7 +105,7 @@ def mean_curve(curves: list[Curve]) -> Curve:
     return [(step, sum(values[step] for values in by_step) / len(by_step)) for step in steps]
 
 
-def draw_losses(folder: Path, variants: dict[str, Variant], aligned: dict[str, Variant], style: VariantStyles) -> None:
+def plot_losses(folder: Path, variants: dict[str, Variant], aligned: dict[str, Variant], style: VariantStyles) -> None:
     def draw(panels: Any) -> None:
         for name, variant in variants.items():
             panels[0].plot(*smooth(mean_curve([run.action for run in variant.runs])), **style.line(name))
@@ -121,7 +121,7 @@ def draw_losses(folder: Path, variants: dict[str, Variant], aligned: dict[str, V
     write_csv(folder / "losses.csv", *curve_rows(variants, ("action", "alignment")))
 
 
-def draw_agreement(folder: Path, aligned: dict[str, Variant], style: VariantStyles) -> None:
+def plot_agreement(folder: Path, aligned: dict[str, Variant], style: VariantStyles) -> None:
     titles = {"between_pairs": "between layer pairs", "with_action": "of layer pairs with the action loss"}
 
     def draw(panels: Any) -> None:
@@ -140,20 +140,20 @@ def draw_agreement(folder: Path, aligned: dict[str, Variant], style: VariantStyl
     write_csv(folder / "agreement.csv", *curve_rows(aligned, ("between_pairs", "conflicting", "with_action")))
 
 
-def draw_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> None:
+def plot_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> None:
     runs = {name: models for name, models in depths.items() if models[0].kind == RUN}
     baselines = {name: models for name, models in depths.items() if name not in runs}
 
     def draw(panels: Any) -> None:
         for name, models in runs.items():
-            positions, errors = relative_depths(models[0]), 100 * mean_errors(models)
+            positions, errors = relative_depths(models[0].layers), 100 * mean_errors(models)
             panels[0].plot(positions, errors, **style.line(name), **style.points(name))
         for position, (name, models) in enumerate(runs.items()):
             panels[1].bar(position, 100 * np.mean([model.error for model in models]), 0.7, **style.bar(name))
             for model in models:
                 panels[1].plot(position, 100 * model.error, linestyle="", **style.points(name), zorder=3)
         for marker, (name, models) in zip(cycle("x*+1"), baselines.items(), strict=False):
-            draw_baseline(panels, name, models, marker)
+            plot_baseline(panels, name, models, marker)
         panels[0].set(xlabel="relative depth of the layer (0: embeddings, 1: last block)", ylabel="relative error, %")
         panels[0].set_title("depth predicted from each layer's image tokens", fontsize=10)
         panels[1].set_xticks(range(len(runs)), list(runs), fontsize=8)
@@ -170,18 +170,14 @@ def draw_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> Non
     write_csv(folder / "depth.csv", ["name", "kind", "seed", "layer", "relative_error", "selected"], rows)
 
 
-def draw_baseline(panels: Any, name: str, models: list[ProbedVariant], marker: str) -> None:
+def plot_baseline(panels: Any, name: str, models: list[ProbedVariant], marker: str) -> None:
     """Draw a model as markers by layer in the first panel, and as a horizontal line in the second."""
     if models[0].kind != CONSTANT:
-        positions, errors = relative_depths(models[0]), 100 * mean_errors(models)
+        positions, errors = relative_depths(models[0].layers), 100 * mean_errors(models)
         panels[0].plot(positions, errors, marker, color="0.2", markersize=7, label=name)
     dashes = {"x": "--", "*": "-", "+": ":", "1": "-."}[marker]
     error = 100 * float(np.mean([model.error for model in models]))
     panels[1].axhline(error, color="0.2", linestyle=dashes, linewidth=1, label=name)
-
-
-def relative_depths(model: ProbedVariant) -> list[float]:
-    return [layer / max(1, *model.layers) for layer in model.layers]
 
 
 def add_legends(panels: Any) -> None:

@@ -13,20 +13,20 @@ from rocket_hf.files import write_csv, write_json, write_text
 
 from .ablation import Ablation, format_duration
 from .ablation_depth import read_depths, summarize_depths
-from .ablation_plots import draw_all
+from .ablation_plots import plot_all
 from .ablation_results import BASELINES, read_variants, summarize_variants
 from .small_policy import BATCH
 
 
-def write_report(ablation: Ablation) -> None:
+def write_ablation_report(ablation: Ablation) -> None:
     variants = read_variants(ablation)
     depths = read_depths(ablation)
     results, depth = summarize_variants(variants), summarize_depths(depths)
-    plots = draw_all(ablation.folder, variants, results, depths)
+    plots = plot_all(ablation.folder, variants, results, depths)
     about = describe_ablation(ablation)
     write_csv(ablation.folder / "table.csv", *table_rows(results, depth))
     write_json(ablation.folder / "report.json", {"about": about, "variants": results, "depth": depth})
-    write_text(ablation.folder / "report.md", format_report(about, results, depth, plots))
+    write_text(ablation.folder / "report.md", format_ablation_report(about, results, depth, plots))
 
 
 def describe_ablation(ablation: Ablation) -> dict[str, Any]:
@@ -73,21 +73,23 @@ def table_rows(results: dict[str, Any], depth: dict[str, Any]) -> tuple[list[str
     return header, rows
 
 
-def format_report(about: dict[str, Any], results: dict[str, Any], depth: dict[str, Any], plots: list[str]) -> str:
+def format_ablation_report(
+    about: dict[str, Any], results: dict[str, Any], depth: dict[str, Any], plots: list[str]
+) -> str:
     return "\n".join(
         [
             "# Comparison of alignment variants",
             "",
             *about_lines(about),
             "",
-            *success_lines(results),
+            *success_table(results),
             "",
             *comparison_lines(results),
             "",
-            *training_lines(results),
+            *training_table(results),
             "",
-            *(depth_lines(depth) if depth else []),
-            *task_lines(results),
+            *(depth_table(depth) if depth else []),
+            *task_table(results),
             "",
             *(f"![{name}]({name}.png)" for name in plots),
             "",
@@ -114,7 +116,7 @@ def about_lines(about: dict[str, Any]) -> list[str]:
     return lines
 
 
-def success_lines(results: dict[str, Any]) -> list[str]:
+def success_table(results: dict[str, Any]) -> list[str]:
     tested = [other for other in BASELINES if other in results]
     titles = ["variant", "success rate", "by seed, %", *(f"difference to {other}" for other in tested)]
     lines = ["## Success rate on held-out episodes", "", table_row(titles), table_row(["---"] * len(titles))]
@@ -148,7 +150,7 @@ def comparison_lines(results: dict[str, Any]) -> list[str]:
     return [f"- {test['sentence']}" for test in tests]
 
 
-def training_lines(results: dict[str, Any]) -> list[str]:
+def training_table(results: dict[str, Any]) -> list[str]:
     memory = next(iter(results.values()))["memory"]
     titles = ["variant", "action loss", "alignment loss", "agreement between pairs", "conflicting pairs",
               "agreement with action loss", "ms per step", f"peak MiB, {memory}"]  # fmt: skip
@@ -173,7 +175,7 @@ def format_mean(value: dict[str, Any] | None, percent: bool = False) -> str:
     return f"{100 * value['mean']:.0f} %" if percent else f"{value['mean']:.3f}"
 
 
-def depth_lines(depth: dict[str, Any]) -> list[str]:
+def depth_table(depth: dict[str, Any]) -> list[str]:
     others = list(dict.fromkeys(other for values in reversed(depth.values()) for other in values["against"]))
     titles = ["model", "relative error", "by seed, %", "layer", *(f"difference to {other}" for other in others)]
     lines = ["## Depth predicted from image tokens", "", table_row(titles), table_row(["---"] * len(titles))]
@@ -199,7 +201,7 @@ def format_points(difference: dict[str, float] | None) -> str:
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-def task_lines(results: dict[str, Any]) -> list[str]:
+def task_table(results: dict[str, Any]) -> list[str]:
     tasks = list(next(iter(results.values()))["by_task"])
     lines = ["## Successes by task", "", table_row(["task", *results]), table_row(["---"] * (len(results) + 1))]
     for task in tasks:
@@ -208,7 +210,7 @@ def task_lines(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def summary(ablation: Ablation) -> str:
+def format_ablation_summary(ablation: Ablation) -> str:
     """Return the summary that the command prints."""
     results = summarize_variants(read_variants(ablation))
     lines = [f"{name:16}{format_rate(values['successes'], values['rollouts'])}" for name, values in results.items()]

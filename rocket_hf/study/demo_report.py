@@ -19,11 +19,11 @@ def count_successes(results: dict[str, Any]) -> dict[str, list[int]]:
     return {name: [values["successes"], values["episodes"]] for name, values in overall.items()}
 
 
-def write_report(folder: Path, results: dict[str, Any]) -> None:
+def write_demo_report(folder: Path, results: dict[str, Any]) -> None:
     curves = {name: read_curves(folder / name) for name in ("none", "rocket")}
     facts = collect_facts(folder, results, curves)
     draw_figure(folder / "report.png", facts, curves, Path(results["video"]["video"]))
-    write_text(folder / "report.md", format_report(facts))
+    write_text(folder / "report.md", format_demo_report(facts))
     write_json(folder / "report.json", facts)
 
 
@@ -68,7 +68,7 @@ def initial_and_final(curves: TrainingCurves) -> dict[str, list[float]]:
     return {name: [round(initial_mean(curve), 4), round(final_mean(curve), 4)] for name, curve in by_name.items()}
 
 
-def format_report(facts: dict[str, Any]) -> str:
+def format_demo_report(facts: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Demo: four simulated tasks, a policy with and without ROCKET",
@@ -140,7 +140,7 @@ def time_lines(seconds: dict[str, float]) -> list[str]:
     return [*lines, f"| **all** | {sum(seconds.values()):.0f} |", ""]
 
 
-def summary(folder: Path, results: dict[str, Any]) -> str:
+def format_demo_summary(folder: Path, results: dict[str, Any]) -> str:
     """Return the summary that the command prints."""
     counts = count_successes(results)
     rates = ", ".join(f"{name} {successes} of {episodes}" for name, (successes, episodes) in counts.items())

@@ -38,7 +38,7 @@ class Phases:
             raise UserError(f"{folder} is not empty and contains no experiment: choose another folder with --out")
 
     def read(self) -> None:
-        progress = read_progress(self.folder)
+        progress = read_experiment_progress(self.folder)
         for name, value in progress["settings"].items():
             if self.settings.get(name) != value:
                 raise UserError(
@@ -65,7 +65,7 @@ class Phases:
         return self.results[name]
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
+def read_experiment_progress(folder: Path) -> dict[str, Any]:
     path = folder / PROGRESS
     try:
         return json.loads(path.read_text())

@@ -28,11 +28,11 @@ from rocket_hf.analysis.depth_samples import (
     TEST,
     TRAIN,
     VALIDATION,
+    assign_parts,
+    log_depth_of_patches,
     maps_to_patches,
-    patch_log_depth,
     patches_to_maps,
     read_samples,
-    split_episodes,
 )
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -91,22 +91,22 @@ def test_ridge_regression_ignores_constant_features():
 
 def test_episodes_are_split_within_each_task_or_by_held_out_task():
     tasks = {number: f"task {number % 2}" for number in range(40)}
-    parts = split_episodes(tasks, [], 0.25)
+    parts = assign_parts(tasks, [], 0.25)
     for task in ("task 0", "task 1"):
         task_parts = [part for episode, part in parts.items() if tasks[episode] == task]
         assert [task_parts.count(part) for part in (TEST, VALIDATION, TRAIN)] == [5, 3, 12]
-    by_task = split_episodes(tasks, ["task 1"], 0.25)
+    by_task = assign_parts(tasks, ["task 1"], 0.25)
     assert {tasks[episode] for episode, part in by_task.items() if part == TEST} == {"task 1"}
     assert {tasks[episode] for episode, part in by_task.items() if part != TEST} == {"task 0"}
 
 
 def test_invalid_splits_are_rejected(frames):
     with pytest.raises(ValueError, match="no task 'press' to hold out"):
-        split_episodes({0: "press a handle", 1: "reach"}, ["press"], 0.25)
+        assign_parts({0: "press a handle", 1: "reach"}, ["press"], 0.25)
     with pytest.raises(ValueError, match="record more episodes, or hold out others"):
-        split_episodes({0: "reach", 1: "reach"}, [], 0.25)
+        assign_parts({0: "reach", 1: "reach"}, [], 0.25)
     with pytest.raises(ValueError, match=r"must be between 0 and 1, got 1\.5"):
-        split_episodes({0: "reach", 1: "reach"}, [], 1.5)
+        assign_parts({0: "reach", 1: "reach"}, [], 1.5)
     with pytest.raises(ValueError, match="raise --samples"):
         read_samples(frames, 3, [], 0.25)
 
@@ -130,7 +130,7 @@ def test_depth_is_aligned_with_the_resized_image(base, resize):
     processor = RocketProcessor.from_pretrained(base, resize=resize)
     column = (torch.arange(64) + 0.5) / 64
     depth = torch.exp(column - 1).expand(1, 1, 30, 64)
-    predicted = patch_log_depth(depth, processor, GRID).view(6, 6)
+    predicted = log_depth_of_patches(depth, processor, GRID).view(6, 6)
     top, left, bottom, right = image_window(resize, (30, 64), 84)
     across = left + (torch.arange(6) + 0.5) / 6 * (right - left)
     down = top + (torch.arange(6) + 0.5) / 6 * (bottom - top)
@@ -147,7 +147,7 @@ def test_patch_without_depth_for_most_pixels_is_nan(processor):
     depth = torch.ones(1, 1, 84, 84)
     depth[..., :14, :4] = 100  # less than half of the first patch
     depth[..., :14, 14:24] = 100  # more than half of the second
-    predicted = patch_log_depth(depth, processor, GRID).flatten()
+    predicted = log_depth_of_patches(depth, processor, GRID).flatten()
     assert predicted[0].item() == pytest.approx(0, abs=1e-5) and predicted[1].isnan() and predicted[2:].isfinite().all()
 
 

@@ -21,12 +21,12 @@ def small(monkeypatch):
 
 
 def test_plain_and_nested_modes_have_the_same_loss(small):
-    plain, ours = alignment.create_job("plain")(), alignment.create_job("nested")()
+    plain, ours = alignment.create_alignment_job("plain")(), alignment.create_alignment_job("nested")()
     torch.testing.assert_close(plain, ours)
 
 
 def test_results_and_report_of_the_alignment_benchmark(small, monkeypatch):
-    monkeypatch.setattr(alignment, "peak_memory", lambda create_job, mode: 2**20)  # full-size models
+    monkeypatch.setattr(alignment, "peak_memory", lambda create_alignment_job, mode: 2**20)  # full-size models
     figures = alignment.measure()
     assert {"cpu_ratio_to_plain", "nested_to_full", "peak_memory_ratio"} <= figures.keys()
     assert json.loads(json.dumps(figures)) == figures

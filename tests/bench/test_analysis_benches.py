@@ -19,7 +19,7 @@ def few_layers(monkeypatch):
 
 @pytest.mark.parametrize("strategy", layers.STRATEGIES)
 def test_layer_selection_memory_does_not_exceed_one_batch(few_layers, strategy):
-    few, many = layers.peak_memory(strategy)
+    few, many = layers.measure_peak_memory(strategy)
     assert many < few + 2**24  # all features between have 51 MiB, the table of a batch has 8 MiB
     assert layers.seconds_per_batch(strategy) > 0
 

@@ -34,7 +34,6 @@ def small(monkeypatch):
     monkeypatch.setitem(step.STEP_SETTINGS, "25m", setting)
     monkeypatch.setattr(step, "PAIRS", (1, 2))
     monkeypatch.setattr(step, "CAMERA_SIZE", 28)
-    monkeypatch.setattr(step.NoiseFrames, "sizes", dict.fromkeys(step.CAMERAS, (28, 28)))
     threads = torch.get_num_threads()
     yield setting
     torch.set_num_threads(threads)

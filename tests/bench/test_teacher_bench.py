@@ -18,7 +18,7 @@ def small(monkeypatch):
 
 
 def test_modes_compute_comparable_features(small):
-    features_by_mode = {mode: teacher.create_job(mode)() for mode in teacher.MODES}
+    features_by_mode = {mode: teacher.create_teacher_job(mode)() for mode in teacher.MODES}
     grids = {mode: features.grid for mode, features in features_by_mode.items()}
     assert grids == {"full": (6, 6), "chosen": (6, 6), "half_depth": (6, 6), "native": (2, 2), "cache": (2, 2)}
     for mode in ("chosen", "half_depth"):
@@ -29,7 +29,7 @@ def test_modes_compute_comparable_features(small):
 
 
 def test_results_and_report_of_the_teacher_benchmark(small, monkeypatch):
-    monkeypatch.setattr(teacher, "peak_memory", lambda create_job, mode: 2**20)  # full-size models
+    monkeypatch.setattr(teacher, "peak_memory", lambda create_teacher_job, mode: 2**20)  # full-size models
     figures = teacher.measure()
     assert {"native_to_full", "half_depth_to_full", "cache_to_full"} <= figures.keys()
     assert json.loads(json.dumps(figures)) == figures

@@ -21,7 +21,7 @@ from rocket_hf.commands import main
 from rocket_hf.sims.demonstrations import record
 from rocket_hf.study.ablation import Ablation, alignment_settings, phase_name, read_data
 from rocket_hf.study.ablation_depth import ProbedVariant, error_difference
-from rocket_hf.study.ablation_report import write_report
+from rocket_hf.study.ablation_report import write_ablation_report
 from rocket_hf.study.ablation_training import MEMORY
 from rocket_hf.study.phases import Phases
 from rocket_hf.training.journal import read_journal
@@ -65,7 +65,7 @@ def written(tmp_path):
             ]
             result = {"episodes": episodes, "cpu_seconds": 1800.0}
             ablation.phases(phase_name("rollouts", name, seed), partial(dict, result))
-    write_report(ablation)
+    write_ablation_report(ablation)
     return ablation
 
 
