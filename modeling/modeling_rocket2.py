@@ -11,26 +11,18 @@ from typing import Any, Self, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import initialization as init
 
 from .configuration_rocket2 import Rocket2Config
 from .errors import UserError
 from .policy_interface import Batch  # noqa: F401  (imported so that the file is published: see __init__.py)
-from .rocket2_actions import ActionChoice, ActionHeads, PreviousAction
+from .rocket2_actions import ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
-from .rocket2_interface import (
-    Goal,
-    Memory,
-    Rocket2Batch,
-    Rocket2Output,
-    Rocket2State,
-    check_rocket2_batch,
-    check_shape,
-    weighted_rocket2_loss,
-)
+from .rocket2_checks import check_goal, check_rocket2_batch, check_shape
+from .rocket2_initialization import initialize_module
+from .rocket2_interface import Goal, Memory, Rocket2Batch, Rocket2Output, Rocket2State, weighted_rocket2_loss
 from .rocket2_minecraft import BUTTONS  # noqa: F401
 from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, run_rocket2_self_test
-from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear, TemporalTransformer
+from .rocket2_temporal import TemporalTransformer
 from .rocket2_views import ViewEncoder
 from .self_test import self_test_path
 from .strict_config import StrictConfig  # noqa: F401
@@ -38,7 +30,6 @@ from .strict_model import StrictModel
 from .vit_block import VitBlock  # noqa: F401
 
 AUXILIARY_PREFIX = "auxiliary."  # of the names of the auxiliary heads' weights
-REQUIRED_INPUTS = {"images", "goal_images", "goal_masks", "goal_interactions", "goal_index"}
 
 
 class Rocket2ForActionPrediction(StrictModel):
@@ -107,7 +98,7 @@ class Rocket2ForActionPrediction(StrictModel):
             `Rocket2Output`. Its `losses` are "action/FACTOR" if the batch has actions, and "auxiliary/HEAD" if it has
             "visibility"; `loss` is their weighted sum, `memory` that for the next chunk.
         """
-        self.check_inputs(batch)
+        check_rocket2_batch(self.config, batch, self.training)
         images = batch["images"]
         size, steps = images.shape[:2]
         agent = self.views.agent_tokens(images.flatten(0, 1))
@@ -222,12 +213,7 @@ class Rocket2ForActionPrediction(StrictModel):
         selected = goal.environments
         selected = selected if selected is not None else torch.ones_like(state.interactions, dtype=torch.bool)
         indices = selected.nonzero().flatten()
-        check_shape("goal.images", goal.images, (len(indices), 3, *self.config.image_size))
-        check_shape("goal.masks", goal.masks, (len(indices), *self.config.image_size))
-        check_shape("goal.interactions", goal.interactions, (len(indices),))
-        kinds = self.config.interactions
-        if not ((goal.interactions >= -1) & (goal.interactions < kinds)).all():
-            raise ValueError(f"goal.interactions must lie in -1..{kinds - 1}, got {goal.interactions.tolist()}")
+        check_goal(self.config, goal, len(indices))
         tokens = self.views.goal_tokens(goal.images, goal.masks)
         goals = state.goals.index_copy(0, indices, tokens)
         return replace(state, goals=goals, interactions=state.interactions.index_copy(0, indices, goal.interactions))
@@ -299,28 +285,6 @@ class Rocket2ForActionPrediction(StrictModel):
         """
         return run_rocket2_self_test(self, read_rocket2_self_test(self_test_path(self)))
 
-    def check_inputs(self, batch: Rocket2Batch) -> None:
-        """Raise `ValueError` if the batch lacks an input or has a wrong shape."""
-        c, required = self.config, set(REQUIRED_INPUTS)
-        if c.reads_previous_action:
-            required.add("previous_actions")
-        if self.training and c.auxiliary_heads:
-            required |= {"visibility", *c.auxiliary_heads}
-        chunk = tuple(batch["images"].shape[:2]) if "images" in batch else (None, None)
-        goals = (chunk[0], batch["goal_images"].shape[1] if "goal_images" in batch else None)
-        shapes: dict[str, tuple[int | None, ...]] = {
-            "images": (*chunk, 3, *c.image_size),
-            "goal_images": (*goals, 3, *c.image_size),
-            "goal_masks": (*goals, *c.image_size),
-            "goal_interactions": goals,
-            "previous_actions": (*chunk, len(c.factors)),
-            "actions": (*chunk, len(c.factors)),
-            "point": (*chunk, 2),
-            "box": (*chunk, 4),
-        }
-        shapes |= dict.fromkeys(("goal_index", "is_pad", "visibility", "previous_hidden"), chunk)
-        check_rocket2_batch(batch, required, shapes)
-
     def for_inference(self, keep: Iterable[str] = ()) -> "Rocket2ForActionPrediction":
         """Return a new model in eval mode without auxiliary heads; it shares the weights of this one.
 
@@ -356,21 +320,8 @@ class Rocket2ForActionPrediction(StrictModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize a module like torch and the public code: transformers' values are too small for narrow models."""
-        if isinstance(module, FanInLinear):
-            init.copy_(module.weight, module.initial_weight())
-        elif isinstance(module, ActionChoice):
-            init.orthogonal_(module.weight, gain=ActionChoice.GAIN)
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, DistanceCurves):
-            init.normal_(module.weight, std=CURVE_SCALE)
-            return
-        else:
+        if not initialize_module(module):
             super()._init_weights(module)
-            return
-        if module.bias is not None:
-            init.zeros_(module.bias)
 
 
 def flatten_steps(values: Tensor | None) -> Tensor | None:

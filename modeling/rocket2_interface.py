@@ -6,13 +6,11 @@ tokens of memory, D width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
-
-from .strict_config import suggest_name
 
 IGNORE_INDEX = -100  # action without a demonstrated choice; torch's cross-entropy ignores it by default
 
@@ -111,28 +109,5 @@ class Rocket2State:
     interactions: Tensor  # (B,)
     previous_actions: Tensor  # (B, F)
     guidance: float
-    seen: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # predictions of the auxiliary heads at the last step, (B, ...)
-
-
-def check_rocket2_batch(
-    batch: Mapping[str, Any], required: set[str], shapes: dict[str, tuple[int | None, ...]]
-) -> None:
-    """Raise `ValueError` on unknown or missing keys and on wrong shapes; None in a shape means any size."""
-    known = Rocket2Batch.__annotations__
-    for key in batch:
-        if key not in known:
-            raise ValueError(f"a batch has no key {key!r}: {suggest_name(key, known)}")
-    if missing := sorted(required - batch.keys()):
-        present = ", ".join(map(repr, sorted(batch)))
-        raise ValueError(f"the batch lacks {', '.join(map(repr, missing))}; it has {present}")
-    for key in batch:
-        check_shape(f"batch[{key!r}]", batch[key], shapes[key])
-
-
-def check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    actual = tuple(tensor.shape)
-    if len(actual) != len(shape) or any(size not in (None, found) for size, found in zip(shape, actual, strict=True)):
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must be ({expected}), got {actual}")
+    # Predictions of the auxiliary heads at the last step: visibility (B,), point (B, 2), box (B, 4).
+    seen: dict[str, Tensor] = field(default_factory=dict)
