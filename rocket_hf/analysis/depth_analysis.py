@@ -8,6 +8,7 @@ import torch
 
 from rocket_hf.errors import UserError
 from rocket_hf.evaluation.trained_policy import TrainedPolicySource, find_trained_policy, load_trained_policy
+from rocket_hf.files import create_folder
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import load_teacher
@@ -110,7 +111,7 @@ def write_depth(
         "held_out_tasks": sorted(held_out),
         "other_tasks": sorted(set(samples.tasks) - held_out),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     write_depth_tables(folder, results, about)
     draw_errors(folder / "depth.png", results)
     draw_predictions(folder / "predicted-depth.png", models, samples)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rocket_hf.files import write_text
+from rocket_hf.files import create_folder, write_text
 from rocket_hf.heatmap import write_heatmap, write_table
 from rocket_hf.training.vla.loss_gradients import agreement_metrics
 
@@ -51,7 +51,7 @@ def summarize_agreement(names: Sequence[str], tables: Tensor) -> GradientAgreeme
 
 def write_gradient_agreement(folder: Path, agreement: GradientAgreementSummary, about: Mapping[str, Any]) -> None:
     """Write gradients.json with all numbers, and gradients.csv and gradients.png with the mean table."""
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     write_text(folder / "gradients.json", json.dumps(dict(about) | asdict(agreement), indent=1))
     table, names = np.array(agreement.mean), agreement.names
     write_table(folder / "gradients.csv", table, names, names, "loss")

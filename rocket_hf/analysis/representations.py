@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocket_hf.files import write_text
+from rocket_hf.files import create_folder, write_text
 from rocket_hf.heatmap import write_heatmap, write_table
 from rocket_hf.layer_selection.by_measure import MAX_TOKENS, LayerBatch
 from rocket_hf.layer_selection.measures import LayerTable, hsic_table, sample_tokens
@@ -117,7 +117,7 @@ def write_representations(
     about: dict[str, Any],
 ) -> list[str]:  # fmt: skip
     """Write representations.json, and each table of each step as CSV and heat map; return the CSV and JSON names."""
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     tables = {name: table for step in steps for name, table in labeled_tables(step, pairs, teacher_layers).items()}
     title = "cosine of projected features and targets"
     projected, names = [step.projected for step in steps], [str(step.step) for step in steps]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import create_folder
 
 from .arguments import image_resolution, integer_list, require_at_least_one
 
@@ -182,7 +183,7 @@ def report(arguments: argparse.Namespace, pairs: list["LayerPair"], source: str 
     )
 
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        create_folder(arguments.out)
         about = f"ROCKET with {len(pairs)} layer pairs selected by {arguments.strategy}{source}."
         write_layer_recipe(arguments.out / "recipe.yaml", pairs, about, arguments.teacher)
     if arguments.json:

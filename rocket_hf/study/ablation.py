@@ -230,8 +230,12 @@ def read_data(folder: Path) -> AblationData:
     results = read_experiment_progress(folder)["results"] if (folder / PROGRESS).is_file() else {}
     if not set(DATA_PHASES) <= results.keys():
         raise UserError(f"{folder} contains no demo data: pass a folder written by `rocket-hf demo --out FOLDER`")
-    plan = json.loads((folder / "dataset" / "meta" / "simulation.json").read_text())["plan"]
-    return AblationData(folder, plan["tasks"], results["pairs"])
+    plan = folder / "dataset" / "meta" / "simulation.json"
+    try:
+        tasks = json.loads(plan.read_text())["plan"]["tasks"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{plan} cannot be read ({error}): run the demo again, or pass other --data") from error
+    return AblationData(folder, tasks, results["pairs"])
 
 
 def run_with_cpu_seconds(run: Callable[[], Result]) -> Result:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import write_json, write_text
+from rocket_hf.files import create_folder, write_json, write_text
 from rocket_hf.training.recipe_files import read_recipe_values, set_value
 
 PROGRESS, LOG = "progress.json", "log.txt"
@@ -34,7 +34,7 @@ class Phases:
         self.seconds: dict[str, float] = {}
         if (folder / PROGRESS).is_file():
             self.read()
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is not empty and contains no experiment: choose another folder with --out")
 
     def read(self) -> None:
@@ -49,7 +49,7 @@ class Phases:
 
     def write(self) -> None:
         progress = {"settings": self.settings, "seconds": self.seconds, "results": self.results}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        create_folder(self.folder)
         write_json(self.folder / PROGRESS, progress)
 
     def __call__(self, name: str, run: Callable[[], Result]) -> Result:

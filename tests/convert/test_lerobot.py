@@ -252,3 +252,8 @@ def test_policy_converted_back_predicts_the_same_actions_in_lerobot(lerobot_mode
 def test_missing_source_is_reported(tmp_path, capsys):
     assert main(["convert", "lerobot-pi0", str(tmp_path / "nothing"), str(tmp_path / "ours")]) == 2
     assert "neither a local folder nor a Hub repository" in capsys.readouterr().err
+
+
+def test_folder_without_a_policy_cannot_be_converted_to_lerobot(tmp_path, capsys):
+    assert main(["convert", "to-lerobot", str(tmp_path), str(tmp_path / "back")]) == 2
+    assert "is not a policy: it has no config.json" in capsys.readouterr().err

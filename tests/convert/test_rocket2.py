@@ -11,7 +11,7 @@ from rocket_hf.commands import main
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.rocket2_interface import Goal
-from rocket_hf.modeling.rocket2_minecraft import read_action
+from rocket_hf.modeling.rocket2_minecraft import decode_action
 
 from .published_rocket2 import KEYS, ReferenceRocket2
 
@@ -56,7 +56,7 @@ def batch(ours):
 @pytest.fixture(scope="module")
 def expected(published, batch) -> dict[str, torch.Tensor]:
     """Outputs of the reference implementation for the batch."""
-    index, previous = batch["goal_index"][0], read_action(batch["previous_actions"][0])
+    index, previous = batch["goal_index"][0], decode_action(batch["previous_actions"][0])
     goals = (batch[key][0, index] for key in ("goal_images", "goal_masks", "goal_interactions"))
     with torch.no_grad():
         return published(batch["images"][0], *goals, {key: previous[key].long() for key in KEYS}, previous["camera"])
