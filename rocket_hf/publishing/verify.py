@@ -1,5 +1,7 @@
 """Verification of a published policy, in a folder or on the Hub: checks of its files, and a run of its self-test."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +65,29 @@ def verify_policy(source: str, revision: str | None = None) -> Verified:
     check_weights(folder, kind)
     check_self_test(folder, kind)
     name = str(folder) if commit is None else parse_source(source).id
-    model = load(AutoModel, name, commit)
-    processor = load(AutoProcessor, name, commit) if kind.has_processor else None
-    require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
-    report = model.self_test()
-    if processor is not None:
-        check_processor(processor, read_self_test(folder / SELF_TEST_FILE))
+    with errors_of_published_code(source):
+        model = load(AutoModel, name, commit)
+        processor = load(AutoProcessor, name, commit) if kind.has_processor else None
+        require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
+        report = model.self_test()
+        if processor is not None:
+            check_processor(processor, read_self_test(folder / SELF_TEST_FILE))
     return Verified(source if commit is None else name, commit, kind.report(**vars(report)), kind)
+
+
+@contextmanager
+def errors_of_published_code(source: str) -> Iterator[None]:
+    """Raise a UserError in place of any exception, because the policy's code is not part of this package.
+
+    It has its own class UserError, which is another one than this package's.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the policy {source} fails its verification: {reason}") from error
 
 
 def load(auto_class: Any, source: str, commit: str | None) -> Any:

@@ -186,6 +186,21 @@ def test_damaged_weight_fails_self_test(folder, name, sentence):
         verify_policy(str(folder))
 
 
+def test_verify_command_explains_failures_in_one_sentence(folder, capsys):
+    weights = load_file(folder / "model.safetensors")
+    weights["auxiliary.point.weight"].neg_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main(["verify", str(folder)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("rocket-hf verify: the policy ") and "self-test failed: the values of the head" in error
+    (folder / "self_test.safetensors").write_text("damaged")
+    assert main(["verify", str(folder)]) == 2
+    assert "self_test.safetensors is not a readable safetensors file" in capsys.readouterr().err
+    (folder / "rocket2_views.py").write_text("import (")
+    assert main(["verify", str(folder)]) == 2
+    assert "rocket2_views.py is not Python code" in capsys.readouterr().err
+
+
 def test_policy_that_ignores_its_goals_is_rejected(model, tmp_path):
     ignorant = random_rocket2()
     with torch.no_grad():
@@ -268,6 +283,9 @@ def test_converted_policy_keeps_only_requested_heads(exported, tmp_path):
     ("arguments", "message"),
     [
         (("--adapter",), "--adapter does not apply to ROCKET-2, which is trained without LoRA: remove it"),
+        (("--shard", "5"), "invalid shard size '5': write a number with KB, MB, GB or TB"),
+        (("--rate", "nan"), "control_rate is nan, but cards may contain finite numbers only"),
+        (("--base", "base"), "invalid base model 'base': expected OWNER/NAME"),
         (("--keep", "box"), "this policy has no auxiliary head 'box' to keep"),
         (("--evaluation", "metaworld.json"), "is not a report of `rocket-hf eval --env vizdoom`"),
         (("--evaluation", "none.json"), "none.json"),
