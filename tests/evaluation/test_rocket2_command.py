@@ -84,7 +84,10 @@ def test_run_folder_is_evaluated_and_compared_with_another_policy(saved, tmp_pat
         (["--env", "vizdoom", "--refresh", "3,3"], "different numbers of steps"),
         (["--env", "vizdoom", "--temperature", "-1"], "or positive, got -1.0"),
         (["--env", "vizdoom", "--episodes", "0"], "--episodes must be at least 1"),
-        (["--env", "vizdoom", "--seed", "9999990", "--episodes", "20"], "at most seven digits, got 10000009"),
+        (
+            ["--env", "vizdoom", "--seed", "9999990", "--episodes", "20"],
+            "at most seven digits and not be negative, got 10000009",
+        ),
     ],
 )
 def test_wrong_input_prints_one_sentence(arguments, message, saved, capsys):
