@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     with staged_folder(arguments.out) as staging:
         frames = RgbdFrames(arguments.dataset)
+        commands = [simulate_command(arguments.dataset), pretrain_command(arguments)]
         settings = PretrainingSettings(steps=arguments.steps, batch_size=arguments.batch_size, seed=arguments.seed)
         scenes = read_scenes(frames, arguments.every)
         model, report = make_teacher(scenes, list(frames.cameras), arguments.held_out, settings)
-        report["commands"] = [simulate_command(arguments.dataset), pretrain_command(arguments)]
-        write_folder(staging, model, report)
+        write_folder(staging, model, report | {"commands": commands})
     for line in summarize(report):
         print(line)
     print(f"teacher     {arguments.out} (model card: README.md)")

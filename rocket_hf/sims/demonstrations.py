@@ -92,7 +92,10 @@ def write_episodes(
     interruption = Interruption()
     bar = tqdm(total=len(requests), initial=progress.episodes, desc="episodes", leave=False, disable=None)
     with SimulatorPool(make_simulator, processes=0 if workers == 1 else workers) as pool:
-        dataset = open_dataset(progress.episodes > 0)
+        try:
+            dataset = open_dataset(progress.episodes > 0)
+        except OSError as error:
+            raise UserError(f"the dataset {folder} cannot be written: {error}") from error
         save_recording(folder, plan, progress)
         with interruption.listen(), bar:
             try:

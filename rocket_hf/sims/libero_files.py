@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import write_text
+from rocket_hf.files import create_folder, write_text
 
 from .headless import import_mujoco
 
@@ -71,10 +71,7 @@ def write_config(package: Path, assets: Path) -> None:
 
 
 def write_config_file(folder: Path, package: Path, assets: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created ({error.strerror}): set {CONFIG_PATH} to another folder") from None
+    create_folder(folder)
     folders = {
         "benchmark_root": package,
         "bddl_files": package / "bddl_files",

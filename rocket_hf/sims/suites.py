@@ -12,7 +12,7 @@ SUITES = ("metaworld", "libero", "libero-plus")
 
 def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
     """Create an environment. By default `max_steps` is the benchmark's limit, and for MetaWorld 200."""
-    require_known("rocket_hf", "suite", suite, SUITES)
+    require_known("rocket-hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero import LiberoEnvironment
 
@@ -32,7 +32,7 @@ def task_names(suite: str) -> list[str]:
 
 def task_groups(suite: str) -> dict[str, list[str]]:
     """Return the tasks of each named group of a suite, such as "easy" or "libero_goal"."""
-    require_known("rocket_hf", "suite", suite, SUITES)
+    require_known("rocket-hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero_tasks import GROUPS as LIBERO
 

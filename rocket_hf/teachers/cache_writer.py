@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import remove_temporary_files
+from rocket_hf.files import create_folder, remove_temporary_files
 
 from .cache_manifest import MANIFEST, Manifest
 from .cache_shards import SHARDS, finished_shards, shard_path, write_shard
@@ -262,13 +262,6 @@ class CacheWriter:
         bar.n = finished + unfinished_rows
         bar.refresh()
         return finished
-
-
-def create_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be created: {error.strerror}") from None
 
 
 def check_disk_space(

@@ -124,7 +124,7 @@ def test_rgbd_frames_equal_lerobots_in_any_order(recorded):
 def test_recording_without_depth_raises_when_depth_is_read(tmp_path):
     record(tmp_path / "plain", "metaworld", ["handle-press-v3"], 1, image_size=32, workers=1)
     assert not [name for name in read_rows(tmp_path / "plain")[0] if name.startswith("camera.")]
-    with pytest.raises(UserError, match="holds no depth: record it with `rocket-hf simulate"):
+    with pytest.raises(UserError, match="contains no depth: record it with `rocket-hf simulate"):
         RgbdFrames(tmp_path / "plain")
 
 

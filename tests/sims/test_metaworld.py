@@ -61,7 +61,7 @@ def test_tasks_are_selected_by_name_and_group():
     ("suite", "task", "message"),
     [
         ("metaworld", "drawer-opn-v3", "MetaWorld has no task 'drawer-opn-v3': did you mean 'drawer-open-v3'?"),
-        ("metaword", "drawer-open-v3", "rocket_hf has no suite 'metaword': did you mean 'metaworld'?"),
+        ("metaword", "drawer-open-v3", "rocket-hf has no suite 'metaword': did you mean 'metaworld'?"),
     ],
 )
 def test_mistyped_name_raises_with_suggestion(suite, task, message):

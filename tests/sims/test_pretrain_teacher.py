@@ -79,4 +79,4 @@ def test_existing_folder_is_not_overwritten(recorded, tmp_path, capsys):
 def test_dataset_without_depth_fails(tmp_path, capsys):
     write_tiny_dataset(tmp_path / "data")
     message = run_and_read_error(capsys, tmp_path / "data", HELD_OUT, tmp_path / "out")
-    assert "holds no depth: record it with `rocket-hf simulate ... --depth`" in message
+    assert "contains no depth: record it with `rocket-hf simulate ... --depth`" in message

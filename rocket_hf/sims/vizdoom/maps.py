@@ -123,7 +123,11 @@ def format_map(room: Room) -> str:
     """Return the text map of a room. Front sides face inwards: the room is clockwise, pillars counter-clockwise."""
     corners = [(0, 0), (0, room.depth), (room.width, room.depth), (room.width, 0)]
     loops = [corners] + [pillar_corners(center) for center in room.pillars]
-    surfaces = {"texturefloor": room.floor, "textureceiling": room.ceiling, "lightlevel": room.light}
+    surfaces: dict[str, str | float] = {
+        "texturefloor": room.floor,
+        "textureceiling": room.ceiling,
+        "lightlevel": room.light,
+    }
     blocks = [
         format_block("sector", heightfloor=0, heightceiling=192, **surfaces),
         format_block("sidedef", sector=0, texturemiddle=room.wall),

@@ -14,6 +14,7 @@ from rocket_hf.errors import UserError
 from ..demonstrations import record_episodes
 from ..recording import RecordingProgress
 from .episodes import DoomSimulator, dataset_features, episode_requests
+from .maps import make_room
 from .world import FPS, require_engine
 
 
@@ -32,6 +33,8 @@ def record_rooms(folder: Path, rooms: int, views: int, workers: int = 2, first_s
     for name, value in (("rooms", rooms), ("views", views), ("workers", workers)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    for seed in (first_seed, first_seed + rooms - 1):
+        make_room(seed)  # raises for a seed outside the supported range, before anything is written
     require_engine()
     plan = RoomRecordingPlan("vizdoom", rooms, views, first_seed)
     requests = episode_requests(rooms, first_seed, views)
