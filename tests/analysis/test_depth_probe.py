@@ -271,7 +271,7 @@ def test_analyze_depth_probes_runs_untrained_policy_and_teacher(shared, train, r
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_missing_untrained_policy_is_reported_before_probing(shared, rgbd, tmp_path, capsys):
+def test_missing_initial_policy_is_reported_before_probing(shared, rgbd, tmp_path, capsys):
     run = shutil.copytree(shared, tmp_path / "moved")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | {"policy": str(tmp_path / "gone")}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -48,7 +48,7 @@ def test_default_weights_are_those_of_the_first_aligned_block(policy):
     names = list(shared_weights(policy, None))
     assert names and all(name.startswith("policy.layers.0.") and "expert" not in name for name in names)
     assert list(shared_weights(policy, "policy.action_out")) == ["policy.action_out.weight", "policy.action_out.bias"]
-    with pytest.raises(ValueError, match="no trained weight has a name that begins with"):
+    with pytest.raises(ValueError, match="no trainable weight has a name that begins with"):
         shared_weights(policy, "policy.head")
 
 
