@@ -28,7 +28,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.strict_config import StrictConfig
 from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
 from rocket_hf.teachers.feature_cache import FeatureCache
-from rocket_hf.teachers.registration import WHOLE, Registration
+from rocket_hf.teachers.registration import WHOLE_IMAGE, Registration
 from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from rocket_hf.tiny import character_tokenizer, tiny_statistics
 from rocket_hf.training.recipe import AlignmentSettings, OptimizerConfig, PartsConfig, RunConfig, VLARecipe
@@ -97,7 +97,7 @@ class StepBenchmark:
         self.setting, self.accelerator = setting, Accelerator(cpu=cpu, mixed_precision=precision)
         self.device = torch.device(self.accelerator.device.type)
         self.teacher = create_random_teacher(setting, self.device)
-        self.registration = Registration(setting.policy.image_grid, [WHOLE] * len(CAMERAS))
+        self.registration = Registration(setting.policy.image_grid, [WHOLE_IMAGE] * len(CAMERAS))
         self.frames = NoiseFrames(CAMERAS, CAMERA_SIZE, FRAMES)
         plan = plan_cache(self.frames, self.teacher, setting.teacher_layers)
         writer = CacheWriter(folder, plan, self.frames, self.teacher, batch_size=1)

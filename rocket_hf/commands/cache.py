@@ -163,12 +163,12 @@ def info(arguments: argparse.Namespace) -> int:
     from rocket_hf.teachers.cache_shards import finished_shards
 
     manifest = Manifest.load(arguments.folder)
-    for name, value in summarize(manifest, finished_shards(arguments.folder, manifest)):
+    for name, value in describe_cache(manifest, finished_shards(arguments.folder, manifest)):
         print(f"{name:12s}{value}")
     return 0
 
 
-def summarize(manifest: "Manifest", finished: set[int]) -> list[tuple[str, str]]:
+def describe_cache(manifest: "Manifest", finished: set[int]) -> list[tuple[str, str]]:
     from rocket_hf.teachers.cache_writer import format_bytes
 
     rows = sum(len(manifest.shard_rows(number)) for number in finished)

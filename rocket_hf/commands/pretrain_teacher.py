@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         scenes = read_scenes(frames, arguments.every)
         model, report = make_teacher(scenes, list(frames.cameras), arguments.held_out, settings)
         write_folder(staging, model, report | {"commands": commands})
-    for line in summarize(report):
+    for line in summarize_report(report):
         print(line)
     print(f"teacher     {arguments.out} (model card: README.md)")
     print(f"next        rocket-hf cache build DATASET --teacher {arguments.out} --out features")
@@ -72,7 +72,7 @@ def pretrain_command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, "--out", arguments.out.name])
 
 
-def summarize(report: dict) -> list[str]:
+def summarize_report(report: dict) -> list[str]:
     data, depth, camera = report["data"], report["depth"], report["camera"]
     lines = [
         f"data        {data['frames']:,} scenes for training, {data['held_out_frames']:,} scenes of held-out tasks"

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_options(arguments)
     start = time.perf_counter()
     try:
-        progress = record_rooms(arguments) if arguments.suite == "vizdoom" else record_demonstrations(arguments)
+        progress = record_vizdoom(arguments) if arguments.suite == "vizdoom" else record_demonstrations(arguments)
     except KeyboardInterrupt:
         print(
             f"\nrocket-hf simulate: interrupted. Run the same command again to resume {arguments.out}.",
@@ -98,7 +98,7 @@ def record_demonstrations(arguments: argparse.Namespace) -> "RecordingProgress":
     )
 
 
-def record_rooms(arguments: argparse.Namespace) -> "RecordingProgress":
+def record_vizdoom(arguments: argparse.Namespace) -> "RecordingProgress":
     from rocket_hf.sims.vizdoom.recording import record_rooms
 
     views = VIEWS if arguments.views is None else arguments.views

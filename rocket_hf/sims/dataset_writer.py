@@ -21,7 +21,7 @@ X265_PARAMS = "lossless=1:pools=none:frame-threads=1:log-level=none"
 QUEUE_SIZE = 100_000  # lerobot drops frames if the encoder's queue is full
 
 
-def dataset_features(environment: Environment, image_size: int, depth: bool) -> dict[str, Any]:
+def demonstration_features(environment: Environment, image_size: int, depth: bool) -> dict[str, Any]:
     """Return the columns of the dataset in lerobot's format."""
     columns: dict[str, Any] = {}
     for camera in environment.cameras:
@@ -80,7 +80,7 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
         return LeRobotDataset.resume(**options)
     return LeRobotDataset.create(
         fps=environment.fps,
-        features=dataset_features(environment, image_size, depth),
+        features=demonstration_features(environment, image_size, depth),
         robot_type=environment.suite,
         **options,
     )

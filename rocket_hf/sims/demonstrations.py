@@ -18,7 +18,7 @@ from .expert import Demonstration, DemonstrationRequest, ExpertSimulator
 from .interruption import Interruption
 from .names import require_known
 from .process_pool import Simulator, SimulatorPool
-from .recording import RecordingPlan, RecordingProgress, open_recording, save_recording
+from .recording import RecordingPlan, RecordingProgress, load_progress, save_recording
 from .suites import make_environment, require_expert, task_names
 
 
@@ -58,7 +58,7 @@ def record_episodes(
 
     A request has a `task`. `open_dataset(resume)` returns lerobot's dataset for writing.
     """
-    progress = open_recording(folder, plan)
+    progress = load_progress(folder, plan)
     if progress.episodes < len(requests):
         write_episodes(folder, plan, progress, requests, make_simulator, workers, open_dataset)
     return progress

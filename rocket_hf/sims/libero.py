@@ -60,7 +60,7 @@ class LiberoEnvironment(Environment):
         self._expert: PickAndPlace | None = None
 
     def _load_task(self, task: str) -> LiberoTask:
-        benchmark, number = parse_task(task)
+        benchmark, number = parse_libero_task(task)
         libero = import_libero()
         from libero.libero.envs.env_wrapper import ControlEnv
 
@@ -160,7 +160,7 @@ class SimulationSnapshot:
         return 0.0
 
 
-def parse_task(task: str) -> tuple[str, int]:
+def parse_libero_task(task: str) -> tuple[str, int]:
     """Return the suite and the 0-based number of a task such as `libero_spatial/3`."""
     benchmark, _, number = task.partition("/")
     require_known("LIBERO", "suite", benchmark, GROUPS)

@@ -30,7 +30,7 @@ ROTATION_COST = 0.01  # one radian of rotation costs as much as so many meters o
 COLLISION_GROUP = np.array([1, 0, 0, 0, 0, 0], np.uint8)  # group of geoms with collisions
 
 
-def require_expert(benchmark: str) -> None:
+def require_libero_expert(benchmark: str) -> None:
     if benchmark not in SUITES:
         raise UserError(f"{benchmark} has no scripted expert: choose tasks of {', '.join(SUITES)} with --tasks")
 
@@ -39,7 +39,7 @@ class PickAndPlace:
     """Expert for one episode. Its only state is the current phase and the choices made at the start."""
 
     def __init__(self, benchmark: str, simulation: Any) -> None:
-        require_expert(benchmark)
+        require_libero_expert(benchmark)
         self.simulation = simulation
         self.bowl, self.plate = simulation.obj_of_interest
         self.phases = [self.above, self.down, self.grasp, self.lift, self.carry, self.lower, self.release]

@@ -60,17 +60,17 @@ def find_assets(package: Path) -> Path:
     )
 
 
-def write_config(package: Path, assets: Path) -> None:
+def write_libero_config(package: Path, assets: Path) -> None:
     """Write LIBERO's config.yaml unless the user has one: to LIBERO_CONFIG_PATH if set, else to a temporary folder."""
     configured = os.environ.get(CONFIG_PATH)
     if (Path(configured or Path.home() / ".libero") / CONFIG).is_file():
         return
     folder = Path(configured) if configured else temporary_folder(f"{package} {assets}")
-    write_config_file(folder, package, assets)
+    write_libero_config_file(folder, package, assets)
     os.environ[CONFIG_PATH] = str(folder)
 
 
-def write_config_file(folder: Path, package: Path, assets: Path) -> None:
+def write_libero_config_file(folder: Path, package: Path, assets: Path) -> None:
     create_folder(folder)
     folders = {
         "benchmark_root": package,
@@ -96,7 +96,7 @@ def import_libero() -> Any:
     """Import `libero.libero` without prompts and downloads. Call this before importing anything else of LIBERO."""
     package = package_folder()
     assets = find_assets(package)
-    write_config(package, assets)
+    write_libero_config(package, assets)
     import_mujoco()
     with disabled_warnings():
         try:

@@ -31,7 +31,7 @@ class LiberoPlusEnvironment(LiberoEnvironment):
     suite = "libero-plus"
 
     def _load_task(self, task: str) -> LiberoTask:
-        benchmark, axis, number = parse_task(task)
+        benchmark, axis, number = parse_libero_plus_task(task)
         package = plus_folder()
         require_archive(axis, find_models(package))
         names = (name for name in benchmark_names(package)[benchmark] if parse_variation(name).axis == axis)
@@ -85,7 +85,7 @@ def numpy_seed(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def parse_task(task: str) -> tuple[str, str, int]:
+def parse_libero_plus_task(task: str) -> tuple[str, str, int]:
     """Return the suite, axis and 0-based number of a task such as `libero_spatial/camera/3`."""
     benchmark, _, rest = task.partition("/")
     group, _, number = task.rpartition("/")

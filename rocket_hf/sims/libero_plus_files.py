@@ -26,7 +26,7 @@ from .libero_files import (
     find_assets,
     find_package,
     temporary_folder,
-    write_config_file,
+    write_libero_config_file,
 )
 from .libero_plus_tasks import NEED_ARCHIVE
 
@@ -92,7 +92,7 @@ def import_libero_plus(package: Path) -> Any:
 @contextlib.contextmanager
 def plus_configuration(package: Path) -> Iterator[None]:
     folder = temporary_folder(f"plus {package}")
-    write_config_file(folder, package, package / "assets")
+    write_libero_config_file(folder, package, package / "assets")
     previous = os.environ.get(CONFIG_PATH)
     os.environ[CONFIG_PATH] = str(folder)
     try:

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from rocket_hf.errors import UserError
 
 
-def require_known(place: str, kind: str, name: str, known: Collection[str]) -> None:
+def require_known(owner: str, kind: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         from rocket_hf.modeling.strict_config import suggest_name  # imports transformers, which simulators do not need
 
-        raise UserError(f"{place} has no {kind} {name!r}: {suggest_name(name, known)}")
+        raise UserError(f"{owner} has no {kind} {name!r}: {suggest_name(name, known)}")

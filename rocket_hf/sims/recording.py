@@ -69,7 +69,7 @@ def read_recording(folder: Path) -> dict[str, Any]:
     return recording
 
 
-def open_recording(folder: Path, plan: Any) -> RecordingProgress:
+def load_progress(folder: Path, plan: Any) -> RecordingProgress:
     """Return the progress of a recording in this folder. Remove a recording without episodes, to start it again."""
     if not folder.exists():
         return RecordingProgress()
@@ -78,8 +78,8 @@ def open_recording(folder: Path, plan: Any) -> RecordingProgress:
         recorded = recording["plan"].get(key)
         if recorded != requested:
             raise UserError(
-                f"{folder} contains a recording with {key} {format_value(recorded)}, not {format_value(requested)}: "
-                "choose another folder"
+                f"{folder} contains a recording with {key} {format_setting(recorded)}, "
+                f"not {format_setting(requested)}: choose another folder"
             )
     progress = RecordingProgress(**recording["progress"])
     if progress.episodes == 0:
@@ -96,5 +96,5 @@ def read_json_file(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}): remove the recording and record it again") from None
 
 
-def format_value(value: object) -> str:
+def format_setting(value: object) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)

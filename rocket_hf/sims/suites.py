@@ -53,7 +53,7 @@ def require_expert(suite: str, task: str) -> None:
     if suite == "libero":
         from . import libero_expert
 
-        libero_expert.require_expert(task.partition("/")[0])
+        libero_expert.require_libero_expert(task.partition("/")[0])
 
 
 def select_tasks(suite: str, words: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ class Manifest:
     def differences(self, other: "Manifest") -> list[str]:
         """Return a phrase for each field whose value differs from the other manifest's."""
         pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return [f"{name} {mine} instead of {theirs}" for name, mine, theirs in pairs if mine != theirs]
+        return [f"{name} {value} instead of {expected}" for name, value, expected in pairs if value != expected]
 
 
 def format_json(values: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from .teacher import Features, Grid
 
 Window = tuple[float, float, float, float]  # top, left, bottom, right of the visible part, as fractions of the image
 
-WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+WHOLE_IMAGE: Window = (0.0, 0.0, 1.0, 1.0)
 CODE_WEIGHT = 0.1
 CODE_BASE = 100  # longest period of the code's sines, in units of the image's diagonal
 
@@ -35,7 +35,7 @@ class Registration:
     """
 
     def __init__(self, target_grid: Grid, windows: Sequence[Window], reference_compat: bool = False):
-        if reference_compat and set(windows) != {WHOLE}:
+        if reference_compat and set(windows) != {WHOLE_IMAGE}:
             raise UserError("reference_compat does not support letterboxed images: use square cameras, or remove it")
         self.target_grid, self.windows, self.reference_compat = target_grid, list(windows), reference_compat
 
@@ -117,13 +117,13 @@ def register_features(
     features: Tensor,
     grid: Grid,
     target_grid: Grid,
-    window: Window = WHOLE,
+    window: Window = WHOLE_IMAGE,
     code_weight: float = CODE_WEIGHT,
     reference_compat: bool = False,
 ) -> Tensor:
     """Resample features (..., rows x columns, C) from one grid to another grid over a window of the image."""
     *leading, _, channels = features.shape
-    if grid == target_grid and window == WHOLE and not code_weight:
+    if grid == target_grid and window == WHOLE_IMAGE and not code_weight:
         return features
     vertical, horizontal = resampling_matrices(
         grid, target_grid, window, features.device, features.dtype, reference_compat

@@ -29,7 +29,7 @@ def load_aggregator(
     expected = {PREFIX + name: tuple(tensor.shape) for name, tensor in aggregator.state_dict().items()}
     found = {name: entry.shape for name, entry in checkpoint.entries.items() if not name.startswith(HEADS)}
     check_shapes(path.name, found, expected)
-    tensors = read_tensors(path, list(expected), dtype, device)
+    tensors = read_aggregator_tensors(path, list(expected), dtype, device)
     aggregator.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}, assign=True)
     return aggregator, sorted(checkpoint.entries.keys() - found.keys())
 
@@ -44,7 +44,9 @@ def check_shapes(file: str, found: dict[str, tuple[int, ...]], expected: dict[st
             raise UserError(f"{name} in {file} has shape {found[name]}, but the sizes in config.json require {shape}")
 
 
-def read_tensors(path: Path, names: list[str], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def read_aggregator_tensors(
+    path: Path, names: list[str], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     """Read the tensors one by one, each directly to its device and dtype."""
     if path.suffix != ".safetensors":
         tensors = load_pickle(path)  # memory-mapped, so nothing is read yet

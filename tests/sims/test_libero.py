@@ -16,7 +16,7 @@ from rocket_hf.commands import main
 from rocket_hf.errors import UserError
 from rocket_hf.sims import libero_files
 from rocket_hf.sims.libero import axis_angle
-from rocket_hf.sims.libero_files import ASSETS, find_assets, load_initial_states, package_folder, write_config
+from rocket_hf.sims.libero_files import ASSETS, find_assets, load_initial_states, package_folder, write_libero_config
 from rocket_hf.sims.libero_tasks import SETTLING_ACTION, SETTLING_STEPS, STEP_LIMITS, TASKS
 from rocket_hf.sims.suites import make_environment, select_tasks
 
@@ -104,26 +104,26 @@ def test_models_are_found_in_link_or_download_cache(home, monkeypatch):
 
 def test_missing_configuration_is_written(home):
     package, assets = home / "package", home / "assets"
-    write_config(package, assets)
+    write_libero_config(package, assets)
     folder = os.environ["LIBERO_CONFIG_PATH"]
     config = yaml.safe_load((libero_files.Path(folder) / "config.yaml").read_text())
     assert config["bddl_files"] == str(package / "bddl_files") and config["init_states"] == str(package / "init_files")
     assert config["assets"] == str(assets)
-    write_config(package, home / "others")
+    write_libero_config(package, home / "others")
     assert os.environ["LIBERO_CONFIG_PATH"] == folder, "the variable is inherited by child processes"
 
 
 def test_user_configuration_is_kept(home):
     (home / ".libero").mkdir()
     (home / ".libero" / "config.yaml").write_text("mine: true\n")
-    write_config(home / "package", home / "assets")
+    write_libero_config(home / "package", home / "assets")
     assert os.environ["LIBERO_CONFIG_PATH"] == ""
     assert [path.name for path in home.iterdir()] == [".libero"]
 
 
 def test_configuration_is_written_to_configured_folder(home, monkeypatch):
     monkeypatch.setenv("LIBERO_CONFIG_PATH", str(home / "configured"))
-    write_config(home / "package", home / "assets")
+    write_libero_config(home / "package", home / "assets")
     assert (home / "configured" / "config.yaml").is_file()
 
 

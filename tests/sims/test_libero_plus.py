@@ -14,7 +14,7 @@ from rocket_hf.commands import main
 from rocket_hf.errors import UserError
 from rocket_hf.sims import libero_files
 from rocket_hf.sims.libero_files import ASSETS
-from rocket_hf.sims.libero_plus import numpy_seed, parse_task
+from rocket_hf.sims.libero_plus import numpy_seed, parse_libero_plus_task
 from rocket_hf.sims.libero_plus_files import (
     ARCHIVE,
     benchmark_names,
@@ -50,7 +50,7 @@ def test_tasks_are_selected_by_suite_and_axis():
     assert select_tasks("libero-plus", ["libero_spatial/camera"])[-1] == "libero_spatial/camera/375"
     layout = select_tasks("libero-plus", ["libero_goal/layout,libero_10/noise/0"])
     assert len(layout) == 185 + 240 + 1 and layout[-1] == "libero_10/noise/0"
-    assert parse_task("libero_goal/layout-moved/184") == ("libero_goal", "layout-moved", 184)
+    assert parse_libero_plus_task("libero_goal/layout-moved/184") == ("libero_goal", "layout-moved", 184)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.cache_shards import shard_path, verify_shard
 from rocket_hf.teachers.feature_cache import FeatureCache
-from rocket_hf.teachers.registration import WHOLE, Registration, register_features
+from rocket_hf.teachers.registration import WHOLE_IMAGE, Registration, register_features
 from rocket_hf.teachers.scene import scene_images
 
 from .conftest import LAYERS, ROWS, RandomFrames, build_cache, random_image, read_files
@@ -55,7 +55,7 @@ def test_projected_cache_equals_projected_live_features_and_keeps_stated_share(c
 @pytest.mark.parametrize("storage", ["bf16", "int8", "projected"])
 @pytest.mark.parametrize("cropped", [False, True])
 def test_targets_from_cache_equal_live_targets(caches, live_features, storage, cropped):
-    cache, registration = FeatureCache(caches[storage]), Registration((3, 3), [WHOLE, WHOLE])
+    cache, registration = FeatureCache(caches[storage]), Registration((3, 3), [WHOLE_IMAGE, WHOLE_IMAGE])
     warp = torch.tensor([[[0.7, 0.1, 0.1], [-0.1, 0.8, 0.15]]]).expand(ROWS, 2, 2, 3) if cropped else None
     features = cache.decode(default_collate([cache.read(index) for index in range(ROWS)]))
     matrices = {layer: cache.projection(layer) for layer in LAYERS} if storage == "projected" else None

@@ -29,7 +29,7 @@ from rocket_hf.teachers.pretraining.heads import GeometryModel, GeometryPredicti
 from rocket_hf.teachers.pretraining.losses import GeometryTargets, geometry_losses, weighted_sum
 from rocket_hf.teachers.pretraining.make_teacher import check_held_out, check_size, make_teacher
 from rocket_hf.teachers.pretraining.pretrain import PretrainingSettings, build_model, pretrain, small_vggt
-from rocket_hf.teachers.pretraining.scenes import RgbdScenes, color_matrices, draw_batch, jitter_colors
+from rocket_hf.teachers.pretraining.scenes import RgbdScenes, color_matrices, draw_scene_batch, jitter_colors
 
 SIDE = 32
 
@@ -181,7 +181,7 @@ def test_each_image_gets_different_colors():
 
 def test_batch_has_cameras_in_random_order_with_their_targets():
     scenes = synthetic_scenes(6, cameras=3)
-    images, targets = draw_batch(scenes, 16, 2, seeded())
+    images, targets = draw_scene_batch(scenes, 16, 2, seeded())
     assert images.shape == (16, 2, 3, SIDE, SIDE) and targets.depth.shape == (16, 2, SIDE, SIDE)
     known = {round(depth.item(), 3) for depth in scenes.depth.float().mean(dim=(-1, -2)).flatten()}
     assert {round(depth.item(), 3) for depth in targets.depth.mean(dim=(-1, -2)).flatten()} <= known

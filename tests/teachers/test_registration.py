@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rocket_hf.teachers.registration import WHOLE, Registration, position_code, register_features
+from rocket_hf.teachers.registration import WHOLE_IMAGE, Registration, position_code, register_features
 from rocket_hf.teachers.teacher import Features
 
 GRIDS = [((37, 37), (16, 16)), ((16, 16), (16, 16)), ((10, 14), (5, 4)), ((6, 9), (12, 16)), ((37, 20), (16, 32))]
@@ -50,7 +50,7 @@ def test_reference_compat_equals_public_code(grid, target):
     features = torch.randn(2, 2, grid[0] * grid[1], 8)
     coded = as_maps(features + 0.1 * position_code(grid, 8), grid)
     expected = F.interpolate(coded.double(), size=target, mode="bilinear", align_corners=True).float()
-    ours = Registration(target, [WHOLE, WHOLE], reference_compat=True)(Features({3: features}, grid))
+    ours = Registration(target, [WHOLE_IMAGE, WHOLE_IMAGE], reference_compat=True)(Features({3: features}, grid))
     torch.testing.assert_close(ours[3], as_features(expected, (2, 2)), atol=1e-5, rtol=0)
 
 
@@ -103,7 +103,7 @@ def test_letterbox_bars_have_zero_targets():
 
 def test_cameras_may_have_different_windows():
     features = torch.randn(2, 3, 6 * 6, 8)
-    windows = [WHOLE, (-0.5, 0.0, 1.5, 1.0), WHOLE]
+    windows = [WHOLE_IMAGE, (-0.5, 0.0, 1.5, 1.0), WHOLE_IMAGE]
     together = Registration((4, 4), windows)(Features({-1: features}, (6, 6)))[-1]
     for camera, window in enumerate(windows):
         alone = Registration((4, 4), [window])(Features({-1: features[:, camera : camera + 1]}, (6, 6)))[-1]
@@ -116,7 +116,7 @@ def test_cameras_may_have_different_windows():
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
 def test_identity_warp_equals_no_warp(grid, target):
     features = Features({2: torch.randn(2, 2, grid[0] * grid[1], 8)}, grid)
-    registration = Registration(target, [WHOLE, WHOLE])
+    registration = Registration(target, [WHOLE_IMAGE, WHOLE_IMAGE])
     warped = registration(features, IDENTITY.expand(2, 2, 2, 3))[2]
     torch.testing.assert_close(warped, registration(features)[2], atol=1e-5, rtol=1e-4)
 
@@ -125,7 +125,7 @@ def test_warped_features_equal_torch_grid_sample():
     torch.manual_seed(0)
     features, grid, target = torch.randn(3, 1, 7 * 9, 4), (7, 9), (7, 9)
     warp = 0.8 * IDENTITY + 0.05 * torch.randn(3, 1, 2, 3)
-    ours = Registration(target, [WHOLE])(Features({1: features}, grid), warp)[1]
+    ours = Registration(target, [WHOLE_IMAGE])(Features({1: features}, grid), warp)[1]
     positions = coordinate_map(target)[0] @ warp[:, 0, :, :2].mT + warp[:, 0, None, :, 2]
     sampling_grid = (2 * positions - 1).unflatten(1, target)
     expected = F.grid_sample(as_maps(features, grid), sampling_grid, padding_mode="border", align_corners=False)
@@ -139,7 +139,7 @@ def test_crop_is_sampled_at_its_patch_centers():
     grid, target = (16, 16), (4, 4)
     warp = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]])[None, None]
     maps = F.pad(coordinate_map(grid), (0, 2))  # the position code needs a multiple of 4 channels
-    targets = Registration(target, [WHOLE])(Features({1: maps}, grid), warp)[1]
+    targets = Registration(target, [WHOLE_IMAGE])(Features({1: maps}, grid), warp)[1]
     code = 0.1 * register_features(position_code(grid, 4), grid, target, code_weight=0)
     inner = (targets[0, 0] - code)[..., :2].unflatten(0, target)[1:, 1:]
     expected = (coordinate_map(target)[0, 0] / 2).unflatten(0, target)[1:, 1:]
@@ -149,7 +149,7 @@ def test_crop_is_sampled_at_its_patch_centers():
 def test_projection_before_registration_equals_projection_after():
     features, projection = torch.randn(2, 1, 6 * 6, 8), torch.randn(8, 4)
     warp = (IDENTITY * 0.9).expand(2, 1, 2, 3)
-    registration = Registration((4, 4), [WHOLE])
+    registration = Registration((4, 4), [WHOLE_IMAGE])
     after = registration(Features({1: features}, (6, 6)), warp)[1] @ projection
     before = registration(Features({1: features @ projection}, (6, 6)), warp, {1: projection})[1]
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)

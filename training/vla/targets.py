@@ -9,7 +9,7 @@ from torch import Tensor
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.frozen import FrozenTeacher
-from rocket_hf.teachers.registration import WHOLE, Registration, Window
+from rocket_hf.teachers.registration import WHOLE_IMAGE, Registration, Window
 from rocket_hf.teachers.scene import scene_images
 from rocket_hf.teachers.teacher import Features
 
@@ -78,7 +78,7 @@ def image_window(resize: str, size: tuple[int, int], side: int) -> Window:
     `resize` is one of the processor's resize modes.
     """
     if resize == "stretch":
-        return WHOLE
+        return WHOLE_IMAGE
     height, width = size
     ratio = max(height, width) / side
     rows, columns = int(height / ratio), int(width / ratio)

@@ -46,26 +46,26 @@ def instruction(kind: str) -> str:
     return f"go to the {kind}"
 
 
-def dataset_features() -> dict[str, Any]:
+def room_features() -> dict[str, Any]:
     """Return the columns of the dataset in lerobot's format. A frame's event is the result of its action."""
     image = {"dtype": "image", "shape": (*IMAGE_SIZE, 3), "names": ["height", "width", "channels"]}
     return {
         "observation.images.view": image,
         "observation.images.objects": image,  # 0, or 1 + the index of an object, in all three channels
-        "observation.state": vector_feature("float32", "x", "y", "angle"),
-        "action": vector_feature("int64", *FACTORS),  # the bot's action
-        "executed": vector_feature("int64", *FACTORS),  # the executed action, which may be a perturbation
-        "interaction": vector_feature("int64", "interaction"),
-        "room": vector_feature("int64", "seed"),
-        "target": vector_feature("int64", "number"),  # 1 + index of the target; 0 in views
-        "target.visible": vector_feature("bool", "visible"),
-        "target.point": vector_feature("float32", "y", "x"),
-        "target.box": vector_feature("float32", "x0", "y0", "x1", "y1"),
-        "event": vector_feature("int64", "event"),
+        "observation.state": named_feature("float32", "x", "y", "angle"),
+        "action": named_feature("int64", *FACTORS),  # the bot's action
+        "executed": named_feature("int64", *FACTORS),  # the executed action, which may be a perturbation
+        "interaction": named_feature("int64", "interaction"),
+        "room": named_feature("int64", "seed"),
+        "target": named_feature("int64", "number"),  # 1 + index of the target; 0 in views
+        "target.visible": named_feature("bool", "visible"),
+        "target.point": named_feature("float32", "y", "x"),
+        "target.box": named_feature("float32", "x0", "y0", "x1", "y1"),
+        "event": named_feature("int64", "event"),
     }
 
 
-def vector_feature(dtype: str, *names: str) -> dict[str, Any]:
+def named_feature(dtype: str, *names: str) -> dict[str, Any]:
     return {"dtype": dtype, "shape": (len(names),), "names": list(names)}
 
 

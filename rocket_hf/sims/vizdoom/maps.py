@@ -158,11 +158,11 @@ def format_thing(number: int, scale: float, position: Point) -> str:
 
 
 def format_block(name: str, **values: str | float | bool) -> str:
-    assignments = " ".join(f"{key} = {format_value(value)};" for key, value in values.items())
+    assignments = " ".join(f"{key} = {format_udmf_value(value)};" for key, value in values.items())
     return f"{name} {{ {assignments} }}\n"
 
 
-def format_value(value: str | float | bool) -> str:
+def format_udmf_value(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f'"{value}"' if isinstance(value, str) else repr(value)

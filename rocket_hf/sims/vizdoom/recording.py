@@ -13,7 +13,7 @@ from rocket_hf.errors import UserError
 
 from ..demonstrations import record_episodes
 from ..recording import RecordingProgress
-from .episodes import DoomSimulator, dataset_features, episode_requests
+from .episodes import DoomSimulator, episode_requests, room_features
 from .maps import make_room
 from .world import FPS, require_engine
 
@@ -47,5 +47,5 @@ def open_dataset(folder: Path, resume: bool) -> Any:
     options = {"repo_id": f"local/{folder.name}", "root": folder}
     if resume:
         return LeRobotDataset.resume(**options)
-    features = dataset_features()
+    features = room_features()
     return LeRobotDataset.create(fps=FPS, features=features, robot_type="vizdoom", use_videos=False, **options)

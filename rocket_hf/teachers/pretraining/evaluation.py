@@ -28,7 +28,7 @@ def relative_errors(predicted: Tensor, target: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def predict(model: GeometryModel, scenes: RgbdScenes, single_cameras: bool) -> GeometryPrediction:
+def predict_geometry(model: GeometryModel, scenes: RgbdScenes, single_cameras: bool) -> GeometryPrediction:
     """Predict the geometry of all scenes; with `single_cameras`, each camera is a scene of its own."""
     parts = []
     for batch in batches(scenes):
@@ -49,8 +49,8 @@ def depth_report(model: GeometryModel, train: RgbdScenes, test: RgbdScenes, came
     target = test.depth.float()
     maps = constant_maps(train)
     methods = {
-        "all cameras together": predict(model, test, single_cameras=False).log_depth.exp(),
-        "each camera alone": predict(model, test, single_cameras=True).log_depth.exp(),
+        "all cameras together": predict_geometry(model, test, single_cameras=False).log_depth.exp(),
+        "each camera alone": predict_geometry(model, test, single_cameras=True).log_depth.exp(),
         "constant map of each camera": maps.expand_as(target),
         "one constant": torch.full_like(target, one_constant(train)),
     }
@@ -86,7 +86,7 @@ def best_constants(depth: Tensor) -> Tensor:
 
 def camera_report(model: GeometryModel, train: RgbdScenes, test: RgbdScenes) -> dict:
     """Return the median pose errors of all cameras but the first, and the error of the mean pose in training."""
-    predicted, target, known = predict(model, test, single_cameras=False), test.targets(), train.targets()
+    predicted, target, known = predict_geometry(model, test, single_cameras=False), test.targets(), train.targets()
     mean_translations = known.translations.mean(dim=0).expand_as(target.translations)
 
     def median_error(translations: Tensor) -> float:

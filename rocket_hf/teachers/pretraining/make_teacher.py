@@ -52,13 +52,13 @@ def training_report(result: PretrainingResult, settings: PretrainingSettings, se
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "losses": {
-            name: [mean(values[:AVERAGED_STEPS]), mean(values[-AVERAGED_STEPS:])]
+            name: [rounded_mean(values[:AVERAGED_STEPS]), rounded_mean(values[-AVERAGED_STEPS:])]
             for name, values in result.losses.items()
         },
     }
 
 
-def mean(values: list[float]) -> float:
+def rounded_mean(values: list[float]) -> float:
     return round(sum(values) / len(values), 4)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..vggt import VggtConfig
 from .heads import GeometryModel, initialize_from_scratch
 from .losses import geometry_losses, weighted_sum
-from .scenes import RgbdScenes, draw_batch
+from .scenes import RgbdScenes, draw_scene_batch
 
 SMALL: dict[str, Any] = {
     "patch_size": 16,
@@ -75,7 +75,7 @@ def pretrain(scenes: RgbdScenes, config: VggtConfig, settings: PretrainingSettin
     bar = tqdm(range(settings.steps), desc="teacher", unit="step", disable=None, leave=False)
     for step in bar:
         frames = 1 if torch.rand((), generator=generator) < SINGLE_FRAME_SHARE else settings.frames
-        images, targets = draw_batch(scenes, settings.batch_size, frames, generator)
+        images, targets = draw_scene_batch(scenes, settings.batch_size, frames, generator)
         losses = geometry_losses(model(images), targets)
         optimizer.zero_grad()
         weighted_sum(losses).backward()

@@ -71,7 +71,9 @@ def read_scenes(frames: "RgbdFrames", stride: int) -> RgbdScenes:
     return RgbdScenes(images, depth.half(), angles, poses.float(), [frame.task for frame in chosen])
 
 
-def draw_batch(scenes: RgbdScenes, size: int, frames: int, generator: Generator) -> tuple[Tensor, GeometryTargets]:
+def draw_scene_batch(
+    scenes: RgbdScenes, size: int, frames: int, generator: Generator
+) -> tuple[Tensor, GeometryTargets]:
     """Draw normalized frames (B, S, 3, H, W) and their targets: random scenes, with cameras in random order."""
     rows = torch.randint(len(scenes), (size,), generator=generator)
     order = torch.rand(size, scenes.images.shape[1], generator=generator).argsort(dim=1)
