@@ -125,11 +125,12 @@ def check_config(folder: Path) -> None:
     for key in nested_keys(values):
         if key in TRAINING_KEYS:
             raise UserError(f"config.json contains the training key {key!r}: export the policy again")
-    if not {"AutoConfig", "AutoModel"} <= values.get("auto_map", {}).keys():
+    auto_map = values.get("auto_map")
+    if not isinstance(auto_map, dict) or not {"AutoConfig", "AutoModel"} <= auto_map.keys():
         raise UserError("config.json has no auto_map, so AutoModel cannot find the code: export the policy again")
-    for place in values["auto_map"].values():
-        if "--" in place:
-            raise UserError(f"config.json refers to code in another repository ({place}): export the policy again")
+    for class_path in auto_map.values():
+        if "--" in str(class_path):
+            raise UserError(f"config.json refers to code in another repository ({class_path}): export the policy again")
 
 
 def nested_keys(value: Any) -> Iterator[str]:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from rocket_hf.errors import UserError
 from rocket_hf.evaluation.report import read_evaluation, read_report
+from rocket_hf.evaluation.rollout_strips import FILES as ROLLOUT_FILES
+from rocket_hf.evaluation.rollout_strips import FOLDER as ROLLOUT_FOLDER
 from rocket_hf.hub_cards.facts import (
     BenchmarkResult,
     CardError,
@@ -23,10 +25,10 @@ from rocket_hf.hub_cards.facts import (
 )
 from rocket_hf.sims.libero_tasks import TASKS as LIBERO_TASKS
 
-ROLLOUTS = "rollouts"
 RANDOM_PLAYER = "random"
-# Suites whose benchmark has a dataset on the Hub. The other suites (MetaWorld, LIBERO-Plus, ViZDoom) have none that is
-# known, so no entry of `.eval_results/` is written for them.
+# LIBERO is the only suite whose benchmark has a known dataset on the Hub, so entries of `.eval_results/` are written
+# for it alone. Its task ids are the names of LIBERO's suites. The Hub shows an entry on a leaderboard only if the
+# dataset is registered as a benchmark.
 LIBERO_SUITE, LIBERO_DATASET = "libero", "HuggingFaceVLA/libero"
 
 
@@ -75,8 +77,8 @@ def read_benchmark_results(path: Path) -> list[BenchmarkResult]:
 
 def read_rollout_images(path: Path) -> RolloutImages | None:
     """Return the image strips of a report folder; None if it has none."""
-    folder = (path if path.is_dir() else path.parent) / ROLLOUTS
-    images = RolloutImages(read_image(folder / "success.png"), read_image(folder / "failure.png"))
+    folder = (path if path.is_dir() else path.parent) / ROLLOUT_FOLDER
+    images = RolloutImages(read_image(folder / ROLLOUT_FILES[True]), read_image(folder / ROLLOUT_FILES[False]))
     return images if images.success or images.failure else None
 
 

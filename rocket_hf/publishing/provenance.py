@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rocket_hf.convert.write import REPORT
 from rocket_hf.errors import UserError
-from rocket_hf.hub import cached_commit, cached_file, parse_source
+from rocket_hf.hub import REPO_ID, HubSource, cached_commit, cached_file, parse_source
 from rocket_hf.hub_cards.facts import Provenance, Source, TeacherFacts, TrainingFacts
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.license import KNOWN_LICENSES, UNKNOWN_LICENSE, license_note, read_license
@@ -43,8 +43,8 @@ def build_provenance(
 ) -> Provenance:
     """Collect the facts of a run and its policy. `base` (OWNER/NAME[@REVISION]) and `license` override the run's."""
     if base is not None:
-        hub_source = parse_source(base, "base model")
-        base_model: Source | None = Source(hub_source.id, hub_source.revision)
+        source = parse_source(base, "base model")
+        base_model: Source | None = Source(source.id, source.revision)
     else:
         base_model = base_of(recipe) if recipe else converted_from(policy) if is_rocket2 else None
     if base_model is None and not is_rocket2:
@@ -123,6 +123,8 @@ def teacher_facts(recipe: VLARecipe) -> TeacherFacts:
     elif folder := local_teacher_folder(name):
         name = folder.resolve().name
         license = read_license(folder, name)
+    elif hub_source(name) is None:  # a folder of the machine on which the run was trained
+        name, license = Path(name).name, UNKNOWN_LICENSE
     else:
         readme = cached_file(f"{name}@{revision}" if revision else name, "README.md")
         license = read_license(readme.parent, name) if readme else KNOWN_LICENSES.get(name, UNKNOWN_LICENSE)
@@ -156,6 +158,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} hours" if seconds > 1800 else f"{seconds / 60:.3g} minutes"
 
 
+def hub_source(name: str) -> HubSource | None:
+    """Return the Hub repository of a recipe's policy or dataset; None for a folder, also of another machine."""
+    if Path(name).is_dir() or not REPO_ID.fullmatch(name.partition("@")[0]):
+        return None
+    return parse_source(name)
+
+
 def base_of(recipe: BaseRecipe) -> Source | None:
     """Return the Hub repository that a run started from, or that its local base policy was converted from.
 
@@ -163,10 +172,9 @@ def base_of(recipe: BaseRecipe) -> Source | None:
     """
     if not recipe.policy:
         return None
-    if Path(recipe.policy).is_dir():
-        return converted_from(Path(recipe.policy))
-    source = parse_source(recipe.policy)
-    return Source(source.id, source.revision or cached_commit(recipe.policy, "config.json"))
+    if source := hub_source(recipe.policy):
+        return Source(source.id, source.revision or cached_commit(recipe.policy, "config.json"))
+    return converted_from(Path(recipe.policy))
 
 
 def converted_from(folder: Path | None) -> Source | None:
@@ -182,18 +190,15 @@ def datasets_of(recipe: BaseRecipe) -> list[Source]:
     """Return the datasets on the Hub that a run was trained on, without local folders."""
     sources = []
     for dataset in recipe.data.datasets:
-        if not Path(dataset.id).is_dir():
-            source = parse_source(dataset.id)
-            commit = source.revision or cached_commit(dataset.id, INFO, "dataset")
-            sources.append(Source(source.id, commit))
+        if source := hub_source(dataset.id):
+            sources.append(Source(source.id, source.revision or cached_commit(dataset.id, INFO, "dataset")))
     return sources
 
 
 def control_rate(recipe: BaseRecipe) -> float | None:
     """Return the frames per second of the run's first dataset, or None if its files are not on this machine."""
     for dataset in recipe.data.datasets[:1]:
-        local = Path(dataset.id)
-        path = local / INFO if local.is_dir() else cached_file(dataset.id, INFO, "dataset")
+        path = cached_file(dataset.id, INFO, "dataset") if hub_source(dataset.id) else Path(dataset.id) / INFO
         if path is not None and path.is_file():
             return float(read_json_object(path)["fps"])
     return None
@@ -204,7 +209,7 @@ def base_license(recipe: BaseRecipe) -> str | None:
     if not recipe.policy:
         return None
     folder: Path | None = Path(recipe.policy)
-    if folder is not None and not folder.is_dir():
+    if hub_source(recipe.policy):
         readme = cached_file(recipe.policy, "README.md")
         folder = readme.parent if readme is not None else None
     if folder is None:
