@@ -49,17 +49,18 @@ class DepthAnalysis:
 
 def probe_runs(analysis: DepthAnalysis, paths: Sequence[Path], teacher: str | None) -> list[ProbedModel]:
     """Probe the runs, then the untrained policies that they started from, then the teacher."""
-    origins = [find_trained_policy(path) for path in paths]
-    recipes = {initial_weights_key(origin.recipe): origin.recipe for origin in origins if origin.recipe is not None}
+    sources = [find_trained_policy(path) for path in paths]
+    known_recipes = [recipe for source in sources if (recipe := vla_recipe(source)) is not None]
+    recipes = {initial_weights_key(recipe): recipe for recipe in known_recipes}
     folders = {key: untrained_policy_folder(recipe) for key, recipe in recipes.items()}
     models = [
-        analysis.probe_policy(name, RUN, *load_trained_policy(origin))
-        for name, origin in zip(run_names(paths), origins, strict=True)
+        analysis.probe_policy(name, RUN, *load_trained_policy(source))
+        for name, source in zip(run_names(paths), sources, strict=True)
     ]
     for number, (key, recipe) in enumerate(recipes.items()):
         name = "untrained" if len(recipes) == 1 else f"untrained {number + 1}"
-        runs = zip(models, origins, strict=False)
-        processor = next(run.processor for run, origin in runs if has_initial_weights(origin, key))
+        runs = zip(models, sources, strict=False)
+        processor = next(run.processor for run, source in runs if has_initial_weights(source, key))
         models.append(analysis.probe_policy(name, UNTRAINED, load_policy(folders[key], None, recipe), processor))
     return models + ([analysis.probe_teacher(teacher, models[0])] if teacher is not None else [])
 
@@ -79,8 +80,15 @@ def initial_weights_key(recipe: VLARecipe) -> str:
     return f"{recipe.policy} {robot_changes(recipe)} {recipe.run.base_dtype}"
 
 
-def has_initial_weights(origin: TrainedPolicySource, key: str) -> bool:
-    return origin.recipe is not None and initial_weights_key(origin.recipe) == key
+def has_initial_weights(source: TrainedPolicySource, key: str) -> bool:
+    recipe = vla_recipe(source)
+    return recipe is not None and initial_weights_key(recipe) == key
+
+
+def vla_recipe(source: TrainedPolicySource) -> VLARecipe | None:
+    """Return the recipe of a training run, or None for a policy without a run."""
+    recipe = source.recipe
+    return recipe if isinstance(recipe, VLARecipe) else None
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:

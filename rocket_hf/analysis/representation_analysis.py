@@ -58,11 +58,11 @@ def policies_by_step(run: RestoredRun, path: Path, checkpoints: str) -> Iterator
     if checkpoints == LAST:
         yield run.step, run.policy
         return
-    origin = find_trained_policy(path)
-    assert origin.run is not None, "restore_run accepts only paths inside a run"
+    source = find_trained_policy(path)
+    assert source.run is not None, "restore_run accepts only paths inside a run"
     policy = build_initial_policy(run.resources, run.recipe).to(run.device).eval()
     yield 0, policy
-    store = Checkpoints(origin.run / CHECKPOINTS, keep=1)
+    store = Checkpoints(source.run / CHECKPOINTS, keep=1)
     for step in store.steps():
         checkpoint = store.path(step)
         load_trainable_weights(policy, read_tensors(checkpoint, "model"), checkpoint)

@@ -54,12 +54,12 @@ class RestoredRun:
 
 def restore_run(path: Path, device: torch.device) -> RestoredRun:
     """Restore a run with alignment. `path` is a run folder (its last checkpoint is used) or a checkpoint folder."""
-    origin = find_trained_policy(path)
-    recipe, checkpoint = origin.recipe, origin.checkpoint
+    source = find_trained_policy(path)
+    recipe, checkpoint = source.recipe, source.checkpoint
     if recipe is None or checkpoint is None:
         raise UserError(f"{path} has no checkpoint: pass the folder of a run or of one of its checkpoints")
-    if recipe.alignment is None:
-        raise UserError(f"the run in {origin.run} was trained without alignment: pass a run whose recipe has alignment")
+    if not isinstance(recipe, VLARecipe) or recipe.alignment is None:
+        raise UserError(f"the run in {source.run} was trained without alignment: pass a run whose recipe has alignment")
     resources = load_training_resources(recipe, device)
     policy = build_initial_policy(resources, recipe)
     load_trainable_weights(policy, read_tensors(checkpoint, "model"), checkpoint)

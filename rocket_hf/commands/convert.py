@@ -100,6 +100,7 @@ def convert_to_lerobot(arguments: argparse.Namespace) -> int:
     import torch
 
     from rocket_hf.convert.to_lerobot import lerobot_type, to_lerobot
+    from rocket_hf.evaluation.trained_policy import file_errors_as_user_errors
     from rocket_hf.modeling.configuration_rocket import RocketConfig
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
@@ -108,8 +109,9 @@ def convert_to_lerobot(arguments: argparse.Namespace) -> int:
     folder = find_policy_folder(arguments.source)
     policy_type = lerobot_type(RocketConfig.from_pretrained(folder))  # raises before any weight is read
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else "auto"
-    model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
-    processor = RocketProcessor.from_pretrained(folder)
+    with file_errors_as_user_errors(folder):
+        model = RocketForActionPrediction.from_pretrained(folder, alignment=None, dtype=dtype)
+        processor = RocketProcessor.from_pretrained(folder)
     to_lerobot(model, processor, arguments.destination, arguments.tokenizer)
     print(f"written    {arguments.destination}, a {policy_type} policy for lerobot")
     return 0
