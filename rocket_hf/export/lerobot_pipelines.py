@@ -21,24 +21,24 @@ EPSILON = 1e-8
 
 def write_lerobot_pipelines(folder: Path, config: RocketConfig, processor: RocketProcessor) -> None:
     inputs, outputs = features(config)
-    numbers = {name: feature for name, feature in inputs.items() if feature["type"] != "VISUAL"}
+    vectors = {name: feature for name, feature in inputs.items() if feature["type"] != "VISUAL"}
     mapping = normalization(config)
     statistics = statistics_of(processor)
 
-    def normalizer(name: str, covered: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: statistics[key] for key in covered}
-        settings = {"eps": EPSILON, "features": covered, "norm_map": mapping, "stats": kept}
+    def normalization_step(name: str, covered: dict[str, Any]) -> dict[str, Any]:
+        covered_statistics = {key: statistics[key] for key in covered}
+        settings = {"eps": EPSILON, "features": covered, "norm_map": mapping, "stats": covered_statistics}
         return {"registry_name": name, "config": settings}
 
     to_device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
-    before = [
+    preprocessor = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
         to_device,
-        normalizer("normalizer_processor", numbers | outputs),
+        normalization_step("normalizer_processor", vectors | outputs),
     ]
-    after = [normalizer("unnormalizer_processor", outputs), to_device]
-    for file, steps in zip(FILES, (before, after), strict=True):
+    postprocessor = [normalization_step("unnormalizer_processor", outputs), to_device]
+    for file, steps in zip(FILES, (preprocessor, postprocessor), strict=True):
         content = {"name": file.removesuffix(".json"), "steps": steps}
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -58,15 +58,13 @@ def normalization(config: RocketConfig) -> dict[str, str]:
 
 def statistics_of(processor: RocketProcessor) -> dict[str, dict[str, list[float]]]:
     """Return the statistics by lerobot's feature name. Masked dimensions get statistics that leave them unchanged."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for part, feature in (("state", STATE), ("action", ACTION)):
-        numbers = dict(processor.statistics.get(part, {}))
-        mask = (
-            numbers.pop("mask", None) or [True] * {"state": processor.state_dim, "action": processor.action_dim}[part]
-        )
-        found[feature] = {
-            key: [value if kept else NEUTRAL[key] for value, kept in zip(values, mask, strict=True)]
-            for key, values in numbers.items()
+    statistics: dict[str, dict[str, list[float]]] = {}
+    for part, feature, dim in (("state", STATE, processor.state_dim), ("action", ACTION, processor.action_dim)):
+        own = dict(processor.statistics.get(part, {}))
+        mask = own.pop("mask", None) or [True] * dim
+        statistics[feature] = {
+            key: [value if is_normalized else NEUTRAL[key] for value, is_normalized in zip(values, mask, strict=True)]
+            for key, values in own.items()
             if key in NEUTRAL
         }
-    return found
+    return statistics

@@ -48,11 +48,11 @@ def record_rocket2_self_test(
 
 
 def draw_scenario(config: Rocket2Config) -> Rocket2Scenario:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def patches(channels: int, *count: int) -> Tensor:
         """Return images of coarse patches with values in [0, 1], (*count, channels, H, W)."""
-        drawn = torch.rand(count[0] * count[1], channels, *PATCHES, generator=draw)
+        drawn = torch.rand(count[0] * count[1], channels, *PATCHES, generator=generator)
         size = list(config.image_size)
         return torch.nn.functional.interpolate(drawn, size=size, mode="bilinear").unflatten(0, count)
 
@@ -60,7 +60,7 @@ def draw_scenario(config: Rocket2Config) -> Rocket2Scenario:
         images=(patches(3, ENVIRONMENTS, STEPS) * 255).round().to(torch.uint8),
         goal_images=(patches(3, ENVIRONMENTS, GOALS) * 255).round().to(torch.uint8),
         goal_masks=patches(1, ENVIRONMENTS, GOALS)[:, :, 0] > 0.6,
-        goal_interactions=torch.randint(0, config.interactions, (ENVIRONMENTS, GOALS), generator=draw),
+        goal_interactions=torch.randint(0, config.interactions, (ENVIRONMENTS, GOALS), generator=generator),
     )
 
 

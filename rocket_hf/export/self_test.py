@@ -23,10 +23,10 @@ def record_self_test(
     trained: RocketForActionPrediction, published: RocketForActionPrediction, processor: RocketProcessor
 ) -> SelfTest:
     """Record the actions of `trained`. `published` is the same policy in the dtype of the published weights."""
-    draw = torch.Generator().manual_seed(0)
-    images = {name: draw_image(draw) for name in processor.cameras}
-    state = draw_state(processor, draw)
-    batch = draw_batch(trained, processor(images=images, task=TASK, state=state), draw)
+    generator = torch.Generator().manual_seed(0)
+    images = {name: draw_image(generator) for name in processor.cameras}
+    state = draw_state(processor, generator)
+    batch = draw_batch(trained, processor(images=images, task=TASK, state=state), generator)
     actions = predict(trained, batch)
     cast = {dtype: cast_weights(published.for_inference(), getattr(torch, dtype)) for dtype in MIN_TOLERANCE}
     deviations = {dtype: relative_distance(predict(model, batch), actions) for dtype, model in cast.items()}
@@ -43,25 +43,25 @@ def record_self_test(
     )
 
 
-def draw_image(draw: torch.Generator) -> Tensor:
+def draw_image(generator: torch.Generator) -> Tensor:
     """Return an image of coarse colored patches, (3, H, W) uint8: resizing would remove the noise of single pixels."""
-    patches = torch.rand(1, 3, 6, 8, generator=draw)
+    patches = torch.rand(1, 3, 6, 8, generator=generator)
     image = torch.nn.functional.interpolate(patches, size=IMAGE_SIZE, mode="bilinear")
     return (image[0] * 255).round().to(torch.uint8)
 
 
-def draw_state(processor: RocketProcessor, draw: torch.Generator) -> Tensor:
+def draw_state(processor: RocketProcessor, generator: torch.Generator) -> Tensor:
     """Return a state in robot units, well within the range of the statistics."""
-    normalized = torch.rand(processor.state_dim, generator=draw) - 0.5
+    normalized = torch.rand(processor.state_dim, generator=generator) - 0.5
     statistics = processor.statistics.get("state", {})
     return Normalizer("state", processor.state_dim, processor.state_normalization, statistics).unnormalize(normalized)
 
 
-def draw_batch(model: RocketForActionPrediction, inputs: dict, draw: torch.Generator) -> dict[str, Tensor]:
+def draw_batch(model: RocketForActionPrediction, inputs: dict, generator: torch.Generator) -> dict[str, Tensor]:
     batch = {**inputs, "images": (inputs["images"] * 255).round().to(torch.uint8)}
     policy = model.config.policy_config
     if policy.draws_noise:
-        batch["noise"] = torch.randn(1, model.config.chunk_size, policy.max_action_dim, generator=draw)
+        batch["noise"] = torch.randn(1, model.config.chunk_size, policy.max_action_dim, generator=generator)
     return batch
 
 
