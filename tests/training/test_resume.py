@@ -129,7 +129,7 @@ def test_resume_refuses_changed_settings_except_those_that_may_change(
     arguments += ["--out", tmp_path, "--resume"]
     for changes, message in [
         ({"optimizer__lr": 0.5, "run__steps": 3}, "optimizer.lr differ from the run"),
-        ({"run__seed": 1, "lora__rank": 4}, "lora.rank, run.seed differ from the run"),
+        ({"run__seed": 1, "lora__rank": 4}, "run.seed, lora.rank differ from the run"),
         ({"run__batch_size": 8}, "run.batch_size differ"),
     ]:
         outcome = run_training(*arguments, "--teacher", teacher, *set_options(**({"run__steps": 1} | changes)))

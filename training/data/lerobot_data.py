@@ -268,8 +268,8 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     for camera, matched_key in matched.items():
         if matched_key is None:
             raise UserError(
-                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: {suggest_name(camera, keys)} "
-                f'Set datasets.cameras to {{{camera}: KEY}}, or to {{{camera}: ""}} if it is absent'
+                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: set datasets.cameras to "
+                f'{{{camera}: KEY}}, or to {{{camera}: ""}} if it is absent; {suggest_name(camera, keys)}'
             )
     if not any(matched.values()):
         raise UserError(

@@ -6,7 +6,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 
-from ..base_policy import find_policy_folder, weight_errors_as_user_errors
+from ..base_policy import find_policy_folder
 from ..distributed.placement import gradients_are_sharded
 from ..recipe import Rocket2Recipe, Rocket2Settings
 from ..recipe_checks import auxiliary_heads
@@ -39,8 +39,7 @@ def load_rocket2_policy(recipe: Rocket2Recipe, config: Rocket2Config) -> Rocket2
     if not recipe.policy:
         return Rocket2ForActionPrediction(config)
     folder = find_policy_folder(recipe.policy, Rocket2Config, CONFIG_FILES)
-    with weight_errors_as_user_errors(folder):
-        return Rocket2ForActionPrediction.from_pretrained(folder, config=config, dtype=torch.float32)
+    return Rocket2ForActionPrediction.from_pretrained(folder, config=config, dtype=torch.float32)
 
 
 def check_policy_fits_data(config: Rocket2Config, data: RecordedRooms) -> None:

@@ -78,7 +78,7 @@ def test_finished_run_is_analyzed_with_its_own_alignment_head(measured_run, tmp_
     output = capsys.readouterr().out
     report = json.loads((tmp_path / "gradients.json").read_text())
     assert report["step"] == 6 and report["widths"] == [6, 19, 32] and report["projectors"] == 1
-    assert f"{report['figures']['pairs']['mean']:+.3f}" in output
+    assert f"{report['metrics']['pairs']['mean']:+.3f}" in output
     assert (tmp_path / "gradients.png").exists() and (tmp_path / "gradients.csv").exists()
 
     restored = restore_run(measured_run, torch.device("cpu"))
@@ -89,9 +89,9 @@ def test_finished_run_is_analyzed_with_its_own_alignment_head(measured_run, tmp_
     assert report["parameters"] == {name: weight.numel() for name, weight in weights.items()}
     assert all(".layers.0." in name and ".lora_" in name for name in weights)
     tables = [loss_cosines(restored.policy, *pair, weights)[1] for pair in restored.batches(24, 4)]
-    figures = agreement_metrics(torch.stack(tables))
-    for name, interval in report["figures"].items():
-        assert interval["mean"] == pytest.approx(figures[name].mean().item(), abs=1e-5)
+    metrics = agreement_metrics(torch.stack(tables))
+    for name, interval in report["metrics"].items():
+        assert interval["mean"] == pytest.approx(metrics[name].mean().item(), abs=1e-5)
         assert interval["low"] <= interval["mean"] <= interval["high"]
 
 
@@ -141,4 +141,4 @@ def test_invalid_analysis_options_are_refused(measured_run, options, message, tm
 def test_analysis_of_a_run_without_alignment_is_refused(tiny_run, tmp_path, capsys):
     tiny_run(tmp_path / "unmeasured", alignment=None, run__steps=1)
     assert rocket_hf(["analyze", "gradients", str(tmp_path / "unmeasured")]) == 2
-    assert "aligned nothing" in capsys.readouterr().err
+    assert "was trained without alignment" in capsys.readouterr().err
