@@ -13,15 +13,15 @@ from rocket_hf.training.recipe import DatasetConfig
 pytestmark = pytest.mark.needs_lerobot
 
 
-def test_statistics_of_a_mixture_equal_numpys_over_all_selected_frames(stored, filmed):
+def test_statistics_of_a_mixture_equal_numpys_over_all_selected_frames(image_dataset, video_dataset):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     config = tiny_config()
     datasets = [
-        RobotDataset(DatasetConfig(id=str(stored), episodes=[1, 3]), config),
-        RobotDataset(DatasetConfig(id=str(filmed)), config),
+        RobotDataset(DatasetConfig(id=str(image_dataset), episodes=[1, 3]), config),
+        RobotDataset(DatasetConfig(id=str(video_dataset)), config),
     ]
-    reference = LeRobotDataset("local/reference", root=stored).hf_dataset
+    reference = LeRobotDataset("local/reference", root=image_dataset).hf_dataset
     rows = [index for index in range(54) if reference[index]["episode_index"] in (1, 3)] + list(range(54))
     computed = compute_dataset_statistics(datasets)
     for name, key in (("state", "observation.state"), ("action", "action")):

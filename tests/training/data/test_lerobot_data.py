@@ -30,7 +30,7 @@ def to_uint8(image):
     return image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
 
 
-@pytest.mark.parametrize("kind", ["stored", "filmed"])
+@pytest.mark.parametrize("kind", ["image_dataset", "video_dataset"])
 def test_every_sample_equals_lerobots(kind, request):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -51,7 +51,7 @@ def test_every_sample_equals_lerobots(kind, request):
             assert torch.equal(image, to_uint8(other[f"observation.images.{camera}"])), (camera, index)
 
 
-@pytest.mark.parametrize("kind", ["stored", "filmed"])
+@pytest.mark.parametrize("kind", ["image_dataset", "video_dataset"])
 def test_images_do_not_depend_on_the_order_of_reading(kind, request):
     data = open_dataset(request.getfixturevalue(kind))
     in_order = data.read_images(range(54))
@@ -62,7 +62,7 @@ def test_images_do_not_depend_on_the_order_of_reading(kind, request):
         assert torch.equal(one[::5], other)
 
 
-@pytest.mark.parametrize("kind", ["stored", "filmed"])
+@pytest.mark.parametrize("kind", ["image_dataset", "video_dataset"])
 def test_images_in_memory_equal_those_in_the_files(kind, request):
     folder = request.getfixturevalue(kind)
     config = DatasetConfig(id=str(folder), episodes=[1, 3])
@@ -73,8 +73,8 @@ def test_images_in_memory_equal_those_in_the_files(kind, request):
         assert torch.equal(one, other)
 
 
-def test_cameras_have_the_policys_order(stored):
-    data = open_dataset(stored, tiny_config(cameras=["wrist", "front"]))
+def test_cameras_have_the_policys_order(image_dataset):
+    data = open_dataset(image_dataset, tiny_config(cameras=["wrist", "front"]))
     assert list(data.camera_keys.items()) == [
         ("wrist", "observation.images.wrist"),
         ("front", "observation.images.front"),
@@ -82,52 +82,54 @@ def test_cameras_have_the_policys_order(stored):
     assert [images.shape[1:] for images in data.read_images([3])] == [(3, 32, 32), (3, 48, 64)]
 
 
-def test_cameras_with_other_names_are_matched_in_order_or_by_the_recipe(stored):
+def test_cameras_with_other_names_are_matched_in_order_or_by_the_recipe(image_dataset):
     left_and_right = tiny_config(cameras=["left", "right"])
-    in_order = open_dataset(stored, left_and_right)
+    in_order = open_dataset(image_dataset, left_and_right)
     assert list(in_order.camera_keys.values()) == ["observation.images.front", "observation.images.wrist"]
     one = tiny_config(cameras=["top"])
-    assert open_dataset(stored, one, cameras={"top": "observation.images.wrist"}).camera_sizes == {"top": (32, 32)}
+    assert open_dataset(image_dataset, one, cameras={"top": "observation.images.wrist"}).camera_sizes == {
+        "top": (32, 32)
+    }
 
 
-def test_absent_camera_is_black_and_masked(stored):
-    data = open_dataset(stored, tiny_config(cameras=["front", "wrist", "rear"]), cameras={"rear": ""})
+def test_absent_camera_is_black_and_masked(image_dataset):
+    data = open_dataset(image_dataset, tiny_config(cameras=["front", "wrist", "rear"]), cameras={"rear": ""})
     assert data.camera_mask == [True, True, False]
     assert data.sample(0)["images"]["rear"].sum() == 0
     assert data.sample(0)["images"]["rear"].shape == (3, 48, 64)
 
 
-def test_selected_episodes_keep_their_indices(stored):
-    data = open_dataset(stored, episodes=[3, 1])
+def test_selected_episodes_keep_their_indices(image_dataset):
+    data = open_dataset(image_dataset, episodes=[3, 1])
     assert data.episodes == [1, 3]
     assert list(data.frame_range(1)) == list(range(12, 27))
     assert data.describe_frame(13) == "episode 1, frame 1"
 
 
-def test_dataset_and_feature_cache_have_the_same_identity(stored):
-    data, frames = open_dataset(stored), DatasetFrames(str(stored))
+def test_dataset_and_feature_cache_have_the_same_identity(image_dataset):
+    data, frames = open_dataset(image_dataset), DatasetFrames(str(image_dataset))
     assert (data.id, data.revision, data.fingerprint) == (frames.dataset, frames.revision, frames.fingerprint)
 
 
 @pytest.fixture
-def hub(filmed, tmp_path, monkeypatch):
+def hub(video_dataset, tmp_path, monkeypatch):
     """Folder of one commit of someone/robot-data in the Hub cache of a machine without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("lerobot.utils.constants.HF_LEROBOT_HUB_CACHE", tmp_path)
     repository = tmp_path / "datasets--someone--robot-data"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "v3.0").write_text(COMMIT)
-    return shutil.copytree(filmed, repository / "snapshots" / COMMIT)
+    return shutil.copytree(video_dataset, repository / "snapshots" / COMMIT)
 
 
-def test_dataset_on_the_hub_is_identified_by_its_commit(hub, filmed):
+def test_dataset_on_the_hub_is_identified_by_its_commit(hub, video_dataset):
     data = open_dataset("someone/robot-data")
     assert (data.id, data.revision) == ("someone/robot-data", COMMIT)
-    for one, other in zip(data.read_images([3, 40]), open_dataset(filmed).read_images([3, 40]), strict=True):
+    for one, other in zip(data.read_images([3, 40]), open_dataset(video_dataset).read_images([3, 40]), strict=True):
         assert torch.equal(one, other)
 
 
-def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
+def test_streamed_videos_are_not_downloaded(hub, video_dataset, monkeypatch):
     shutil.rmtree(hub / "videos")
     data = RobotDataset(DatasetConfig(id="someone/robot-data"), tiny_config(), streaming=True)
     addresses = {camera: data.image_readers[key].files for camera, key in data.camera_keys.items()}
@@ -135,16 +137,18 @@ def test_streamed_videos_are_not_downloaded(hub, filmed, monkeypatch):
     assert addresses["wrist"] == [f"hf://datasets/someone/robot-data@{COMMIT}/{name}"]
     for key, reader in data.image_readers.items():  # the same files at an address that needs no network
         reader.files = [f"memory://streamed/{key}.mp4"]
-        (video,) = (filmed / "videos" / key).glob("*/*.mp4")
+        (video,) = (video_dataset / "videos" / key).glob("*/*.mp4")
         fsspec.filesystem("memory").pipe(reader.files[0], video.read_bytes())
-    for one, other in zip(data.read_images([3, 40, 5]), open_dataset(filmed).read_images([3, 40, 5]), strict=True):
+    for one, other in zip(
+        data.read_images([3, 40, 5]), open_dataset(video_dataset).read_images([3, 40, 5]), strict=True
+    ):
         assert torch.equal(one, other)
 
 
-def test_both_video_decoders_return_the_same_frames(filmed):
+def test_both_video_decoders_return_the_same_frames(video_dataset):
     if load_torchcodec_decoder() is None:
         pytest.skip("torchcodec does not load on this machine: run `rocket-hf doctor` for the reason")
-    (video,) = (filmed / "videos" / "observation.images.front").glob("*/*.mp4")
+    (video,) = (video_dataset / "videos" / "observation.images.front").glob("*/*.mp4")
     one, other = TorchcodecReader(str(video)), PyavReader(str(video))
     for frame in (0, 1, 30, 7, 8, 53):
         assert torch.equal(one.frame(frame / 10), other.frame(frame / 10))
@@ -200,71 +204,79 @@ def test_unreachable_hub_is_reported(monkeypatch):
     expect_user_error("someone/robot-data", "someone/robot-data", "Hub cannot be reached: unset it")
 
 
-def test_error_for_an_old_format_contains_the_conversion_command(copied):
-    change_info(copied, codebase_version="v2.1")
-    expect_user_error(copied, "v2.1", "convert_dataset_v21_to_v30")
+def test_error_for_an_old_format_contains_the_conversion_command(dataset_copy):
+    change_info(dataset_copy, codebase_version="v2.1")
+    expect_user_error(dataset_copy, "v2.1", "convert_dataset_v21_to_v30")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\u00e9".encode("latin-1")])
-def test_unreadable_info_file_is_reported(content, copied):
-    (copied / "meta" / "info.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    expect_user_error(copied, "meta/info.json", "cannot be read")
+def test_unreadable_info_file_is_reported(content, dataset_copy):
+    (dataset_copy / "meta" / "info.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    expect_user_error(dataset_copy, "meta/info.json", "cannot be read")
 
 
 @pytest.mark.parametrize("file", ["meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet",
                                   "data/chunk-000/file-000.parquet"])  # fmt: skip
-def test_truncated_file_is_reported(file, copied):
-    content = (copied / file).read_bytes()
-    (copied / file).write_bytes(content[: len(content) // 2])
-    expect_user_error(copied, file.removeprefix("meta/episodes/"), "cannot be read")
+def test_truncated_file_is_reported(file, dataset_copy):
+    content = (dataset_copy / file).read_bytes()
+    (dataset_copy / file).write_bytes(content[: len(content) // 2])
+    expect_user_error(dataset_copy, file.removeprefix("meta/episodes/"), "cannot be read")
 
 
-def test_empty_dataset_is_refused(copied):
-    change_info(copied, total_episodes=0, total_frames=0)
-    expect_user_error(copied, "is empty")
+def test_empty_dataset_is_refused(dataset_copy):
+    change_info(dataset_copy, total_episodes=0, total_frames=0)
+    expect_user_error(dataset_copy, "is empty")
 
 
-def test_dataset_without_tasks_is_refused(copied):
-    (copied / "meta" / "tasks.parquet").unlink()
-    expect_user_error(copied, "has no tasks", "tasks.parquet")
+def test_dataset_without_tasks_is_refused(dataset_copy):
+    (dataset_copy / "meta" / "tasks.parquet").unlink()
+    expect_user_error(dataset_copy, "has no tasks", "tasks.parquet")
 
 
-def test_unknown_cameras_are_reported(stored):
-    expect_user_error(stored, "no camera 'rear'", "datasets.cameras", config=tiny_config(cameras=["front", "rear"]))
-    expect_user_error(stored, "did you mean 'observation.images.front'?", cameras={"front": "observation.images.frnt"})
-    expect_user_error(stored, "no camera 'frnt'", "did you mean 'front'?", cameras={"frnt": "observation.images.front"})
-    expect_user_error(stored, "every camera", cameras={"front": "", "wrist": ""})
+def test_unknown_cameras_are_reported(image_dataset):
+    expect_user_error(
+        image_dataset, "no camera 'rear'", "datasets.cameras", config=tiny_config(cameras=["front", "rear"])
+    )
+    expect_user_error(
+        image_dataset, "did you mean 'observation.images.front'?", cameras={"front": "observation.images.frnt"}
+    )
+    expect_user_error(
+        image_dataset, "no camera 'frnt'", "did you mean 'front'?", cameras={"frnt": "observation.images.front"}
+    )
+    expect_user_error(image_dataset, "every camera", cameras={"front": "", "wrist": ""})
 
 
-def test_dimensions_that_differ_from_the_policys_are_refused(stored):
-    expect_user_error(stored, "state", "6 dimensions", "state_dim=4", config=tiny_config(state_dim=4))
-    expect_user_error(stored, "action", "5 dimensions", "action_dim=7", config=tiny_config(action_dim=7))
+def test_dimensions_that_differ_from_the_policys_are_refused(image_dataset):
+    expect_user_error(image_dataset, "state", "6 dimensions", "state_dim=4", config=tiny_config(state_dim=4))
+    expect_user_error(image_dataset, "action", "5 dimensions", "action_dim=7", config=tiny_config(action_dim=7))
 
 
-def test_unusable_columns_are_reported(stored):
-    expect_user_error(stored, "no column 'actions'", "did you mean 'action'?", action="actions")
-    expect_user_error(stored, "'observation.images.front'", "does not hold numbers", state="observation.images.front")
+def test_unusable_columns_are_reported(image_dataset):
+    expect_user_error(image_dataset, "no column 'actions'", "did you mean 'action'?", action="actions")
+    expect_user_error(
+        image_dataset, "'observation.images.front'", "does not hold numbers", state="observation.images.front"
+    )
 
 
-def test_unknown_episodes_are_refused(stored):
-    expect_user_error(stored, "no episode 4", "0..3", episodes=[0, 4])
-    expect_user_error(stored, "is empty", episodes=[])
+def test_unknown_episodes_are_refused(image_dataset):
+    expect_user_error(image_dataset, "no episode 4", "0..3", episodes=[0, 4])
+    expect_user_error(image_dataset, "is empty", episodes=[])
 
 
 @pytest.mark.parametrize(("column", "value"), [("action", float("nan")), ("observation__state", float("inf"))])
-def test_values_of_selected_episodes_must_be_finite(column, value, copied):
-    rewrite(copied, **{column: at(13, value)})
-    expect_user_error(copied, "not finite", "episode 1, frame 1")
-    assert open_dataset(copied, episodes=[0, 2]).episodes == [0, 2]
+def test_values_of_selected_episodes_must_be_finite(column, value, dataset_copy):
+    rewrite(dataset_copy, **{column: at(13, value)})
+    expect_user_error(dataset_copy, "not finite", "episode 1, frame 1")
+    assert open_dataset(dataset_copy, episodes=[0, 2]).episodes == [0, 2]
 
 
-def test_data_files_that_contradict_the_episode_table_are_refused(copied):
-    rewrite(copied, index=at(5, 6))
-    expect_user_error(copied, "out of order")
+def test_data_files_that_contradict_the_episode_table_are_refused(dataset_copy):
+    rewrite(dataset_copy, index=at(5, 6))
+    expect_user_error(dataset_copy, "out of order")
 
 
-def test_damaged_and_missing_videos_are_reported(filmed, tmp_path):
-    folder = shutil.copytree(filmed, tmp_path / "film")
+def test_damaged_and_missing_videos_are_reported(video_dataset, tmp_path):
+    folder = shutil.copytree(video_dataset, tmp_path / "film")
     video = folder / "videos" / "observation.images.wrist" / "chunk-000" / "file-000.mp4"
     video.write_bytes(b"no video")
     with pytest.raises(UserError, match=r"camera 'wrist' of film at episode 1, frame 2 .* cannot be decoded"):

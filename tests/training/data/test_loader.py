@@ -30,8 +30,8 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def datasets(stored, filmed, config):
-    return [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (stored, filmed)]
+def datasets(image_dataset, video_dataset, config):
+    return [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (image_dataset, video_dataset)]
 
 
 def processor(config):
@@ -111,9 +111,9 @@ def test_last_batch_contains_the_remaining_samples(datasets, config):
     assert sizes == [[4, 3], [4]]
 
 
-def test_batch_has_no_augmentation_or_noise_if_neither_is_configured(stored):
+def test_batch_has_no_augmentation_or_noise_if_neither_is_configured(image_dataset):
     config = tiny_config("openvla-oft")
-    data = RobotDataset(DatasetConfig(id=str(stored)), config)
+    data = RobotDataset(DatasetConfig(id=str(image_dataset)), config)
     (batch,) = loader([data], config, batch_size=2, end_position=2, augmentation=AugmentationConfig())
     assert not {"augmentation", "noise", "time", "features"} & set(batch)
 
@@ -144,9 +144,9 @@ def test_batch_contains_the_feature_cache_rows_of_its_frames(datasets, config):
 
 
 @pytest.fixture(scope="module")
-def corrupted(stored, tmp_path_factory):
+def corrupted(image_dataset, tmp_path_factory):
     """Dataset whose last image of the wrist camera is truncated."""
-    folder = shutil.copytree(stored, tmp_path_factory.mktemp("corrupted") / "corrupted")
+    folder = shutil.copytree(image_dataset, tmp_path_factory.mktemp("corrupted") / "corrupted")
     (file,) = (folder / "data").glob("*/*.parquet")
     table = pq.read_table(file)
     key = "observation.images.wrist"
@@ -158,9 +158,9 @@ def corrupted(stored, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_workers_return_the_same_batches_and_report_a_user_error_in_one_line(workers, corrupted, filmed, config):
+def test_workers_return_the_same_batches_and_report_a_user_error_in_one_line(workers, corrupted, video_dataset, config):
     """One loader tests both, because a worker takes seconds to start."""
-    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (filmed, corrupted)]
+    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (video_dataset, corrupted)]
     order = MixtureOrder([all_frames(data) for data in datasets], seed=2)
     bad = next(position for position in range(216) if order[position] == (1, 53))
     end = (bad // 8 + 1) * 8
@@ -175,10 +175,10 @@ def test_workers_return_the_same_batches_and_report_a_user_error_in_one_line(wor
     assert len(message.splitlines()) == 1
 
 
-def test_images_of_one_camera_have_one_size_in_all_datasets(stored, config, tmp_path):
+def test_images_of_one_camera_have_one_size_in_all_datasets(image_dataset, config, tmp_path):
     larger = write_tiny_dataset(tmp_path / "larger", 1, 4, cameras={"front": (96, 128), "wrist": (32, 32)})
     other = write_tiny_dataset(tmp_path / "other", 1, 4, cameras={"front": (64, 64), "wrist": (32, 32)})
-    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (stored, larger)]
+    datasets = [RobotDataset(DatasetConfig(id=str(folder)), config) for folder in (image_dataset, larger)]
     order = MixtureOrder([all_frames(data) for data in datasets], weights=[1.0, 1.0])
     (batch,) = loader(datasets, config, end_position=8, order=order)
     assert batch["images"][0].shape == (8, 3, 48, 64)
@@ -204,10 +204,10 @@ def test_bug_in_a_batch_keeps_its_traceback(datasets, config, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla", "openvla-oft"])
-def test_training_inputs_equal_the_processors_inputs(stored, filmed, family):
+def test_training_inputs_equal_the_processors_inputs(image_dataset, video_dataset, family):
     """The loader and ModelInputs together apply the same preprocessing, in the same order, as `processor(...)`."""
     family_config = tiny_config(family)
-    data = [RobotDataset(DatasetConfig(id=str(folder)), family_config) for folder in (stored, filmed)]
+    data = [RobotDataset(DatasetConfig(id=str(folder)), family_config) for folder in (image_dataset, video_dataset)]
     policy_processor = processor(family_config)
     model_inputs = ModelInputs(family_config, policy_processor, None, torch.device("cpu"))
     order = MixtureOrder([all_frames(dataset) for dataset in data], seed=1)
