@@ -157,7 +157,7 @@ def unreadable_file(id: str, file: Path) -> UserError:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
