@@ -204,6 +204,14 @@ def test_commands_of_the_rocket2_guide_run_one_after_another(tmp_path):
     assert (tmp_path / "published" / "self_test.safetensors").is_file()
 
 
+@pytest.mark.parametrize("name", ["getting-started.md", "results.md"])
+def test_outputs_of_the_guides_equal_those_of_the_readme(name):
+    """The outputs in the README are compared with those of the commands."""
+    tested = [block.partition("\n")[2] for block in blocks(TEXTS["README.md"], "console")]
+    outputs = [block.partition("\n")[2] for block in blocks(PAGES[name], "console")]
+    assert outputs and all(output in tested for output in outputs)
+
+
 # Commands
 
 
