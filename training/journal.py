@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import write_text
 
 
 class Journal:
@@ -70,13 +71,14 @@ class Journal:
         if self.path is None or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        try:
+            for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+                kept.append(line)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the journal {self.path}: {error}; remove it to resume without it") from error
+        write_text(self.path, "".join(kept))
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
