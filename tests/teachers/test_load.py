@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from rocket_hf import load_teacher
-from rocket_hf.bench.measure import resident
+from rocket_hf.bench.measure import resident_memory
 from rocket_hf.errors import UserError
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.license import license_note, read_license
@@ -90,11 +90,11 @@ def test_teacher_has_requested_dtype(folder):
 def test_loading_holds_weights_in_memory_once(tmp_path):
     folder = write_tiny_vggt(tmp_path / "big", embed_dim=512)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak memory VmHWM
-    before = resident("VmRSS")
+    before = resident_memory("VmRSS")
     teacher = load_teacher(str(folder), dtype="bfloat16")
     weights = sum(2 * parameter.numel() for parameter in teacher.module.parameters())
     # The file is float32, twice the size of the weights, and its mapped pages count until the system reclaims them.
-    assert resident("VmHWM") - before < 3.3 * weights
+    assert resident_memory("VmHWM") - before < 3.3 * weights
 
 
 # Error messages
