@@ -182,7 +182,7 @@ def load_tensors_into(targets: Mapping[str, StoredTensor], values: Mapping[str, 
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Tensor]:
-    """Return the random states of all ranks. Only dropout uses the global state; everything else has its own generator."""
+    """Return the random states of all ranks. Only dropout uses them; everything else has its own generator."""
     own = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(accelerator.device)

@@ -20,9 +20,7 @@ from ..conftest import (
     step_records,
 )
 
-pytestmark = [
-    pytest.mark.needs_lerobot,
-]
+pytestmark = pytest.mark.needs_lerobot
 
 STEPS = 20
 CHANGES = {
@@ -64,10 +62,8 @@ def require_equal_runs(single: Path, out: Path, codes: list[int], step: int = ST
     assert largest_difference(exported_weights(single), exported_weights(out)) < 1e-5
     assert [line["step"] for line in step_records(out)] == list(range(1, STEPS + 1))
     for expected, actual in zip(step_records(single), step_records(out), strict=True):
-        for key in [key for key in expected if "/" in key and not key.startswith("seconds/")] + [
-            "loss",
-            "gradient_norm",
-        ]:
+        losses_and_rates = [key for key in expected if "/" in key and not key.startswith("seconds/")]
+        for key in [*losses_and_rates, "loss", "gradient_norm"]:
             assert actual[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
     errors = [[line for line in journal_records(run) if "validation/error" in line][-1] for run in (single, out)]
     assert errors[1] == pytest.approx(errors[0], rel=1e-3)
