@@ -7,8 +7,8 @@ import torch
 from accelerate import PartialState
 
 from rocket_hf.errors import UserError
+from rocket_hf.modeling.image_resizing import RESIZE_METHODS
 from rocket_hf.modeling.policy_interface import weighted_loss
-from rocket_hf.modeling.processing_rocket import RESIZE_METHODS
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.scene import scene_images
 from rocket_hf.training.recipe import VLARecipe

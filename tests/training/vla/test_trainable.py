@@ -108,8 +108,8 @@ def test_every_trainable_weight_gets_a_gradient_without_alignment(family):
 
 
 def test_openvla_oft_recipe_has_the_published_number_of_trainable_weights():
-    """OpenVLA-OFT at full size. Published are 79,953,920 LoRA weights in the language model and 29,110,016 in the vision
-    part, of which 1,094,656 are in blocks whose outputs are not used."""
+    """The paper counts 79,953,920 LoRA weights in the language model and 29,110,016 in the vision part, of which
+    1,094,656 are in blocks whose outputs are not used."""
     recipe = read_vla_recipe("rocket-openvla-oft")
     config = RocketConfig(
         policy_config=OpenVLAPolicyConfig(variant="oft"), cameras=["image", "wrist"], chunk_size=8,
