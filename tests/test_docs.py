@@ -228,8 +228,9 @@ def training_parser() -> argparse.ArgumentParser:
 
 
 def parser_options(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the options of a parser and of its subcommands."""
-    options = set(parser._option_string_actions)
+    """Return the options of a parser and of its subcommands, without those that are hidden because they are retired."""
+    actions = parser._option_string_actions
+    options = {option for option, action in actions.items() if action.help != argparse.SUPPRESS}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             options |= {option for inner in action.choices.values() for option in parser_options(inner)}
@@ -262,6 +263,14 @@ def check_launch_options(words: list[str], place: str) -> None:
         assert option in LAUNCHER_OPTIONS, f"{place}: accelerate launch has no option {option}"
     for option in options_of(rest.split()):
         assert option in OPTIONS["training/train.py"], f"{place}: training/train.py has no option {option}"
+
+
+def test_command_page_receives_the_help_of_every_command_and_option(site):
+    page = (site / "commands.html").read_text()
+    for name in COMMANDS:
+        assert f'id="rocket-hf-{name}"' in page
+        for option in parser_options(command_parser(name)):
+            assert option in page, f"docs/commands.md lacks {option} of {name}"
 
 
 @pytest.mark.parametrize("name", TEXTS)
