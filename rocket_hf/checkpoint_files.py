@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import UserError
+from .foreign_code import check_file_names
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class Checkpoint:
         """Add `model.safetensors`, or the shards listed in `model.safetensors.index.json`."""
         index, single = self.folder / f"{stem}.safetensors.index.json", self.folder / f"{stem}.safetensors"
         if index.exists():
-            weight_map: dict[str, str] = json_value(read_json(index), "weight_map", index)
+            content = read_json(index)
+            check_file_names(index, content)
+            weight_map: dict[str, str] = json_value(content, "weight_map", index)
             for name in sorted(set(weight_map.values())):
                 self.add_safetensors(self.folder / name)
             if missing := sorted(key for key in weight_map if key not in self.entries):

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import HTTPError, UserError
+from .foreign_code import check_files_inside, check_no_foreign_code
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # LeRobot tags the last commit of each version of its dataset format.
@@ -77,12 +78,22 @@ def resolve(
     revision: str | None = None,
     repo_type: str = "model",
     kind: str = "policy",
+    ignore_code: bool = False,
 ) -> Resolved:
     """Return the folder of `source`, downloading the files that match `patterns` if it is a Hub repository.
 
     `source` is a local folder, `OWNER/NAME` or `OWNER/NAME@REVISION`; `kind` names it in error messages. Without a
-    network, a snapshot in the cache is used.
+    network, a snapshot in the cache is used. A folder that names foreign code is refused; with `ignore_code`, for
+    readers that never execute any, only one that names files outside of itself.
     """
+    resolved = find_folder(source, patterns, revision, repo_type, kind)
+    (check_files_inside if ignore_code else check_no_foreign_code)(resolved.folder)
+    return resolved
+
+
+def find_folder(
+    source: str | Path, patterns: Sequence[str], revision: str | None, repo_type: str, kind: str
+) -> Resolved:
     folder = Path(source).expanduser()
     if str(source) and folder.is_dir():
         if revision is not None:

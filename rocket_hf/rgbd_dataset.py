@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
+from .foreign_code import check_no_foreign_code
 from .video_cursor import VideoCursor
 
 DEPTH_LEVELS = 4096  # lerobot's depth videos have twelve bits
@@ -98,6 +99,7 @@ def image_key(camera: str, suffix: str = "") -> str:
 
 def read_info(folder: Path) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
+    check_no_foreign_code(folder)
     if not path.is_file():
         raise UserError(f"{folder} is not a LeRobot dataset: it has no meta/info.json")
     try:

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.family == "to-lerobot":
         return convert_to_lerobot(arguments)
-    source = resolve(arguments.source, SOURCE_FILES, kind="source")
+    source = resolve(arguments.source, SOURCE_FILES, kind="source", ignore_code=names_own_code(arguments.family))
     name = source.folder.name if source.commit is None else parse_source(arguments.source).id
     origin = {"family": arguments.family, "source": name, "revision": source.commit or "local"}
     return convert_from_public(arguments, source.folder, origin)
@@ -79,6 +79,11 @@ def convert_from_public(arguments: argparse.Namespace, folder: Path, origin: dic
     return 0
 
 
+def names_own_code(family: str) -> bool:
+    """Return whether the public checkpoints of a family name their own code, which is not needed to read them."""
+    return "openvla" in family
+
+
 def read_source(arguments: argparse.Namespace, folder: Path) -> "SourcePolicy":
     from rocket_hf.convert.lerobot import read_lerobot
     from rocket_hf.convert.openvla import read_openvla
@@ -90,8 +95,10 @@ def read_source(arguments: argparse.Namespace, folder: Path) -> "SourcePolicy":
         if unused := [name for name in ("tokenizer", "statistics", "base") if getattr(arguments, name)]:
             raise UserError(f"the family rocket2 does not use --{unused[0]}: remove it")
         return read_rocket2(folder)
-    if "openvla" in arguments.family:
-        base = resolve(arguments.base, SOURCE_FILES, kind="base model").folder if arguments.base else None
+    if names_own_code(arguments.family):
+        base = None
+        if arguments.base:
+            base = resolve(arguments.base, SOURCE_FILES, kind="base model", ignore_code=True).folder
         return read_openvla(folder, arguments.family, arguments.tokenizer, arguments.statistics, base)
     return read_lerobot(folder, arguments.family.removeprefix("lerobot-"), arguments.tokenizer)
 

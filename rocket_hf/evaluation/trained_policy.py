@@ -7,6 +7,7 @@ from json import JSONDecodeError
 from pathlib import Path
 
 from rocket_hf.errors import UserError
+from rocket_hf.foreign_code import check_no_foreign_code
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
@@ -47,6 +48,7 @@ def find_trained_policy(path: Path) -> TrainedPolicySource:
     A run stands for its exported policy, or for its last checkpoint if it has not exported one yet.
     """
     path = path.resolve()
+    check_no_foreign_code(path)
     if (path / RECIPE).is_file():
         return find_in_run(path)
     if (path / STATE).is_file():

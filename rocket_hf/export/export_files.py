@@ -11,6 +11,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import create_folder
+from rocket_hf.folder_lock import FolderLock, remove_unlocked_folders
+from rocket_hf.foreign_code import MODEL_CLASSES, PROCESSOR_CLASSES, ROCKET2_CLASSES
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -19,32 +21,31 @@ from rocket_hf.modeling.strict_config import StrictConfig
 
 from .lerobot_pipelines import write_lerobot_pipelines
 
-# Values of `auto_map`: transformers loads these classes from the code files of the policy folder.
-ROCKET2_CLASSES = {
-    "AutoConfig": "configuration_rocket2.Rocket2Config",
-    "AutoModel": "modeling_rocket2.Rocket2ForActionPrediction",
-}
-MODEL_CLASSES = {
-    "AutoConfig": "configuration_rocket.RocketConfig",
-    "AutoModel": "modeling_rocket.RocketForActionPrediction",
-}
-PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
-
 
 @contextmanager
 def staged_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder` when the block ends without an exception, else it is removed."""
+    """Yield a temporary folder that becomes `folder` when the block ends without an exception, else it is removed.
+
+    Temporary folders of killed processes are removed as well.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"the output folder {folder} exists and is not empty: choose another one, or remove it")
     create_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+    prefix = f".{folder.name}.partial-"
+    remove_unlocked_folders(folder.parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary, FolderLock(Path(temporary)):
         staging = Path(temporary) / folder.name
         staging.mkdir()
         yield staging
-        if folder.exists():
-            folder.rmdir()
-        staging.rename(folder)
+        try:
+            if folder.exists():
+                folder.rmdir()
+            staging.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"the output folder {folder} cannot be written: {error.strerror}; choose another one, or remove it"
+            ) from error
 
 
 def export_policy(model: RocketForActionPrediction, processor: RocketProcessor, folder: str | Path) -> Path:
@@ -79,6 +80,7 @@ def write_config(folder: Path, config: StrictConfig, classes: dict[str, str]) ->
 
 
 def write_processor(folder: Path, processor: RocketProcessor) -> None:
+    processor.tokenizer.init_kwargs.pop("auto_map", None)  # of a foreign tokenizer; it would be saved and executed
     processor.auto_map = dict(PROCESSOR_CLASSES)
     try:
         processor.save_pretrained(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rocket_hf.errors import UserError
+from rocket_hf.foreign_code import MODEL_CLASSES, PROCESSOR_CLASSES, ROCKET2_CLASSES
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -14,7 +15,6 @@ from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTest, Rocket2SelfTestReport, read_rocket2_self_test
 from rocket_hf.modeling.self_test import SelfTest, SelfTestReport, read_self_test
 
-from .export_files import MODEL_CLASSES, PROCESSOR_CLASSES, ROCKET2_CLASSES
 from .lerobot_pipelines import FILES as LEROBOT_FILES
 
 PROCESSOR_FILES = (

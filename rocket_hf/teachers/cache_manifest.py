@@ -16,6 +16,7 @@ import torch
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_text
+from rocket_hf.foreign_code import check_no_foreign_code
 
 from .feature_codecs import Storage, layout, stored_bytes
 from .teacher import Grid
@@ -88,6 +89,7 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Self:
         path = folder / MANIFEST
+        check_no_foreign_code(folder)
         if not path.is_file():
             raise UserError(
                 f"{folder} is not a feature cache: it has no {MANIFEST}. Build a cache with `rocket-hf cache build`."

@@ -27,7 +27,13 @@ def load_vision_model(
     """Load the vision encoder. Also return the names of the checkpoint's tensors that are not part of it."""
     try:
         model, report = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, key_mapping=KEY_MAPPING, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            key_mapping=KEY_MAPPING,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -39,7 +45,7 @@ def load_vision_model(
 
 def load_vision_config(folder: Path, name: str) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         kind = read_json(folder / "config.json")["model_type"]
         raise UserError(

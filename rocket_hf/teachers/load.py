@@ -93,7 +93,8 @@ def build_without_weights(
         if "model_type" in config:
             vision_config = load_vision_config(folder, name)
             card = vision_card(vision_config, folder, name, "", license)
-            return HFVisionTeacher(AutoModel.from_config(vision_config, dtype=dtype), card, resolution)
+            model = AutoModel.from_config(vision_config, dtype=dtype, trust_remote_code=False)
+            return HFVisionTeacher(model, card, resolution)
         vggt_config = VggtConfig.from_dict(config)
         aggregator = VggtAggregator(vggt_config).to(dtype)
         return VggtTeacher(aggregator, vggt_card(vggt_config, name, "", license), resolution)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
-from rocket_hf.export.export_files import ROCKET2_CLASSES, shipped_files, write_rocket2_files
+from rocket_hf.export.export_files import shipped_files, write_rocket2_files
+from rocket_hf.foreign_code import ROCKET2_CLASSES
 from rocket_hf.hub_cards.facts import Provenance
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.publishing import Rocket2Package, write_to_folder
@@ -104,7 +105,7 @@ assert main(["verify", "ada/scout", "--revision", "v1"]) == 0
 assert main(["verify", "ada/none"]) == 2
 """
 
-USER = (
+USER_SCRIPT = (
     WITHOUT_PACKAGE
     + "import re\nfrom pathlib import Path\nimport torch\n"
     + inspect.getsource(play)
@@ -135,7 +136,7 @@ def test_published_rocket2_policy_matches_trained_policy_in_clean_process(hub, m
     )
 
     out = tmp_path / "played.safetensors"
-    code, printed, errors = run(hub.url, USER, out, home=tmp_path / "user")
+    code, printed, errors = run(hub.url, USER_SCRIPT, out, home=tmp_path / "user")
     assert code == 0, errors
     steps = printed.splitlines()
     assert len(steps) == 3 and all(step.startswith("{'walk': ") and "'visibility': " in step for step in steps)
@@ -154,7 +155,7 @@ def test_published_folder_contains_policy_without_training_files(model, publishe
     assert json.loads((published / "config.json").read_text())["auxiliary_heads"] == KEPT
 
 
-def test_published_dtype_is_chosen_and_self_test_reports_its_distance(model, tmp_path):
+def test_policy_is_published_in_chosen_dtype_and_self_test_reports_rounding_error(model, tmp_path):
     folder = write_to_folder(Rocket2Package(model, PROVENANCE, dtype=torch.bfloat16), tmp_path / "half")
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     report = verify_policy(str(folder)).report
