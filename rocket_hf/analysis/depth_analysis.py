@@ -1,4 +1,4 @@
-"""Depth probes of runs, of the untrained policies they started from and of a teacher (`rocket-hf analyze depth`)."""
+"""Depth probes of runs, of their policies before training and of a teacher (`rocket-hf analyze depth`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .depth_samples import TEST, DepthSamples
 
 @dataclass
 class DepthAnalysis:
-    """Frames with known depth, and how models are probed on them."""
+    """Frames with known depth, and the settings and device with which models are probed on them."""
 
     samples: DepthSamples
     settings: ProbeSettings
@@ -34,11 +34,17 @@ class DepthAnalysis:
     def probe_policy(
         self, name: str, kind: str, policy: RocketForActionPrediction, processor: RocketProcessor
     ) -> ProbedModel:
+        """Probe a policy. `kind` is RUN or UNTRAINED."""
         errors = probe_policy(policy.to(self.device), processor, self.samples, self.settings)
         return ProbedModel(DepthResult(name, kind, errors), policy.config.policy_config.image_grid, processor)
 
     def probe_teacher(self, name: str, policy: ProbedModel) -> ProbedModel:
-        """Probe a teacher at the image patches of `policy`, so that their errors are comparable."""
+        """Probe a teacher at the image patches of `policy`, so that their errors are comparable.
+
+        Args:
+            name: Folder or Hub id of the teacher, the latter with an optional "@REVISION".
+            policy: Probed policy whose cameras and image patches are used.
+        """
         source, _, revision = name.partition("@")
         teacher = load_teacher(source, revision or None, device=self.device)
         height, width = self.samples.images.shape[-2:]
@@ -48,7 +54,10 @@ class DepthAnalysis:
 
 
 def probe_runs(analysis: DepthAnalysis, paths: Sequence[Path], teacher: str | None) -> list[ProbedModel]:
-    """Probe the runs, then the untrained policies that they started from, then the teacher."""
+    """Probe the runs, then their policies before training, then the teacher.
+
+    Runs that started from the same weights share one untrained policy.
+    """
     sources = [find_trained_policy(path) for path in paths]
     known_recipes = [recipe for source in sources if (recipe := vla_recipe(source)) is not None]
     recipes = {initial_weights_key(recipe): recipe for recipe in known_recipes}
@@ -60,12 +69,13 @@ def probe_runs(analysis: DepthAnalysis, paths: Sequence[Path], teacher: str | No
     for number, (key, recipe) in enumerate(recipes.items()):
         name = "untrained" if len(recipes) == 1 else f"untrained {number + 1}"
         runs = zip(models, sources, strict=False)
-        processor = next(run.processor for run, source in runs if has_initial_weights(source, key))
+        processor = next(run.processor for run, source in runs if is_initialized_from(source, key))
         models.append(analysis.probe_policy(name, UNTRAINED, load_policy(folders[key], None, recipe), processor))
     return models + ([analysis.probe_teacher(teacher, models[0])] if teacher is not None else [])
 
 
 def untrained_policy_folder(recipe: VLARecipe) -> Path:
+    """Return the folder of the policy from which the recipe starts."""
     try:
         return find_policy_folder(recipe.policy)
     except UserError as error:
@@ -76,17 +86,21 @@ def untrained_policy_folder(recipe: VLARecipe) -> Path:
 
 
 def initial_weights_key(recipe: VLARecipe) -> str:
-    """Return a key that is equal for runs that started from the same weights, as far as image tokens are concerned."""
+    """Return a key that is equal for runs whose untrained policies have the same features.
+
+    Only the starting policy, the robot settings and the dtype of the frozen weights change them.
+    """
     return f"{recipe.policy} {robot_changes(recipe)} {recipe.run.base_dtype}"
 
 
-def has_initial_weights(source: TrainedPolicySource, key: str) -> bool:
+def is_initialized_from(source: TrainedPolicySource, key: str) -> bool:
+    """Return whether the run started from the weights that `initial_weights_key` names `key`."""
     recipe = vla_recipe(source)
     return recipe is not None and initial_weights_key(recipe) == key
 
 
 def vla_recipe(source: TrainedPolicySource) -> VLARecipe | None:
-    """Return the recipe of a training run, or None for a policy without a run."""
+    """Return the VLA recipe of a run, or None for a policy without a run or a run of another kind."""
     recipe = source.recipe
     return recipe if isinstance(recipe, VLARecipe) else None
 
@@ -94,17 +108,22 @@ def vla_recipe(source: TrainedPolicySource) -> VLARecipe | None:
 def run_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of the run folders, with as many parent folders as needed to make them unique."""
     parts = [path.resolve().parts for path in paths]
-    if len(set(parts)) < len(parts):
-        raise UserError("a run is listed twice: list each run once")
+    repeated = [str(path) for path, part in zip(paths, parts, strict=True) if parts.count(part) > 1]
+    if repeated:
+        raise UserError(f"a run is listed twice ({', '.join(repeated)}): list each run once")
     count = next(count for count in range(1, max(map(len, parts)) + 1)
                  if len({part[-count:] for part in parts}) == len(parts))  # fmt: skip
     return ["/".join(part[-count:]) for part in parts]
 
 
-def write_depth(
+def write_depth_results(
     folder: Path, analysis: DepthAnalysis, models: Sequence[ProbedModel], dataset: str
 ) -> list[DepthResult]:
-    """Write depth.csv, depth.json, depth.png and predicted-depth.png; return all results, the constants last."""
+    """Write depth.csv, depth.json, depth.png and predicted-depth.png.
+
+    Returns:
+        The results of `models`, followed by those of the constant predictions.
+    """
     samples, settings, first = analysis.samples, analysis.settings, models[0]
     constants = constant_errors(samples, first.processor, first.grid, settings.head)
     results = [model.result for model in models]

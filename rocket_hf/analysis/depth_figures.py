@@ -18,7 +18,7 @@ from rocket_hf.files import write_atomically
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.teacher import Grid
 
-from .depth_report import CONSTANT, RUN, UNTRAINED, DepthResult, relative_depths
+from .depth_report import CONSTANT, RUN, UNTRAINED, DepthResult, relative_layer_positions
 from .depth_samples import TEST, DepthSamples, patches_to_maps, resized_log_depth
 
 DASHES = ("-", "--", "-.", ":")
@@ -43,13 +43,14 @@ def draw_errors(path: Path, results: Sequence[DepthResult]) -> None:
         draw_run(axes, run, DASHES[number % 4], MARKERS[number % 5], GRAYS[number % 5])
     for result in results:
         if result.kind == CONSTANT:
-            axes.axhline(result.best_error, color="0.6", linewidth=0.8, linestyle=":")
-            axes.annotate(result.name, (0.5, result.best_error), ha="center", va="bottom", fontsize=7, color="0.3")
+            error = result.selected_layer_error
+            axes.axhline(error, color="0.6", linewidth=0.8, linestyle=":")
+            axes.annotate(result.name, (0.5, error), ha="center", va="bottom", fontsize=7, color="0.3")
         elif result.kind != RUN:
             marker = "x" if result.kind == UNTRAINED else "*"
             errors = result.errors.relative.mean(axis=0)
-            axes.plot(relative_depths(result.errors.layers), errors, marker, color="0.25", label=result.name)
-    axes.set(xlabel="relative depth of the layer (0: embeddings, 1: last block)", ylabel="relative depth error")
+            axes.plot(relative_layer_positions(result.errors.layers), errors, marker, color="0.25", label=result.name)
+    axes.set(xlabel="position of the layer (0: embeddings, 1: last block)", ylabel="relative depth error")
     axes.set_ylim(bottom=0)
     axes.set_title("depth predicted from image tokens, held-out episodes", fontsize=10)
     axes.legend(fontsize=8)
@@ -57,12 +58,12 @@ def draw_errors(path: Path, results: Sequence[DepthResult]) -> None:
 
 
 def draw_run(axes: Axes, run: DepthResult, dashes: str, marker: str, gray: str) -> None:
-    rows, positions = run.rows(), relative_depths(run.errors.layers)
+    rows, positions = run.rows(), relative_layer_positions(run.errors.layers)
     mean, low, high = ([row[name] for row in rows] for name in ("relative_error", "low", "high"))
     axes.plot(positions, mean, dashes, marker=marker, markersize=4, color=gray, label=run.name)
     axes.fill_between(positions, low, high, color=gray, alpha=0.12, linewidth=0)
-    best = positions[run.errors.best], mean[run.errors.best]
-    axes.plot(*best, "o", markersize=11, markerfacecolor="none", markeredgecolor=gray)
+    selected = positions[run.errors.selected_index], mean[run.errors.selected_index]
+    axes.plot(*selected, "o", markersize=11, markerfacecolor="none", markeredgecolor=gray)
 
 
 @dataclass
@@ -86,7 +87,7 @@ def draw_predictions(path: Path, models: Sequence[ProbedModel], samples: DepthSa
     table = figure.subplots(len(frames), 2 + len(models), squeeze=False)
     for number, (frame, line) in enumerate(zip(frames, table, strict=True)):
         draw_frame(line, models, samples, rows[frame], frame, number % len(models[0].processor.cameras))
-    names = [f"{model.result.name}, layer {model.result.best_layer}" for model in models]
+    names = [f"{model.result.name}, layer {model.result.selected_layer}" for model in models]
     for axes, title in zip(table[0], ["image", "true depth", *names], strict=True):
         axes.set_title(title, fontsize=8)
     for axes in table.flat:
@@ -110,7 +111,7 @@ def draw_frame(
     line[0].imshow(prepared[0, camera].permute(1, 2, 0).numpy())
     line[1].imshow(true_depth, cmap="gray_r", vmin=low, vmax=high)
     for axes, model in zip(line[2:], models, strict=True):
-        predicted = model.result.errors.predicted[model.result.errors.best, frame]
+        predicted = model.result.errors.predicted[model.result.errors.selected_index, frame]
         depth = patches_to_maps(predicted[model.processor.cameras.index(name)], model.grid).exp()
         is_known = F.adaptive_avg_pool2d(weight, (depth.shape[0], depth.shape[1]))[0, 0] >= 0.5
         image = axes.imshow(torch.where(is_known, depth, torch.nan).numpy(), cmap="gray_r", vmin=low, vmax=high)

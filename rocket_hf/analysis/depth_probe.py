@@ -59,7 +59,7 @@ class DepthErrors:
     predicted: Tensor  # (L, N, V, T, K)
 
     @property
-    def best(self) -> int:
+    def selected_index(self) -> int:
         """Return the index in `layers` of the layer with the lowest validation error."""
         return int(np.argmin(self.validation_errors))
 

@@ -17,12 +17,19 @@ from .bootstrap import bootstrap_mean
 from .depth_probe import CONSTANT_PER_PATCH, DepthErrors
 
 RUN, UNTRAINED, TEACHER, CONSTANT = "run", "untrained", "teacher", "constant"
+
+# Columns of depth.csv. "low" and "high" are the ends of the bootstrap interval of "relative_error", "close" is the
+# share of patches whose depth is within the factor `depth_probe.CLOSE`, and "selected" marks the selected layer.
 COLUMNS = ("name", "kind", "layer", "relative_error", "low", "high", "close", "validation_error", "selected")
 
 
 @dataclass
 class DepthResult:
-    """Depth errors of one model or baseline."""
+    """Depth errors of one model or constant baseline.
+
+    The selected layer is the one with the lowest error on the validation episodes; all reported errors are those on the
+    held-out episodes.
+    """
 
     name: str
     kind: str  # RUN, UNTRAINED, TEACHER or CONSTANT
@@ -31,39 +38,42 @@ class DepthResult:
     @property
     def error_per_episode(self) -> np.ndarray:
         """Return the relative error of the selected layer in each episode, (E,)."""
-        return self.errors.relative[:, self.errors.best]
+        return self.errors.relative[:, self.errors.selected_index]
 
     @property
-    def best_error(self) -> float:
+    def selected_layer_error(self) -> float:
+        """Return the relative error of the selected layer, averaged over the episodes."""
         return float(self.error_per_episode.mean())
 
     @property
-    def best_layer(self) -> int:
-        return self.errors.layers[self.errors.best]
+    def selected_layer(self) -> int:
+        return self.errors.layers[self.errors.selected_index]
 
     def summary(self) -> str:
+        """Return the name, the error and the number of the selected layer as text."""
         if self.kind == CONSTANT:
-            return f"{self.name} {self.best_error:.1%}"
-        return f"{self.name} {self.best_error:.1%} (layer {self.best_layer})"
+            return f"{self.name} {self.selected_layer_error:.1%}"
+        return f"{self.name} {self.selected_layer_error:.1%} (layer {self.selected_layer})"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one table row per layer, with a bootstrap interval over the episodes."""
-        errors = self.errors
+        """Return one row of depth.csv per layer, with a bootstrap interval over the episodes."""
+        errors, selected = self.errors, self.selected_layer
         mean, low, high = bootstrap_mean(errors.relative)
         close = errors.close.mean(axis=0)
         values = zip(errors.layers, mean, low, high, close, errors.validation_errors, strict=True)
         return [
-            dict(zip(COLUMNS, (self.name, self.kind, *map(json_number, row), row[0] == self.best_layer), strict=True))
+            dict(zip(COLUMNS, (self.name, self.kind, *map(rounded_number, row), row[0] == selected), strict=True))
             for row in values
         ]
 
 
-def relative_depths(layers: Sequence[int]) -> list[float]:
-    """Return the position of each layer between 0 (embeddings) and 1 (last layer)."""
+def relative_layer_positions(layers: Sequence[int]) -> list[float]:
+    """Return the position of each layer in its model, from 0 (embeddings) to 1 (last layer)."""
     return [layer / max(1, *layers) for layer in layers]
 
 
-def json_number(value: Any) -> int | float:
+def rounded_number(value: Any) -> int | float:
+    """Convert a NumPy scalar to a number that JSON can store, with six decimals."""
     return value if isinstance(value, int) else round(float(value), 6)
 
 
@@ -73,19 +83,21 @@ class DepthErrorDifference:
 
     first: str
     second: str
-    mean: float
-    low: float
+    mean: float  # error of `first` minus error of `second`: negative if `first` is better
+    low: float  # ends of the bootstrap interval of the mean
     high: float
-    episodes: int
+    episodes: int  # number of held-out episodes
 
     @classmethod
     def between(cls, first: DepthResult, second: DepthResult) -> "DepthErrorDifference":
+        """Compare two results episode by episode."""
         assert first.errors.episodes == second.errors.episodes, "both results must cover the same episodes"
         differences = first.error_per_episode - second.error_per_episode
         mean, low, high = map(float, bootstrap_mean(differences))
         return cls(first.name, second.name, mean, low, high, len(differences))
 
     def sentence(self) -> str:
+        """Return the difference in percentage points, its interval and the conclusion."""
         low, high = 100 * self.low, 100 * self.high
         points = f"{100 * self.mean:+.2f} points (95 % of resampled means in {low:+.2f} to {high:+.2f}, "
         points += f"{self.episodes} episodes)"
@@ -97,7 +109,10 @@ class DepthErrorDifference:
 
 
 def compare_results(results: Sequence[DepthResult]) -> list[DepthErrorDifference]:
-    """Compare each later run with the first run, then each run with the untrained policies and the constants."""
+    """Return the differences of each later run to the first run, then of each run to each baseline.
+
+    Baselines are the untrained policies and the constants.
+    """
     runs = [result for result in results if result.kind == RUN]
     baselines = [result for result in results if result.kind in (UNTRAINED, CONSTANT)]
     comparisons = [DepthErrorDifference.between(run, runs[0]) for run in runs[1:]]
@@ -105,21 +120,22 @@ def compare_results(results: Sequence[DepthResult]) -> list[DepthErrorDifference
 
 
 def summarize_results(results: Sequence[DepthResult]) -> str:
-    """Answer in one sentence whether the policies have learned 3D.
+    """Return one sentence with the error of each model and the comparisons that matter most.
 
-    The comparisons are with the first run, or with the untrained policy if there is only one run, and with the constant
-    per patch, which measures what the position in the image alone predicts.
+    They are the differences of the later runs to the first run, or of a single run to its untrained policy, and of the
+    last run to the constant per patch, whose error is that of a prediction from the position in the image alone.
     """
     comparisons, runs = compare_results(results), [result for result in results if result.kind == RUN]
+    # `compare_results` returns the comparisons with the first run first, then those with the untrained policy.
     selected = comparisons[: max(1, len(runs) - 1)]
-    last_run = (runs[-1].name, CONSTANT_PER_PATCH)
-    selected += [each for each in comparisons if (each.first, each.second) == last_run and each not in selected]
+    names = (runs[-1].name, CONSTANT_PER_PATCH)
+    selected += [each for each in comparisons if (each.first, each.second) == names and each not in selected]
     errors = ", ".join(result.summary() for result in results)
     return f"relative depth error on held-out episodes: {errors}; {'; '.join(each.sentence() for each in selected)}."
 
 
 def write_depth_tables(folder: Path, results: Sequence[DepthResult], settings: Mapping[str, Any]) -> None:
-    """Write depth.csv with one row per layer, and depth.json with all results."""
+    """Write depth.csv with one row per model and layer, and depth.json with all results and the `settings`."""
     rows = [row for result in results for row in result.rows()]
     write_csv(folder / "depth.csv", COLUMNS, (row.values() for row in rows))
     content = dict(settings) | {

@@ -13,16 +13,30 @@ from rocket_hf.training.vla.shared_weights import shared_weights
 from .gradient_report import ConfidenceInterval, GradientAgreementSummary, summarize_agreement
 from .restored_run import RestoredRun
 
-METRIC_LABELS = {"pairs": "two layer pairs", "conflicting": "share of conflicts", "action": "pair and action"}
+# Labels of the metrics that `agreement_metrics` returns.
+METRIC_LABELS = {
+    "pairs": "mean cosine of two layer pairs",
+    "conflicting": "share of negative cosines",
+    "action": "mean cosine of pair and action",
+}
 
 
 def analyze_gradients(
     restored: RestoredRun, name_prefix: str | None, samples: int, batch_size: int
 ) -> tuple[GradientAgreementSummary, dict[str, Any]]:
-    """Return the agreement and a description of the measurement.
+    """Compute the cosines between the gradients of a run's losses, on the first samples of its training data.
 
-    Gradients are with respect to the weights whose names begin with `name_prefix` (default: the first aligned block).
-    Each pair's loss is computed with the run's own projector and width.
+    The losses are those of the layer pairs, with the run's own projectors and target widths, and the action loss.
+
+    Args:
+        restored: The run at one of its checkpoints.
+        name_prefix: Beginning of the names of the weights to differentiate with respect to; None for the weights of the
+            first aligned block.
+        samples: Number of training samples, rounded down to whole batches.
+        batch_size: Samples per gradient.
+
+    Returns:
+        The cosines with confidence intervals over the batches, and a description of the measurement for the report.
     """
     if batch_size < 1 or samples < 2 * batch_size:
         raise UserError(
@@ -33,18 +47,18 @@ def analyze_gradients(
     head = policy.alignment_head
     assert head is not None
     weights = shared_weights(policy, name_prefix)
-    count = samples // batch_size
+    batch_count = samples // batch_size
     names: list[str] = []
-    tables: list[Tensor] = []
-    batches = restored.batches(count * batch_size, batch_size)
-    for batch, targets in tqdm(batches, total=count, desc="gradients", unit="batch", disable=None, leave=False):
+    tables: list[Tensor] = []  # one (losses, losses) table of cosines for each batch
+    batches = restored.batches(batch_count * batch_size, batch_size)
+    for batch, targets in tqdm(batches, total=batch_count, desc="gradients", unit="batch", disable=None, leave=False):
         with restored.autocast():
             names, table = loss_cosines(policy, batch, targets, weights)
         tables.append(table)
     about = {
         "recipe": restored.recipe.name,
         "step": restored.step,
-        "batches": count,
+        "batches": batch_count,
         "batch_size": batch_size,
         "parameters": {name: weight.numel() for name, weight in weights.items()},
         "projectors": len(head.projectors),
@@ -54,15 +68,16 @@ def analyze_gradients(
 
 
 def format_agreement(agreement: GradientAgreementSummary, about: dict[str, Any]) -> list[str]:
-    weights = sum(about["parameters"].values())
+    """Return the lines that the command prints. `about` is the description that `analyze_gradients` returns."""
+    weight_count = sum(about["parameters"].values())
     projectors = "1 projector" if about["projectors"] == 1 else f"{about['projectors']} projectors"
     lines = [
         f"run        {about['recipe']} at step {about['step']}: {projectors} of widths "
         f"{', '.join(map(str, about['widths']))}",
-        f"gradients  of {weights:,} weights in {len(about['parameters'])} tensors, from "
+        f"gradients  of {weight_count:,} weights in {len(about['parameters'])} tensors, from "
         f"{about['batches']} batches of {about['batch_size']}",
     ]
-    return lines + [f"           {label:19}{format_interval(agreement.metrics[name])}"
+    return lines + [f"           {label:32}{format_interval(agreement.metrics[name])}"
                     for name, label in METRIC_LABELS.items() if name in agreement.metrics]  # fmt: skip
 
 

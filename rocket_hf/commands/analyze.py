@@ -128,7 +128,7 @@ def run_gradients(arguments: argparse.Namespace, device: "torch.device") -> int:
 
 
 def run_depth(arguments: argparse.Namespace, device: "torch.device") -> int:
-    from rocket_hf.analysis.depth_analysis import DepthAnalysis, probe_runs, write_depth
+    from rocket_hf.analysis.depth_analysis import DepthAnalysis, probe_runs, write_depth_results
     from rocket_hf.analysis.depth_probe import ProbeSettings
     from rocket_hf.analysis.depth_report import compare_results, summarize_results
     from rocket_hf.analysis.depth_samples import read_samples
@@ -140,7 +140,7 @@ def run_depth(arguments: argparse.Namespace, device: "torch.device") -> int:
     settings = ProbeSettings(arguments.head, arguments.batch_size, arguments.position_features)
     analysis = DepthAnalysis(samples, settings, device)
     models = probe_runs(analysis, arguments.runs, arguments.teacher)
-    results = write_depth(arguments.out, analysis, models, arguments.dataset.resolve().name)
+    results = write_depth_results(arguments.out, analysis, models, arguments.dataset.resolve().name)
     print("\n".join(f"compared   {difference.sentence()}" for difference in compare_results(results)))
     print(f"summary    {summarize_results(results)}")
     print(f"written    {arguments.out}/depth.json, depth.csv, depth.png, predicted-depth.png")

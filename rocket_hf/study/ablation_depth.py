@@ -26,7 +26,7 @@ class ProbedVariant:
     seed: int
     layers: list[int]
     errors_by_episode: np.ndarray  # (E, L), relative errors
-    best: int  # index in `layers` of the layer selected on validation episodes
+    selected_index: int  # index in `layers` of the layer selected on validation episodes
 
     @property
     def errors(self) -> np.ndarray:
@@ -35,7 +35,7 @@ class ProbedVariant:
 
     @property
     def error(self) -> float:
-        return float(self.errors[self.best])
+        return float(self.errors[self.selected_index])
 
 
 def read_depths(ablation: Ablation) -> DepthsByModel:
@@ -75,7 +75,7 @@ def summarize_depths(depths: DepthsByModel) -> dict[str, dict[str, Any]]:
         name: {
             "kind": models[0].kind,
             "error": summarize_seeds([model.error for model in models]),
-            "selected_layers": [model.layers[model.best] for model in models],
+            "selected_layers": [model.layers[model.selected_index] for model in models],
             "by_layer": dict(zip(models[0].layers, mean_errors(models).tolist(), strict=True)),
             "against": compare_depth_with_baselines(depths, name) if models[0].kind == RUN else {},
         }
@@ -100,7 +100,7 @@ def error_difference(first: list[ProbedVariant], second: list[ProbedVariant]) ->
     over episodes."""
     by_seed = {model.seed: model for model in second}
     differences = [
-        model.errors_by_episode[:, model.best] - other.errors_by_episode[:, other.best]
+        model.errors_by_episode[:, model.selected_index] - other.errors_by_episode[:, other.selected_index]
         for model in first
         if (other := by_seed.get(model.seed)) is not None
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rocket_hf.analysis.depth_report import CONSTANT, RUN, relative_depths
+from rocket_hf.analysis.depth_report import CONSTANT, RUN, relative_layer_positions
 from rocket_hf.files import write_atomically, write_csv
 
 from .ablation_depth import DepthsByModel, ProbedVariant, mean_errors
@@ -146,7 +146,7 @@ def plot_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> Non
 
     def draw(panels: Any) -> None:
         for name, models in runs.items():
-            positions, errors = relative_depths(models[0].layers), 100 * mean_errors(models)
+            positions, errors = relative_layer_positions(models[0].layers), 100 * mean_errors(models)
             panels[0].plot(positions, errors, **style.line(name), **style.points(name))
         for position, (name, models) in enumerate(runs.items()):
             panels[1].bar(position, 100 * np.mean([model.error for model in models]), 0.7, **style.bar(name))
@@ -154,14 +154,14 @@ def plot_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> Non
                 panels[1].plot(position, 100 * model.error, linestyle="", **style.points(name), zorder=3)
         for marker, (name, models) in zip(cycle("x*+1"), baselines.items(), strict=False):
             plot_baseline(panels, name, models, marker)
-        panels[0].set(xlabel="relative depth of the layer (0: embeddings, 1: last block)", ylabel="relative error, %")
+        panels[0].set(xlabel="position of the layer (0: embeddings, 1: last block)", ylabel="relative error, %")
         panels[0].set_title("depth predicted from each layer's image tokens", fontsize=10)
         panels[1].set_xticks(range(len(runs)), list(runs), fontsize=8)
         panels[1].set_title("at the layer selected on validation episodes: mean, and each seed", fontsize=10)
         add_legends(panels)
 
     rows = [
-        [name, models[0].kind, model.seed, layer, format_number(error), index == model.best]
+        [name, models[0].kind, model.seed, layer, format_number(error), index == model.selected_index]
         for name, models in depths.items()
         for model in models
         for index, (layer, error) in enumerate(zip(model.layers, model.errors, strict=True))
@@ -173,7 +173,7 @@ def plot_depth(folder: Path, depths: DepthsByModel, style: VariantStyles) -> Non
 def plot_baseline(panels: Any, name: str, models: list[ProbedVariant], marker: str) -> None:
     """Draw a model as markers by layer in the first panel, and as a horizontal line in the second."""
     if models[0].kind != CONSTANT:
-        positions, errors = relative_depths(models[0].layers), 100 * mean_errors(models)
+        positions, errors = relative_layer_positions(models[0].layers), 100 * mean_errors(models)
         panels[0].plot(positions, errors, marker, color="0.2", markersize=7, label=name)
     dashes = {"x": "--", "*": "-", "+": ":", "1": "-."}[marker]
     error = 100 * float(np.mean([model.error for model in models]))

@@ -187,7 +187,7 @@ def test_probe_finds_planted_depth_and_noise_is_no_better_than_a_constant(head, 
     errors = probe(planted, samples, processor, GRID, ProbeSettings(head, batch_size=8))
     noise, depth = errors.relative.mean(axis=0)
     constant = constant_errors(samples, processor, GRID)["one constant"].relative.mean()
-    assert errors.layers == [0, 1] and errors.best == 1
+    assert errors.layers == [0, 1] and errors.selected_index == 1
     if head == "ridge":
         assert noise == pytest.approx(constant, rel=0.05)
         assert depth < 1e-3 and errors.close[:, 1].min() == 1
