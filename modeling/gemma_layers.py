@@ -29,13 +29,14 @@ class AdaptiveNorm(nn.Module):
 
 
 class GemmaNorm(GemmaRMSNorm):
-    """Gemma's norm with the signature of `AdaptiveNorm`: it ignores the condition and returns no gate."""
+    """Gemma's RMSNorm with the signature of `AdaptiveNorm`: it ignores the condition and returns None as gate."""
 
     def forward(self, hidden: Tensor, condition: Tensor | None = None) -> tuple[Tensor, None]:
         return super().forward(hidden), None
 
 
-def create_gemma_half(config: GemmaConfig, layer_index: int, adaptive: bool) -> HalfLayer:
+def create_gemma_half_layer(config: GemmaConfig, layer_index: int, adaptive: bool) -> HalfLayer:
+    """Create the Gemma layer of the language model or of the expert, depending on whose `config` it gets."""
     norm = AdaptiveNorm if adaptive else GemmaNorm
     attention_norm, mlp_norm = (norm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
     return HalfLayer(GemmaAttention(config, layer_index), GemmaMLP(config), attention_norm, mlp_norm)

@@ -13,7 +13,7 @@ from .configuration_pi0 import Pi0Config
 from .configuration_rocket import RocketConfig
 from .flow_matching import embed_time
 from .flow_matching_policy import FlowMatchingPolicy, pad_to
-from .gemma_layers import AdaptiveNorm, GemmaNorm, create_gemma_half
+from .gemma_layers import AdaptiveNorm, GemmaNorm, create_gemma_half_layer
 from .joint_transformer import JointLayer
 from .policy_interface import Batch, image_tokens
 from .siglip_tower import SiglipTower
@@ -34,7 +34,10 @@ class Pi0Policy(FlowMatchingPolicy):
         self.image_projection = nn.Linear(config.vision_width, config.width)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(
-            JointLayer(create_gemma_half(language, index, adaptive=False), create_gemma_half(expert, index, adaptive))
+            JointLayer(
+                create_gemma_half_layer(language, index, adaptive=False),
+                create_gemma_half_layer(expert, index, adaptive),
+            )
             for index in range(config.depth)
         )
         self.expert_norm = (AdaptiveNorm if adaptive else GemmaNorm)(config.expert_width, eps=expert.rms_norm_eps)

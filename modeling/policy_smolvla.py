@@ -17,7 +17,7 @@ from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
 from .flow_matching_policy import FlowMatchingPolicy, pad_to
 from .joint_transformer import CrossLayer, JointLayer
-from .llama_layers import LlamaNorm, create_llama_half
+from .llama_layers import LlamaNorm, create_llama_half_layer
 from .policy_interface import Batch, image_tokens
 from .siglip_tower import SiglipTower
 
@@ -39,7 +39,8 @@ class SmolVLAPolicy(FlowMatchingPolicy):
         self.state_projection = nn.Linear(config.max_state_dim, config.width)
         self.layers = nn.ModuleList(
             (JointLayer if config.has_self_attention(index) else CrossLayer)(
-                create_llama_half(config.language_config, index), create_llama_half(config.expert_config, index)
+                create_llama_half_layer(config.language_config, index),
+                create_llama_half_layer(config.expert_config, index),
             )
             for index in range(config.depth)
         )

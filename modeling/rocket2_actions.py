@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .configuration_rocket2 import Rocket2Config
-from .rocket2_minecraft import BUTTONS, CAMERA_REST, close_camera, decode_action
+from .rocket2_minecraft import BUTTONS, CAMERA_REST, decode_action, reset_unused_camera
 
 # Buttons of the previous action that are embedded: all but "drop".
 EMBEDDED_BUTTONS = tuple(button for button in BUTTONS if button != "drop")
@@ -41,7 +41,8 @@ class ActionHeads(nn.Module):
     def losses(self, logits: dict[str, Tensor], actions: Tensor, exists: Tensor) -> dict[str, Tensor]:
         """Return the cross-entropy of each factor, summed over steps and averaged over the batch.
 
-        Minecraft's camera counts only on steps in which it moves, because otherwise a button closes it.
+        Minecraft's camera counts only on steps in which it moves: on others, the button combination lacks "camera", so
+        that the game ignores the camera index.
 
         Args:
             logits: Scores (B, T, choices) by factor.
@@ -69,7 +70,7 @@ class ActionHeads(nn.Module):
             else:
                 choices.append(sample_rows((scores / temperature).softmax(dim=-1), generator))
         action = torch.stack(choices, dim=-1)
-        return close_camera(action) if self.minecraft else action
+        return reset_unused_camera(action) if self.minecraft else action
 
 
 def sample_rows(probabilities: Tensor, generator: Generator | Sequence[Generator] | None) -> Tensor:

@@ -7,11 +7,11 @@ from rocket_hf.modeling.configuration_rocket2 import MINECRAFT_FACTORS, MINECRAF
 from rocket_hf.modeling.rocket2_actions import ActionHeads, PreviousMinecraftAction
 from rocket_hf.modeling.rocket2_minecraft import (
     BUTTONS,
-    INVENTORY,
-    close_camera,
+    INVENTORY_INDEX,
     decode_action,
     decode_buttons,
     encode_action,
+    reset_unused_camera,
 )
 
 
@@ -42,7 +42,7 @@ def test_encoded_actions_equal_published_encoding(action, choices):
 
 
 def test_decoding_inverts_encoding_of_every_combination():
-    assert MINECRAFT_FACTORS["buttons"] == INVENTORY + 1
+    assert MINECRAFT_FACTORS["buttons"] == INVENTORY_INDEX + 1
     index = torch.arange(MINECRAFT_FACTORS["buttons"])
     camera = torch.where(decode_buttons(index)["camera"], 71, 60)
     actions = torch.stack([index, camera], dim=-1)
@@ -61,7 +61,7 @@ def test_camera_movement_follows_mu_law():
 def test_camera_does_not_move_without_its_button():
     actions = torch.tensor([[2, 10], [3, 10]])
     assert decode_action(actions)["camera"].abs().sum(-1).gt(0).tolist() == [False, True]
-    assert close_camera(actions).tolist() == [[2, 60], [3, 10]]
+    assert reset_unused_camera(actions).tolist() == [[2, 60], [3, 10]]
 
 
 def test_previous_action_embeds_all_buttons_except_drop():
