@@ -15,11 +15,11 @@ INSTALL_OPENGL = (
     "run `apt-get install libegl1 libgl1-mesa-dri libgl1` (Debian and Ubuntu), or `apt-get install libosmesa6`"
 )
 EGL_PLATFORM_DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT in the Khronos registry
-MAX_DEVICES = 16
+MAX_DEVICES = 16  # number of EGL devices (GPUs and software renderers) to try
 
 
 def import_mujoco() -> Any:
-    """Import mujoco with an offscreen renderer."""
+    """Return the module mujoco, imported with an offscreen renderer."""
     backend = use_offscreen_rendering()
     try:
         import mujoco
@@ -27,28 +27,31 @@ def import_mujoco() -> Any:
         raise UserError(f"{error.name} is not installed: run `pip install 'rocket-hf[sim]'`") from error
     except (ImportError, RuntimeError, AttributeError) as error:  # raised by mujoco for each kind of missing OpenGL
         raise UserError(
-            f"MuJoCo cannot render with MUJOCO_GL={backend!r} ({error}): unset it, or {INSTALL_OPENGL}"
+            f"MuJoCo cannot render with MUJOCO_GL={backend!r} ({error}): unset MUJOCO_GL, or {INSTALL_OPENGL}"
         ) from error
     return mujoco
 
 
 def use_offscreen_rendering() -> str:
-    """Set MUJOCO_GL unless the user has set it, and return it. Call this before mujoco is imported."""
+    """Set MUJOCO_GL unless the user has set it, and return its value. Call this before mujoco is imported."""
     if not os.environ.get("MUJOCO_GL"):
-        chosen = offscreen_backend()
+        chosen = choose_offscreen_backend()
         if chosen and "mujoco" in sys.modules:
             raise UserError(
-                f"mujoco was imported before its renderer was chosen: set MUJOCO_GL={chosen} and start again"
+                f"mujoco was imported before its renderer was chosen: restart the program with MUJOCO_GL={chosen}, set "
+                "in its environment"
             )
         if chosen:
             os.environ["MUJOCO_GL"] = chosen
     return os.environ.get("MUJOCO_GL", "")
 
 
-def offscreen_backend() -> str:
-    """Return "egl" if EGL finds a device (also Mesa's software renderer), otherwise "osmesa".
+def choose_offscreen_backend() -> str:
+    """Return the value of MUJOCO_GL for this machine.
 
-    Return an empty string where MuJoCo's own default works: on other systems than Linux, or with a display only.
+    It is "egl" if EGL finds a device (also Mesa's software renderer), otherwise "osmesa" if that library is installed.
+    It is empty, which means MuJoCo's default renderer, on systems other than Linux, and on Linux if the machine has a
+    display but neither EGL nor OSMesa.
     """
     if sys.platform != "linux":
         return ""
@@ -62,8 +65,9 @@ def offscreen_backend() -> str:
 
 
 def is_egl_available() -> bool:
-    """Return whether EGL can open a display on any device, as MuJoCo will: the library may lack its driver."""
+    """Return whether EGL can initialize a device: libEGL may be installed without a driver."""
     egl = load_library("libEGL.so.1")
+    # PyOpenGL, which MuJoCo uses to call EGL, also loads one of the two libraries with the OpenGL functions.
     if egl is None or not (load_library("libGL.so.1") or load_library("libOpenGL.so.0")):
         return False
     egl.eglGetProcAddress.restype = ctypes.c_void_p
@@ -72,16 +76,17 @@ def is_egl_available() -> bool:
         return False
     query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(addresses[0])
     get_display = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p)(addresses[1])
-    devices, count = (ctypes.c_void_p * MAX_DEVICES)(), ctypes.c_int()
-    query_devices(MAX_DEVICES, devices, ctypes.byref(count))
+    devices, device_count = (ctypes.c_void_p * MAX_DEVICES)(), ctypes.c_int()
+    query_devices(MAX_DEVICES, devices, ctypes.byref(device_count))
     egl.eglInitialize.argtypes = [ctypes.c_void_p] * 3
     return any(
         egl.eglInitialize(get_display(EGL_PLATFORM_DEVICE, device, None), None, None)
-        for device in devices[: count.value]
+        for device in devices[: device_count.value]
     )
 
 
 def load_library(name: str) -> ctypes.CDLL | None:
+    """Return the shared library, or None if it is not installed."""
     try:
         return ctypes.CDLL(name)
     except OSError:

@@ -59,7 +59,7 @@ def test_missing_opengl_raises_with_packages_to_install(server):
 
 def test_importing_mujoco_first_raises(server):
     server.setitem(sys.modules, "mujoco", object())
-    with pytest.raises(UserError, match="set MUJOCO_GL="):
+    with pytest.raises(UserError, match="with MUJOCO_GL="):
         headless.use_offscreen_rendering()
 
 
