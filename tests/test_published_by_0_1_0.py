@@ -1,7 +1,7 @@
 """Tests that the policies which version 0.1.0 published keep loading and keep giving the same actions.
 
-The folder `published_by_0_1_0` holds two of them, a VLA and a ROCKET-2; its README.md describes how they were recorded.
-The file `self_test.safetensors` of each holds fixed inputs and the actions that version 0.1.0 gave for them.
+The folder `published_by_0_1_0` contains two of them, a VLA and a ROCKET-2; its README.md describes how they were
+recorded. The file `self_test.safetensors` of each contains fixed inputs and the actions that version 0.1.0 predicted.
 """
 
 import dataclasses
@@ -42,19 +42,19 @@ def assert_vla_repeats_recorded_actions(folder: Path, model, processor) -> None:
 
 
 def assert_rocket2_repeats_recorded_actions(folder: Path, model) -> None:
-    """Play the recorded steps, and compare the actions and the values of the heads with the recorded ones."""
+    """Repeat the recorded steps, and compare actions and auxiliary predictions (`state.seen`) with the recording."""
     recorded = load_file(folder / "self_test.safetensors")
     environments, steps = recorded["images"].shape[:2]
     steps_per_goal = steps // recorded["goal_images"].shape[1]
-    draws = [torch.Generator().manual_seed(number) for number in range(environments)]
+    generators = [torch.Generator().manual_seed(number) for number in range(environments)]
     state = model.initial_state(environments)
     for step in range(steps):
-        goal = None
+        goal = None  # the policy keeps the goal of the previous step
         if step % steps_per_goal == 0:
             parts = {part: recorded[f"goal_{part}"] for part in ("images", "masks", "interactions")}
             parts = {part: values[:, step // steps_per_goal] for part, values in parts.items()}
             goal = dataclasses.replace(model.no_goal(environments), **parts)
-        actions, state = model.step(recorded["images"][:, step], goal, state, generator=draws)
+        actions, state = model.step(recorded["images"][:, step], goal, state, generator=generators)
         assert torch.equal(actions, recorded["choices"][:, step])
         assert state.seen.keys() == {"visibility", "point"}
         for head, values in state.seen.items():
@@ -93,7 +93,7 @@ print("passed", folder.name)
 
 @pytest.mark.parametrize("folder", [VLA, ROCKET2], ids=lambda folder: folder.name)
 def test_policy_published_by_0_1_0_loads_in_clean_process(folder, tmp_path):
-    """Check that a process which cannot import rocket_hf loads the policy by `AutoModel` and gets its actions."""
+    """Check that a process which cannot import rocket_hf loads the policy with `AutoModel` and gets its actions."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CLEAN_PROCESS, str(folder)]

@@ -1,4 +1,4 @@
-"""Confidence intervals and tests, compared with values computed by hand, by scipy, and by simulation."""
+"""Tests of confidence intervals and significance tests against values from formulas, scipy and simulation."""
 
 import math
 
@@ -13,44 +13,45 @@ Z = 1.959963984540054  # quantile of the standard normal distribution for a two-
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (3, 10), (40, 40), (23, 32), (481, 500)])
 def test_wilson_interval_matches_its_formula(successes, episodes):
-    """The ends solve (rate - p)^2 = z^2 p (1 - p) / n, a quadratic equation in p."""
+    """Check that the ends of the interval solve (rate - p)^2 = z^2 p (1 - p) / n, a quadratic equation in p."""
     rate = successes / episodes
     ends = np.roots([1 + Z**2 / episodes, -2 * rate - Z**2 / episodes, rate**2])
     assert wilson_interval(successes, episodes) == pytest.approx(sorted(ends), abs=1e-9)
 
 
 def test_wilson_interval_matches_published_values():
-    """81 of 263, the example of Newcombe (Statistics in Medicine 17, 1998, pages 857-872): 0.2553 to 0.3662."""
+    """Check the example of Newcombe (Statistics in Medicine 17, 1998, pages 857-872) with 81 successes of 263."""
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (8, 2), (5, 5), (3, 12), (30, 9)])
-def test_exact_mcnemar_test_matches_the_sum_of_binomial_coefficients(first, second):
+def test_p_value_of_exact_mcnemar_test_matches_sum_of_binomial_coefficients(first, second):
     different = first + second
     tail = sum(math.comb(different, count) for count in range(min(first, second) + 1))
     expected = min(1.0, 2 * tail / 2**different)
     assert PairedComparison(4, first, second, 7).p_value == pytest.approx(expected)
 
 
-def test_outcome_pairs_are_counted():
+def test_comparison_counts_outcome_pairs():
     comparison = PairedComparison.from_outcomes([True, True, False, False, True], [True, False, True, False, True])
     assert comparison == PairedComparison(both=2, only_first=1, only_second=1, neither=1)
     assert comparison.difference == 0
 
 
-def test_interval_without_correlation_is_that_of_independent_rates():
-    """Newcombe's interval for independent rates, from scipy's Wilson intervals."""
-    comparison = PairedComparison(both=8, only_first=8, only_second=2, neither=2)  # ad = bc
+def test_interval_of_uncorrelated_outcomes_equals_interval_of_independent_rates():
+    """Check against Newcombe's interval for independent rates (16/20 and 10/20), from scipy's Wilson intervals."""
+    comparison = PairedComparison(both=8, only_first=8, only_second=2, neither=2)  # 8 * 2 = 8 * 2: no correlation
     assert comparison.correlation == 0
-    one, two = (binomtest(count, 20).proportion_ci(method="wilson") for count in (16, 10))
-    low = 0.3 - math.hypot(0.8 - one.low, two.high - 0.5)
-    high = 0.3 + math.hypot(one.high - 0.8, 0.5 - two.low)
+    first, second = (binomtest(count, 20).proportion_ci(method="wilson") for count in (16, 10))
+    low = 0.3 - math.hypot(0.8 - first.low, second.high - 0.5)
+    high = 0.3 + math.hypot(first.high - 0.8, 0.5 - second.low)
     assert comparison.interval == pytest.approx((low, high), abs=1e-6)
 
 
 def test_correlation_is_phi_corrected_for_continuity():
+    """Check (ad - bc) / sqrt(product of the margins); a positive ad - bc is first reduced by n/2, at most to 0."""
     assert PairedComparison(30, 5, 5, 60).correlation == pytest.approx((1800 - 25 - 50) / (35 * 65))
-    assert PairedComparison(5, 5, 5, 6).correlation == 0  # 5 of 30 - 25, within half of the 21 pairs
+    assert PairedComparison(5, 5, 5, 6).correlation == 0  # ad - bc = 30 - 25 is less than n/2 = 10.5
     assert PairedComparison(5, 20, 20, 5).correlation == pytest.approx((25 - 400) / 625)
     assert PairedComparison(10, 0, 0, 0).correlation == 0
 
@@ -63,8 +64,8 @@ def test_interval_narrows_with_correlation_and_is_antisymmetric():
     assert swapped.interval == pytest.approx((-correlated.interval[1], -correlated.interval[0]))
 
 
-def test_interval_covers_the_true_difference():
-    """The pairs are drawn with success rates 0.75 and 0.6 and agree more often than by chance."""
+def test_interval_covers_true_difference_in_about_95_percent_of_simulations():
+    """Check the coverage on simulated pairs with success rates 0.75 and 0.6 that agree more often than by chance."""
     generator = np.random.default_rng(0)
     pairs = generator.multinomial(40, [0.5, 0.25, 0.1, 0.15], size=2000)
     is_covered = [low <= 0.15 <= high for low, high in (PairedComparison(*map(int, pair)).interval for pair in pairs)]

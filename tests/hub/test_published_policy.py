@@ -19,7 +19,7 @@ from .clients import WITHOUT_PACKAGE, run, start
 from .policies import PROVENANCE, predict, processor_of, tiny_policy, write_published
 from .test_upload import FETCH, PUSH, has_files_of
 
-USER = (
+USER_SCRIPT = (
     WITHOUT_PACKAGE
     + "import sys\nimport torch\nfrom typing import Any\n"
     + inspect.getsource(policies.predict)
@@ -43,44 +43,46 @@ save_file(actions, out)
 
 
 def test_published_policy_matches_trained_policy_in_clean_process(hub, tmp_path):
-    """The repository is private and has several shards, and a second policy is being pushed to `main` meanwhile."""
+    """Check a private repository with several shards while a second policy is being pushed to its `main` branch."""
     old, new = tiny_policy(seed=0), tiny_policy(seed=1)
     first = write_published(tmp_path / "first", old, repo="ada/arm", tag="v1", shard_size="100KB")
     second = write_published(tmp_path / "second", new, repo="ada/arm", tag="v2")
     run(hub.url, PUSH, first, "ada/arm", "v1:private", home=tmp_path / "publisher")
     arm = hub.model("ada/arm")
-    one = arm.tags["v1"]
-    arm.branches["stable"] = one
+    commit = arm.tags["v1"]
+    arm.branches["stable"] = commit
 
+    # The second push has uploaded its files but its commit waits, so that `main` must still be the first policy.
     second_commit = hub.fault("POST .*/commit/", wait=(release := threading.Event()))
     publisher = start(hub.url, PUSH, second, "ada/arm", "v2:private", home=tmp_path / "publisher")
     assert second_commit.seen.wait(60)
     out, home = tmp_path / "actions.safetensors", tmp_path / "user"
-    revisions = ("v1", one, "stable", "main")
-    code, printed, errors = run(hub.url, USER, "ada/arm", out, *revisions, home=home)
+    revisions = ("v1", commit, "stable", "main")
+    code, printed, errors = run(hub.url, USER_SCRIPT, "ada/arm", out, *revisions, home=home)
     assert code == 0, errors
-    assert printed.splitlines() == [f"{revision} {one}" for revision in revisions]
+    assert printed.splitlines() == [f"{revision} {commit}" for revision in revisions]
     trained = predict(old, processor_of(old))
     assert all(torch.equal(actions, trained) for actions in load_file(out).values())
 
     release.set()
     assert publisher.communicate(timeout=60)[0].startswith("changed")
-    assert has_files_of(arm.head, second) and has_files_of(arm.commits[one], first)
+    assert has_files_of(arm.head, second) and has_files_of(arm.commits[commit], first)
+    # For a user without access, the private repository does not exist.
     _, printed, _ = run(hub.url, FETCH.replace("ada/none", "ada/arm"), home=tmp_path / "other", token=None)
     assert "the repository ada/arm does not exist" in printed.splitlines()[1]
 
 
 @pytest.mark.slow
 def test_cached_policy_loads_without_network(hub, tmp_path):
-    """A second process loads it from the cache by its tag and by its commit."""
+    """Check that a second process loads the policy from the cache by its tag and by its commit."""
     model = tiny_policy()
     folder = write_published(tmp_path / "policy", model, repo="ada/arm", tag="v1", shard_size="100KB")
     run(hub.url, PUSH, folder, "ada/arm", "v1", home=tmp_path / "publisher")
     out, home, commit = tmp_path / "actions.safetensors", tmp_path / "user", hub.model("ada/arm").tags["v1"]
-    assert run(hub.url, USER, "ada/arm", out, "v1", home=home)[0] == 0
+    assert run(hub.url, USER_SCRIPT, "ada/arm", out, "v1", home=home)[0] == 0
     out.unlink()
     requests = len(hub.requests)
-    code, _, errors = run(hub.url, USER, "ada/arm", out, "v1", commit, home=home, HF_HUB_OFFLINE="1")
+    code, _, errors = run(hub.url, USER_SCRIPT, "ada/arm", out, "v1", commit, home=home, HF_HUB_OFFLINE="1")
     assert code == 0, errors
     trained = predict(model, processor_of(model))
     assert all(torch.equal(actions, trained) for actions in load_file(out).values())
@@ -110,7 +112,7 @@ def test_published_folder_contains_trained_weights_and_allowed_files_only(family
 
 
 def test_weight_file_is_at_most_one_percent_larger_than_the_weights(tmp_path):
-    """The policy is large enough that the file's header, which is included, is small."""
+    """Check a policy whose weights are large compared with the header of the file."""
     wide = tiny_policy(alignment=None).config.policy_config.to_dict() | {"vocab_size": 40_000}
     model = tiny_policy(policy_config=wide)
     folder = write_published(tmp_path / "policy", model)
@@ -118,7 +120,7 @@ def test_weight_file_is_at_most_one_percent_larger_than_the_weights(tmp_path):
     assert size < (folder / "model.safetensors").stat().st_size < 1.01 * size
 
 
-def test_published_dtype_is_chosen_and_self_test_reports_its_distance(tmp_path):
+def test_policy_is_published_in_chosen_dtype_and_self_test_reports_rounding_error(tmp_path):
     model = tiny_policy()
     folder = write_published(tmp_path / "policy", model, dtype=torch.bfloat16)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -137,7 +139,7 @@ def test_unmerged_lora_layers_are_rejected():
         push(PolicyPackage(model, processor_of(model), PROVENANCE), "ada/arm")
 
 
-def test_failed_check_leaves_no_folder(tmp_path):
+def test_policy_with_nan_weight_is_rejected_and_leaves_no_folder(tmp_path):
     model = tiny_policy()
     with torch.no_grad():
         model.policy.action_in.bias[0] = float("nan")
