@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-Z95 = 1.959964  # the standard normal's quantile for a two-sided 95 % interval
-
 
 class CardError(ValueError):
     """Facts that no card can show, such as a metric that is not finite."""
@@ -37,10 +35,10 @@ class Evaluation:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval, which stays correct for few episodes and for rates near 0 and 1."""
-        n, rate, square = self.episodes, self.rate, Z95**2
-        center = (rate + square / (2 * n)) / (1 + square / n)
-        half = Z95 * ((rate * (1 - rate) + square / (4 * n)) / n) ** 0.5 / (1 + square / n)
-        return max(0.0, center - half), min(1.0, center + half)
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.successes, self.episodes).proportion_ci(0.95, method="wilson")
+        return float(interval.low), float(interval.high)
 
 
 @dataclass
