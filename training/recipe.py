@@ -85,13 +85,17 @@ class BaseRecipe:
 
 @dataclass
 class RobotConfig:
-    """Changes of the policy for a new robot. Settings that are not given stay as the policy has them."""
+    """Robot of the policy. Cameras, dimensions, names, rate and task are read from the first dataset unless they are
+    given; the other settings stay as the policy has them."""
 
     cameras: list[str] | None = None  # names of the cameras, in the policy's order
     state_dim: int | None = None  # number of state dimensions
     action_dim: int | None = None  # number of action dimensions
     state_names: list[str] | None = None  # name of each state dimension
     action_names: list[str] | None = None  # name of each action dimension
+    fps: float | None = None  # control rate in Hz
+    example_task: str | None = None  # a task of the training data
+    datasets: list[str] | None = None  # names of the datasets, for the policy's configuration
     chunk_size: int | None = None  # number of actions of a chunk
     state_normalization: str | None = None  # identity, mean_std, min_max or quantile
     action_normalization: str | None = None  # identity, mean_std, min_max or quantile

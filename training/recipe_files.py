@@ -6,7 +6,7 @@ every other one is a `VLARecipe`.
 
 import math
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,9 +29,15 @@ RETIRED_KEYS = {
 }
 
 
-def read_recipe(name: str, changes: Sequence[str] = ()) -> BaseRecipe:
-    """Read a recipe by its name or the path of its file, with changes such as `optimizer.lr=1e-4`."""
+def read_recipe(name: str, changes: Sequence[str] = (), literal_changes: Mapping[str, str] | None = None) -> BaseRecipe:
+    """Read a recipe by its name or the path of its file, with changes such as `optimizer.lr=1e-4`.
+
+    The values of `changes` are YAML. `literal_changes` are strings by key, such as the path of a dataset, in which YAML
+    would read ` #` as a comment and 123 as a number; `changes` override them.
+    """
     values = read_recipe_values(name)
+    for key, text in (literal_changes or {}).items():
+        set_value(values, key, text)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:

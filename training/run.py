@@ -1,20 +1,23 @@
 """The state of a run: its model, optimizer, folder, checkpoints and journal. `setup.py` creates it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
+from rocket_hf.folder_lock import LOCK, FolderLock
 
 from .checkpoint import Checkpoints, Progress
 from .distributed.placement import Optimizer
 from .journal import Journal, StepTimer
 from .optimization import MovingAverage
-from .recipe import BaseRecipe
+from .recipe import BaseRecipe, VLARecipe
 from .recipe_files import changed_settings, different_keys, read_recipe, write_recipe
 from .task import TrainingTask
 from .vla.gradient_projection import GradientProjection
@@ -59,6 +62,21 @@ class Run(TrainState):
     unflushed_batches: list[list[Any]] = field(default_factory=list)  # of the steps whose metrics are not yet written
 
 
+@contextmanager
+def locked_run_folder(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of a run's folder in the main process. All ranks raise if another process holds it."""
+    failure = [""]
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(FolderLock(out))
+            except UserError as error:
+                failure = [str(error)]
+        if reason := "".join(gather_object(failure)):
+            raise UserError(reason)
+        yield
+
+
 def find_resume_step(recipe: BaseRecipe, out: Path, resume: bool) -> int | None:
     """Return the step of the last checkpoint if a run is resumed, after checking its folder and its recipe.
 
@@ -73,7 +91,7 @@ def find_resume_step(recipe: BaseRecipe, out: Path, resume: bool) -> int | None:
         return steps[-1] if steps else None
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    if out.exists() and any(path.name != TEMPORARY_RECIPE for path in out.iterdir()):
+    if out.exists() and any(path.name not in (TEMPORARY_RECIPE, LOCK) for path in out.iterdir()):
         raise UserError(f"{out} is not empty: pass --resume to resume the run in it, or choose another --out")
     return None
 
@@ -108,8 +126,10 @@ def tracked_settings(recipe: BaseRecipe) -> dict[str, int | float | str]:
     }
 
 
-def create_journal(out: Path, accelerator: Accelerator, progress: Progress, notes: list[str]) -> Journal:
-    """Create or reopen the journal; print the notes and write them to it."""
+def create_journal(
+    out: Path, accelerator: Accelerator, progress: Progress, notes: list[str], recipe: BaseRecipe
+) -> Journal:
+    """Create or reopen the journal; print the notes and write them to it. A new journal begins with the robot."""
 
     def mean_over_ranks(numbers: Tensor) -> Tensor:
         return accelerator.reduce(numbers, "mean")
@@ -119,6 +139,8 @@ def create_journal(out: Path, accelerator: Accelerator, progress: Progress, note
 
     journal = Journal(out / JOURNAL if accelerator.is_main_process else None, track, mean_over_ranks)
     journal.truncate_after(progress.step)
+    if isinstance(recipe, VLARecipe) and not progress.step:
+        journal.write([{"step": 0, "robot": asdict(recipe.robot)}])
     for note in filter(None, notes):
         accelerator.print(f"note: {note}")
         journal.write([{"step": progress.step, "note": note}])

@@ -14,14 +14,18 @@ from .distributed.placement import place
 from .journal import StepTimer
 from .optimization import MovingAverage
 from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
+from .recipe_files import read_recipe
 from .rocket2.task import create_rocket2_task
-from .run import CHECKPOINTS, Run, TrainState, create_journal, create_run_folder, find_resume_step
+from .run import CHECKPOINTS, RECIPE, Run, TrainState, create_journal, create_run_folder, find_resume_step
 from .task import TrainingTask
 from .vla.gradient_projection import GradientProjection
+from .vla.robot import complete_robot
 from .vla.task import create_vla_task
 
 
 def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
+    if isinstance(recipe, VLARecipe):
+        recipe = read_robot(recipe, out, resume, accelerator)
     resume_step = find_resume_step(recipe, out, resume)
     task = create_task(recipe, accelerator)
     state = create_train_state(task, recipe, accelerator)
@@ -38,9 +42,17 @@ def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Acceler
         out=out,
         batches=chain(first_batches, batches),
         checkpoints=checkpoints,
-        journal=create_journal(out, accelerator, progress, task.notes),
+        journal=create_journal(out, accelerator, progress, task.notes, recipe),
         progress=progress,
     )
+
+
+def read_robot(recipe: VLARecipe, out: Path, resume: bool, accelerator: Accelerator) -> VLARecipe:
+    """Return the recipe with the robot of its datasets, or of the resumed run; print it beside the policy's robot."""
+    started = read_recipe(str(out / RECIPE)) if resume and (out / RECIPE).is_file() else None
+    recipe, comparison = complete_robot(recipe, accelerator, started if isinstance(started, VLARecipe) else None)
+    accelerator.print("\n".join(comparison))
+    return recipe
 
 
 def create_task(recipe: BaseRecipe, accelerator: Accelerator) -> TrainingTask:

@@ -30,7 +30,7 @@ from rocket_hf.training.optimization import learning_rate_factor, set_learning_r
 from rocket_hf.training.recipe import BaseRecipe, BaseRunConfig, VLARecipe
 from rocket_hf.training.recipe_checks import check_recipe
 from rocket_hf.training.recipe_files import read_recipe
-from rocket_hf.training.run import Run, TrainState
+from rocket_hf.training.run import Run, TrainState, locked_run_folder
 from rocket_hf.training.setup import create_run
 from rocket_hf.training.task import Losses
 from rocket_hf.training.validation import validate
@@ -186,11 +186,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> BaseRecipe:
-    changes = [f"policy={arguments.policy}"] if arguments.policy else []
-    changes += [f"data.datasets.{number}.id={name}" for number, name in enumerate(arguments.dataset)]
-    changes += [f"teacher.name={arguments.teacher}"] if arguments.teacher else []
-    changes += [f"teacher.caches.{number}={name}" for number, name in enumerate(arguments.cache)]
-    recipe = read_recipe(arguments.recipe, [*changes, *arguments.set])
+    names = {"policy": arguments.policy, "teacher.name": arguments.teacher}
+    names |= {f"data.datasets.{number}.id": name for number, name in enumerate(arguments.dataset)}
+    names |= {f"teacher.caches.{number}": name for number, name in enumerate(arguments.cache)}
+    literal_changes = {key: name for key, name in names.items() if name is not None}
+    recipe = read_recipe(arguments.recipe, arguments.set, literal_changes)
     check_recipe(recipe)
     return recipe
 
@@ -207,12 +207,13 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             accelerator.print(describe_run(recipe, accelerator))
             return 0
-        run = create_run(recipe, out, arguments.resume, accelerator)
-        train(run)
-        folder = export(run)
-        if accelerator.is_main_process:
-            print(summary(run, folder))
-        accelerator.end_training()
+        with locked_run_folder(out, accelerator):
+            run = create_run(recipe, out, arguments.resume, accelerator)
+            train(run)
+            folder = export(run)
+            if accelerator.is_main_process:
+                print(summary(run, folder))
+            accelerator.end_training()
     except USER_ERRORS as error:
         print(f"train.py: {format_error(error)}", file=sys.stderr)
         return 2

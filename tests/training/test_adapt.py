@@ -1,6 +1,7 @@
 """`rocket-hf adapt` for a robot with other cameras, state and actions, and the exported adapter in PEFT."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.publishing.adapter import write_adapter
 from rocket_hf.tiny_dataset import write_tiny_dataset
+from rocket_hf.training.recipe_files import read_recipe
 
 from .conftest import reset_accelerate_state, set_options
 
@@ -70,10 +72,7 @@ def test_robot_with_too_many_action_dimensions_is_refused(policies, tmp_path, ca
     data = write_tiny_dataset(tmp_path / "wide", episodes=1, cameras={"front": (32, 32)}, action_dim=20)
     assert adapt(policies("pi0"), "--dataset", data, "--out", tmp_path / "run", *QUICK_OPTIONS) == 2
     printed = capsys.readouterr()
-    assert (
-        printed.err.strip()
-        == "rocket-hf adapt: the robot exceeds the limits of this policy: action_dim is 20, at most 8"
-    )
+    assert printed.err.strip() == "train.py: the robot exceeds the limits of this policy: action_dim is 20, at most 8"
     assert "action_dim  5             20       8" in printed.out
     assert not (tmp_path / "run").exists()
 
@@ -84,3 +83,13 @@ def test_new_layers_that_would_not_train_are_refused(policies, other_robot, tmp_
     assert adapt(policies("openvla-oft"), "--dataset", other_robot, "--out", out, *QUICK_OPTIONS, *frozen) == 2
     error = capsys.readouterr().err
     assert "the robot needs new layers (" in error and "which parts.heads=frozen does not train" in error
+
+
+def test_dataset_whose_name_looks_like_yaml_is_opened_literally(policies, other_robot, tmp_path, capsys):
+    """YAML would read ` #3` as a comment, so that the folder without it would be described instead."""
+    decoy = write_tiny_dataset(tmp_path / "run", episodes=1, cameras=CAMERAS, state_dim=2, action_dim=2)
+    dataset = shutil.copytree(other_robot, tmp_path / "run #3")
+    assert adapt(policies("smolvla"), "--dataset", dataset, "--out", tmp_path / "out #1", *QUICK_OPTIONS) == 0
+    assert capsys.readouterr().out.splitlines()[3].split()[:3] == ["action_dim", "5", "3"]
+    recipe = read_recipe(str(tmp_path / "out #1" / "recipe.yaml"))
+    assert recipe.data.datasets[0].id == str(dataset) != str(decoy)

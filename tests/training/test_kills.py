@@ -17,7 +17,7 @@ from .conftest import checkpoint_tensors, exported_weights, largest_difference, 
 
 pytestmark = [pytest.mark.needs_lerobot, pytest.mark.slow]
 
-KILLS, STEPS, EVERY = 20, 200, 2
+KILLS, STEPS, SAVE_INTERVAL = 20, 200, 2
 
 # Reads the arguments of one run per line and forks a process for each, so that imports happen only once.
 SERVER = """
@@ -59,7 +59,7 @@ def test_twenty_kills_lose_at_most_the_steps_since_the_last_checkpoint(
 ):
     arguments = ["--recipe", "tiny", "--policy", policies("openvla"), "--dataset", image_dataset, "--teacher", teacher]
     arguments += set_options(
-        run__steps=STEPS, run__save_every=EVERY, run__validate_every=STEPS, run__ema=0.9, lora__dropout=0.1,
+        run__steps=STEPS, run__save_every=SAVE_INTERVAL, run__validate_every=STEPS, run__ema=0.9, lora__dropout=0.1,
         data__augmentation__crop_area=0.8, run__batch_size=2, run__log_every=1,
     )  # fmt: skip
     assert run_training(*arguments, "--out", tmp_path / "uninterrupted").code == 0
@@ -79,7 +79,7 @@ def test_twenty_kills_lose_at_most_the_steps_since_the_last_checkpoint(
         assert int(server.stdout.readline()) == -signal.SIGKILL, (tmp_path / "server.txt").read_text()
         kills += 1
         reached = last_checkpoint_step(out)
-        assert reached >= done - done % EVERY - EVERY  # one checkpoint may have been in writing
+        assert reached >= done - done % SAVE_INTERVAL - SAVE_INTERVAL  # one checkpoint may have been in writing
         assert reached < STEPS, "the run ended before the last kill: increase STEPS"
     outcome = run_training(*arguments, "--out", out, "--resume")
     assert outcome.code == 0, outcome.stderr

@@ -18,6 +18,7 @@ from rocket_hf.training.recipe_files import (
     write_recipe,
 )
 from rocket_hf.training.run import tracked_settings
+from rocket_hf.training.train import parse_arguments, recipe_from_arguments
 
 REQUIRED = ["policy=some/policy", "data.datasets.0.id=some/data"]
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
@@ -169,6 +170,22 @@ def test_invalid_values_and_combinations_are_refused(change, message):
     with pytest.raises(UserError) as caught:
         check_recipe(read_recipe("rocket-pi05", [*REQUIRED, change]))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["/data/run #3", "123", "1e-4", "null", "~", "yes", "a: b", "[a]", "{a", "&a", "*a", "!a", "'"]
+)
+def test_names_of_datasets_policy_teacher_and_caches_are_taken_literally(name):
+    words = [f"{option}={name}" for option in ("--dataset", "--policy", "--teacher", "--cache")]
+    recipe = recipe_from_arguments(parse_arguments(["--recipe=tiny", *words, "--dataset=second", "--cache=other"]))
+    assert [dataset.id for dataset in recipe.data.datasets] == [name, "second"]
+    assert (recipe.policy, recipe.teacher.name, recipe.teacher.caches) == (name, name, [name, "other"])
+
+
+def test_settings_override_the_names_in_options():
+    words = ["--policy", "a", "--dataset", "b", "--set", "policy=c", "--set", "data.datasets.0.id=d"]
+    recipe = recipe_from_arguments(parse_arguments(words))
+    assert (recipe.policy, recipe.data.datasets[0].id) == ("c", "d")
 
 
 def test_written_recipe_reads_back_equal(tmp_path):

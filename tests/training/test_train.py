@@ -124,7 +124,7 @@ def test_validation_error_equals_the_distance_between_actions_by_hand(trained_ru
         distances.append((predicted - sample["actions"]).abs()[~sample["action_is_pad"]])
     by_hand = torch.cat(distances).mean(0)
     (line,) = [line for line in journal_records(trained_run) if line["step"] == 60 and "validation/error" in line]
-    assert [line[f"validation/{number}"] for number in range(5)] == pytest.approx(by_hand.tolist(), rel=1e-4)
+    assert [line[f"validation/a{number}"] for number in range(5)] == pytest.approx(by_hand.tolist(), rel=1e-4)
     assert line["validation/error"] == pytest.approx(by_hand.mean().item(), rel=1e-4)
 
 

@@ -114,14 +114,16 @@ def test_tracker_that_is_not_installed(refused):
 
 def test_dataset_without_a_camera_of_the_policy(refused, other_data):
     folder = other_data("one-camera", cameras={"front": (48, 64)})
-    refused("has no camera 'wrist', which the policy needs", dataset=folder)
+    cameras = {"robot__cameras": ["front", "wrist"]}
+    refused("has no camera 'wrist', which the policy needs", dataset=folder, changes=cameras)
 
 
 @pytest.mark.parametrize("column", ["state", "action"])
 def test_dataset_with_another_number_of_dimensions(refused, other_data, column):
     folder = other_data(f"other-{column}", **{f"{column}_dim": 4})
     dim = {"state": 6, "action": 5}[column]
-    refused(f"has 4 dimensions, the policy was made for {column}_dim={dim}", dataset=folder)
+    given = {f"robot__{column}_dim": dim}
+    refused(f"has 4 dimensions, the policy was made for {column}_dim={dim}", dataset=folder, changes=given)
 
 
 def test_dataset_that_is_neither_a_folder_nor_on_the_hub(refused):
@@ -290,4 +292,5 @@ def test_same_output_folder_can_be_used_after_an_error(tiny_run, refused, tmp_pa
 
 def test_policy_for_another_robot(refused, tmp_path):
     other = write_policy(tmp_path / "other", "smolvla", action_dim=3)
-    refused("has 5 dimensions, the policy was made for action_dim=3", policy=other)
+    given = {"robot__action_dim": 3}
+    refused("has 5 dimensions, the policy was made for action_dim=3", policy=other, changes=given)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rocket_hf.modeling.normalization import Statistics
+from rocket_hf.modeling.normalization import CONSTANT_DEVIATIONS, Statistics
 
 from .lerobot_data import RobotDataset
 
@@ -20,14 +20,17 @@ def compute_dataset_statistics(datasets: Sequence[RobotDataset]) -> dict[str, St
         "state": [data.state.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
         "action": [data.actions.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
     }
-    return {name: compute_statistics(np.concatenate(parts)) for name, parts in columns.items()}
+    return {
+        name: compute_statistics(np.concatenate(parts), CONSTANT_DEVIATIONS[name]) for name, parts in columns.items()
+    }
 
 
-def compute_statistics(table: np.ndarray) -> Statistics:
+def compute_statistics(table: np.ndarray, constant_deviation: float = 1.0) -> Statistics:
     """Return the statistics of each column of (frames, dim).
 
     If both quantiles of a moving dimension are equal (for instance of a gripper that is nearly always open), its
-    minimum and maximum replace them, because a range of zero cannot be normalized.
+    minimum and maximum replace them, because a range of zero cannot be normalized. A dimension that never moves gets
+    `constant_deviation` instead of its deviation of zero, by which values could not be divided.
     """
     low, high = table.min(axis=0), table.max(axis=0)
     quantiles = [np.quantile(table[:, index], [0.01, 0.99]) for index in range(table.shape[1])]  # (dim, 2)
@@ -35,7 +38,7 @@ def compute_statistics(table: np.ndarray) -> Statistics:
     is_flat = q01 == q99
     statistics = {
         "mean": table.mean(axis=0, dtype=np.float64),
-        "std": table.std(axis=0, dtype=np.float64),
+        "std": np.where(low == high, constant_deviation, table.std(axis=0, dtype=np.float64)),
         "min": low,
         "max": high,
         "q01": np.where(is_flat, low, q01),

@@ -51,6 +51,8 @@ class ArrowImageReader:
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 pixels = np.array(image.convert("RGB"))
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{first_line(error)}; record the episode again with smaller images") from error
         except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG files
             raise UserError(f"{first_line(error)}; record the episode again") from error
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

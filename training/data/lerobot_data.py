@@ -50,6 +50,7 @@ class RobotDataset:
         self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
         self.fingerprint = dataset_fingerprint(files.meta)
         self.fps, self.tasks = files.meta.fps, files.tasks
+        self.state_names, self.action_names = files.vector_names(config.state), files.vector_names(config.action)
         self.ends = np.cumsum(files.lengths)
         self.starts = self.ends - files.lengths
         self.episodes = select_episodes(config, len(files.lengths))
@@ -104,19 +105,22 @@ class RobotDataset:
         Its images, by camera, are (3, H, W) uint8, black for missing cameras.
         """
         episode = self.episode_of_frame(index)
-        start, end = index, min(index + self.chunk_size, int(self.ends[episode]))
-        padding = self.chunk_size - (end - start)
-        actions = self.actions[start:end]  # (steps before the end of the episode, A)
+        actions = self.future_actions(index)
+        padding = self.chunk_size - len(actions)
         return {
             "images": {camera: self.read_image(camera, index, episode) for camera in self.camera_keys},
             "state": self.state[index],
             "actions": torch.cat([actions, actions[-1:].expand(padding, -1)]),
-            "action_is_pad": torch.arange(self.chunk_size) >= end - start,
+            "action_is_pad": torch.arange(self.chunk_size) >= len(actions),
             "task": self.tasks[int(self.task_indices[index])],
             "episode_index": episode,
             "frame_index": index - int(self.starts[episode]),
             "index": index,
         }
+
+    def future_actions(self, index: int) -> Tensor:
+        """Return the actions of the chunk at a frame that lie before the end of its episode, (steps, A)."""
+        return self.actions[index : min(index + self.chunk_size, int(self.ends[self.episode_of_frame(index)]))]
 
     def read_image(self, camera: str, index: int, episode: int) -> Tensor:
         key = self.camera_keys[camera]
@@ -253,17 +257,18 @@ def select_episodes(config: DatasetConfig, count: int) -> list[int]:
 def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) -> dict[str, str | None]:
     """Return the dataset's key for each camera of the policy, in the policy's order; None for absent cameras.
 
-    The recipe's mapping comes first, then equal names; if no name matches, cameras are matched in order. An absent
-    camera must be declared in the recipe.
+    The recipe's mapping, to keys or short names, comes first, then equal names; if no name matches, cameras are matched
+    in order. An absent camera must be declared in the recipe.
     """
-    for camera, key in config.cameras.items():
+    by_name = {camera_name(key): key for key in keys}
+    mapping = {camera: by_name.get(key, key) for camera, key in config.cameras.items()}
+    for camera, key in mapping.items():
         if camera not in cameras:
             raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {suggest_name(camera, cameras)}")
         if key != ABSENT_CAMERA and key not in keys:
             raise UserError(f"the dataset {config.id} has no camera {key!r}: {suggest_name(key, keys)}")
-    by_name = {camera_name(key): key for key in keys}
-    matched = {camera: config.cameras.get(camera, by_name.get(camera)) for camera in cameras}
-    if not any(matched.values()) and not config.cameras and len(keys) == len(cameras):
+    matched = {camera: mapping.get(camera, by_name.get(camera)) for camera in cameras}
+    if not any(matched.values()) and not mapping and len(keys) == len(cameras):
         matched = dict(zip(cameras, keys, strict=True))
     for camera, matched_key in matched.items():
         if matched_key is None:

@@ -56,6 +56,18 @@ class DatasetFiles:
         """Return the keys of the color cameras; depth maps are not included."""
         return [key for key in self.meta.camera_keys if key not in self.meta.depth_keys]
 
+    def vector_names(self, key: str) -> list[str] | None:
+        """Return the name of each dimension of a vector column, or None if the dataset does not name all of them.
+
+        Some converted datasets keep the names in a table, such as {"motors": [...]}.
+        """
+        feature = self.meta.features.get(key, {})
+        names = feature.get("names")
+        if isinstance(names, dict) and len(names) == 1:
+            names = next(iter(names.values()))
+        is_complete = isinstance(names, list) and [len(names)] == list(feature["shape"])
+        return [str(name) for name in names] if is_complete else None
+
     def data_files(self) -> list[Path]:
         return sorted((self.root / "data").glob("*/*.parquet"))
 

@@ -166,7 +166,7 @@ def decode_image(encoded: bytes | None, mode: str, files: DatasetFiles, row: int
         with Image.open(io.BytesIO(encoded or b"")) as image:
             channels = image.getchannel(0) if mode == "L" else image.convert(mode)
             return np.array(channels).reshape(*image.size[::-1], -1)
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG files
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG files
         raise UserError(
             f"image {row} of the dataset {files.id} cannot be read: {first_line(error)}; record it again"
         ) from error

@@ -19,6 +19,7 @@ from ..recipe import VLARecipe
 from ..recipe_checks import split_batch
 from .parts import weights_with_gradients
 from .resources import TrainingResources, load_training_resources
+from .robot import complete_robot
 from .targets import LiveTargets
 from .trainable import count_trainable_by_part, make_trainable
 
@@ -37,6 +38,7 @@ class SampleCost:
 
 
 def vla_sections(recipe: VLARecipe, accelerator: Accelerator) -> dict[str, list[str]]:
+    recipe, comparison = complete_robot(recipe, accelerator)
     resources = load_training_resources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
     with META:
         policy = RocketForActionPrediction(resources.config).train()
@@ -45,6 +47,7 @@ def vla_sections(recipe: VLARecipe, accelerator: Accelerator) -> dict[str, list[
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     cost = count_sample_cost(policy, resources)
     return {
+        "robot": comparison,
         "data": data_lines(resources),
         "pairs": pair_lines(policy),
         "trains": training_lines(policy, recipe),

@@ -1,16 +1,15 @@
 """Resources of a VLA run, opened and checked: policy configuration, datasets, processor, teacher or feature caches."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.processing_rocket import POLICY_SETTINGS, RocketProcessor
 from rocket_hf.modeling.robot_adaptation import config_for_robot
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.license import license_note
@@ -18,15 +17,14 @@ from rocket_hf.teachers.load import DTYPES, load_teacher
 from rocket_hf.teachers.registration import Registration
 
 from ..base_policy import find_policy_folder
+from ..data.baselines import validation_baselines
 from ..data.dataset_statistics import compute_dataset_statistics
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 from ..recipe import VLARecipe
+from .robot import robot_changes
 from .targets import CachedTargets, LiveTargets, TargetSource, image_windows
-
-# Processor settings that are taken over from the policy for every robot.
-POLICY_PROCESSOR_SETTINGS = ("prompt_template", "max_prompt_length", "resize")
 
 
 @dataclass
@@ -52,6 +50,7 @@ def load_training_resources(recipe: VLARecipe, device: torch.device) -> Training
     processor = create_processor(folder, config, compute_dataset_statistics(datasets))
     check_prompt_lengths(processor, datasets)
     caches, targets, notes = create_targets(recipe, config, processor, datasets, device)
+    notes += baseline_notes(recipe, datasets, held_out)
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
     return TrainingResources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
@@ -66,11 +65,6 @@ def policy_config(folder: Path, recipe: VLARecipe) -> RocketConfig:
     if recipe.alignment is not None:
         RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, 1))
     return config
-
-
-def robot_changes(recipe: VLARecipe) -> dict[str, Any]:
-    """Return the robot settings that the recipe changes."""
-    return {name: value for name, value in asdict(recipe.robot).items() if value is not None}
 
 
 def alignment_config(recipe: VLARecipe, target_width: int) -> AlignmentConfig:
@@ -91,7 +85,7 @@ def alignment_config(recipe: VLARecipe, target_width: int) -> AlignmentConfig:
 def create_processor(folder: Path, config: RocketConfig, statistics: dict) -> RocketProcessor:
     """Create a processor with the policy's tokenizer and prompt and the statistics of the training data."""
     policy_processor = RocketProcessor.from_pretrained(folder)
-    settings = {name: getattr(policy_processor, name) for name in POLICY_PROCESSOR_SETTINGS}
+    settings = {name: getattr(policy_processor, name) for name in POLICY_SETTINGS}
     masks = {name: values["mask"] for name, values in policy_processor.statistics.items() if "mask" in values}
     statistics = {
         name: values | ({"mask": masks[name]} if len(masks.get(name, [])) == len(values["mean"]) else {})
@@ -114,7 +108,7 @@ def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: VLAReci
 def split_frames(recipe: VLARecipe, datasets: Sequence[RobotDataset]) -> tuple[MixtureOrder, EvenlySpacedOrder | None]:
     """Return the order of the training frames, and the frames of the held-out episodes, if there are any."""
     data, seed = recipe.data, recipe.run.seed
-    splits = [split_episodes(dataset.episodes, data.validation, seed) for dataset in datasets]
+    splits = split_datasets(recipe, datasets)
     training, held_out = (
         [
             FrameRanges([dataset.frame_range(episode) for episode in split[part]])
@@ -125,6 +119,23 @@ def split_frames(recipe: VLARecipe, datasets: Sequence[RobotDataset]) -> tuple[M
     order = MixtureOrder(training, [dataset.weight for dataset in data.datasets], seed)
     has_held_out = any(len(frames) for frames in held_out)
     return order, EvenlySpacedOrder(held_out, recipe.run.validation_samples) if has_held_out else None
+
+
+def split_datasets(recipe: VLARecipe, datasets: Sequence[RobotDataset]) -> list[tuple[list[int], list[int]]]:
+    """Return the training episodes and the held-out episodes of each dataset."""
+    return [split_episodes(dataset.episodes, recipe.data.validation, recipe.run.seed) for dataset in datasets]
+
+
+def baseline_notes(
+    recipe: VLARecipe, datasets: Sequence[RobotDataset], held_out: EvenlySpacedOrder | None
+) -> list[str]:
+    """Return a note with the validation errors of two baselines, which give the policy's validation error a scale."""
+    if held_out is None:
+        return []
+    training = [training for training, _ in split_datasets(recipe, datasets)]
+    errors = validation_baselines(datasets, training, held_out)
+    listed = ", ".join(f"{name} {error:.4g}" for name, error in errors.items())
+    return [f"validation error of baselines: {listed} robot units"]
 
 
 def check_prompt_lengths(processor: RocketProcessor, datasets: Sequence[RobotDataset]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 
 import fsspec
 import numpy as np
@@ -273,6 +275,33 @@ def test_values_of_selected_episodes_must_be_finite(column, value, dataset_copy)
 def test_data_files_that_contradict_the_episode_table_are_refused(dataset_copy):
     rewrite(dataset_copy, index=at(5, 6))
     expect_user_error(dataset_copy, "out of order")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return a tiny PNG file that claims to be of this size."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    )
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def test_image_above_the_size_limit_of_pillow_is_reported(dataset_copy):
+    (file,) = (dataset_copy / "data").glob("*/*.parquet")
+    table, key = pq.read_table(file), "observation.images.front"
+    images = table[key].to_pylist()
+    images[13] = images[13] | {"bytes": png_header(60_000, 60_000)}
+    column = pa.array(images, type=table[key].type)
+    pq.write_table(table.set_column(table.column_names.index(key), key, column), file)
+    data = open_dataset(dataset_copy)
+    with pytest.raises(
+        UserError, match=r"episode 1, frame 1 .* exceeds limit .* record the episode again with smaller"
+    ):
+        data.sample(13)
 
 
 def test_damaged_and_missing_videos_are_reported(video_dataset, tmp_path):
