@@ -16,8 +16,8 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 
 # Fields that are keys of RocketConfig.
 ROCKET_CONFIG_KEYS = (
-    "policy_config", "cameras", "state_dim", "action_dim", "state_names", "action_names", "chunk_size",
-    "state_normalization", "action_normalization",
+    "policy_config", "cameras", "state_dim", "action_dim", "state_names", "action_names", "fps",
+    "example_task", "datasets", "chunk_size", "state_normalization", "action_normalization", "clip_normalized",
 )  # fmt: skip
 
 
@@ -35,9 +35,13 @@ class LeRobotRocketConfig(PreTrainedConfig):
     action_dim: int = 0
     state_names: list[str] | None = None
     action_names: list[str] | None = None
+    fps: float | None = None
+    example_task: str | None = None
+    datasets: list[str] | None = None
     chunk_size: int = 50
     state_normalization: str = "mean_std"
     action_normalization: str = "mean_std"
+    clip_normalized: bool = False
 
     # Keys that only transformers reads
     model_type: str = "rocket"
@@ -60,6 +64,18 @@ class LeRobotRocketConfig(PreTrainedConfig):
         if self.cameras:
             inputs, outputs = features(self.rocket_config())
             self.input_features, self.output_features = to_policy_features(inputs), to_policy_features(outputs)
+
+    @property
+    def action_feature_names(self) -> list[str] | None:
+        """Name of each action dimension, by which lerobot-rollout sends the actions to the robot's motors.
+
+        lerobot-train sets it to the names of the dataset.
+        """
+        return self.action_names
+
+    @action_feature_names.setter
+    def action_feature_names(self, names: list[str] | None) -> None:
+        self.action_names = names
 
     def rocket_config(self) -> RocketConfig:
         return RocketConfig(**{name: getattr(self, name) for name in ROCKET_CONFIG_KEYS})

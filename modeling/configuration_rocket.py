@@ -11,6 +11,7 @@ from .configuration_pi0 import Pi0Config
 from .configuration_smolvla import SmolVLAConfig
 from .errors import UserError
 from .policy_interface import Batch, resolve_layer
+from .size_limits import MAX_SIZES  # noqa: F401  (imported so that the file is published: see __init__.py)
 from .strict_config import StrictConfig, suggest_name
 
 POLICY_CONFIGS = {config.model_type: config for config in (Pi0Config, SmolVLAConfig, OpenVLAPolicyConfig)}
@@ -69,7 +70,7 @@ class AlignmentConfig(StrictConfig):
                 "student_layers and teacher_layers must have the same length, at least 1: "
                 f"got {students} student layers and {teachers} teacher layers"
             )
-        self.require_positive("hidden_width", "target_width")
+        self.check_sizes("hidden_width", "target_width")
         if self.weight < 0:
             raise UserError(f"AlignmentConfig.weight must be 0 or positive, got {self.weight}")
 
@@ -127,10 +128,15 @@ class RocketConfig(StrictConfig):
         action_dim: Length of the robot's action.
         state_names: Name of each state dimension, if known.
         action_names: Name of each action dimension, if known.
+        fps: Rate in Hz at which the actions of a chunk follow each other, if known.
+        example_task: A task of the training data, if known.
+        datasets: Names of the datasets that the policy was trained on, if known.
         chunk_size: Number of consecutive actions that the policy predicts at once.
         state_normalization: How the processor normalizes the state: "identity", "mean_std", "min_max" (to [-1, 1]) or
             "quantile" (1 % and 99 % quantiles to -1 and 1).
         action_normalization: How the processor normalizes the actions.
+        clip_normalized: Whether the processor clips normalized states and actions to [-1, 1] ("min_max" and "quantile"
+            only), in training and inference, as the public code of OpenVLA and OpenVLA-OFT does.
 
     Example:
         ```python
@@ -160,9 +166,13 @@ class RocketConfig(StrictConfig):
     action_dim: int = 7
     state_names: list[str] | tuple[str, ...] | None = None
     action_names: list[str] | tuple[str, ...] | None = None
+    fps: int | float | None = None
+    example_task: str | None = None
+    datasets: list[str] | tuple[str, ...] | None = None
     chunk_size: int = 50
     state_normalization: Normalization = "mean_std"
     action_normalization: Normalization = "mean_std"
+    clip_normalized: bool = False
 
     def __post_init__(self, **kwargs: Any):
         self.policy_config = build_sub_config(
@@ -175,13 +185,15 @@ class RocketConfig(StrictConfig):
         super().__post_init__(**kwargs)
 
     def validate_robot(self) -> None:
-        self.require_positive("state_dim", "action_dim", "chunk_size")
+        self.check_sizes("state_dim", "action_dim", "chunk_size")
         if not 1 <= len(self.cameras) <= 4 or len(set(self.cameras)) != len(self.cameras):
             raise UserError(f"cameras must be 1 to 4 different names, got {list(self.cameras)}")
         for part in ("state", "action"):
             names, dim = getattr(self, f"{part}_names"), getattr(self, f"{part}_dim")
             if names is not None and len(names) != dim:
                 raise UserError(f"{part}_names has {len(names)} names, but {part}_dim is {dim}")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise UserError(f"fps must be a finite number above 0, got {self.fps}")
 
     def validate_limits(self) -> None:
         """Check the robot against the backbone's limits; None means no limit."""

@@ -21,9 +21,11 @@ from .strict_config import suggest_name
 
 ROBOT_FILE = "robot.json"  # in an adapter's folder, beside its weights
 ROBOT_SETTINGS = (
-    "cameras", "state_dim", "action_dim", "state_names", "action_names", "chunk_size", "state_normalization",
-    "action_normalization",
+    "cameras", "state_dim", "action_dim", "state_names", "action_names", "fps", "example_task", "datasets",
+    "chunk_size", "state_normalization", "action_normalization",
 )  # fmt: skip
+# Facts about the training data, which are unknown for a robot with other cameras or dimensions unless they are given.
+TRAINING_DATA_SETTINGS = ("fps", "example_task", "datasets")
 LIMITED_SETTINGS = ("cameras", "state_dim", "action_dim", "chunk_size")  # a backbone may have a maximum of each
 
 
@@ -66,7 +68,9 @@ def config_for_robot(config: RocketConfig, robot: Mapping[str, Any]) -> RocketCo
     ]
     if exceeded:
         raise UserError(f"the robot exceeds the limits of this policy: {'; '.join(exceeded)}")
-    outdated = {f"{part}_names": None for part in ("state", "action") if f"{part}_dim" in robot}
+    outdated: dict[str, Any] = {f"{part}_names": None for part in ("state", "action") if f"{part}_dim" in robot}
+    if {"cameras", "state_dim", "action_dim"} & robot.keys():
+        outdated |= dict.fromkeys(TRAINING_DATA_SETTINGS)
     return type(config).from_dict(config.to_dict(), **(outdated | dict(robot)))
 
 

@@ -1,21 +1,28 @@
-"""Measure success rates of a policy in simulated tasks, with 95 % intervals; compare two policies on the same starts.
+"""Measure success rates of a policy in simulated tasks, or its errors on the recorded actions of a dataset.
 
     rocket-hf eval runs/rocket --env metaworld --tasks button-press-v3 --episodes 20 --out report
     rocket-hf eval runs/rocket2 --env vizdoom --episodes 200 --refresh 1,30,90 --out report
+    rocket-hf eval runs/rocket --dataset you/robot-data --out report
 
 Episode k of each task starts from seed --seed + k for every policy. The report (evaluation.json, evaluation.md and
 images of one successful and one failed episode) can be put on a model card with `rocket-hf publish --evaluation`. No
 code from a policy's repository is executed.
+
+With --dataset, no robot or simulator is needed: the policy predicts actions for recorded observations (open loop), and
+its mean absolute error per joint is printed beside three baselines: holding still, the mean action, and the actions
+after the training frame with the nearest state. Episodes that the policy's run held out are evaluated; if the training
+episodes are unknown, all are.
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rocket_hf.errors import UserError
 
-from . import eval_rocket2
-from .arguments import integer_list, require_at_least_one, require_device, source_name
+from . import eval_dataset, eval_rocket2
+from .arguments import integer_list, parse_cameras, require_at_least_one, require_device, source_name
 
 if TYPE_CHECKING:
     from rocket_hf.evaluation.report import EvaluationReport, EvaluationResult
@@ -23,10 +30,11 @@ if TYPE_CHECKING:
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
 
-HELP = "measure success rates of a policy in simulated tasks"
+HELP = "measure a policy in simulated tasks, or on the recorded actions of a dataset"
 ROCKET2 = "vizdoom"
 # Options of only some environments, with their defaults.
 TASK_OPTIONS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
+ROLLOUT_OPTIONS = {"max_steps": None, "workers": 2, "videos": None, "against": None}
 ROCKET2_OPTIONS = {"refresh": [1, 30, 90], "temperature": 1.0}
 EPISODES, SEED = 10, 100_000
 REPORTED_SETTINGS = ("episodes", "seed", "execute", "max_steps", "image_size", "cameras", "protocol")
@@ -39,12 +47,8 @@ MINECRAFT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("policy", metavar="POLICY", help="folder of a run, checkpoint or policy, or Hub id OWNER/NAME[@REVISION]")
-    add(
-        "--env",
-        default="metaworld",
-        metavar="SUITE",
-        help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: %(default)s)",
-    )
+    add("--env", metavar="SUITE", help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: metaworld)")
+    add("--dataset", metavar="DATASET", help="folder or Hub id of a LeRobot dataset to evaluate on, instead of --env")
     add(
         "--tasks",
         nargs="+",
@@ -59,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 1,30,90)",
     )
     add("--temperature", type=float, metavar="T", help="vizdoom: sampling temperature of the actions (default: 1.0)")
-    add("--episodes", type=int, metavar="N", help="number of episodes per task (default: 10; vizdoom: 200)")
+    add(
+        "--episodes",
+        type=int,
+        metavar="N",
+        help="number of episodes per task (default: 10; vizdoom: 200), or of the dataset (default: all)",
+    )
     add("--against", metavar="OTHER", help="second policy, evaluated on the same starts and compared")
     add("--execute", type=int, metavar="K", help="number of actions executed of each chunk (default: all)")
     add("--max-steps", type=int, metavar="N", help="step limit of an episode (default: that of the benchmark)")
@@ -68,11 +77,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="seed of each task's first episode; later episodes increment it (default: 100000; vizdoom: 5000000)",
     )
-    add("--cameras", metavar="POLICY=ENV,...", help="environment camera for each policy camera whose name differs")
+    add(
+        "--cameras",
+        metavar="POLICY=ENV,...",
+        help="camera of the environment or dataset for each policy camera whose name differs",
+    )
     add("--image-size", type=int, metavar="PIXELS", help="height and width of rendered images (default: 128)")
     add("--protocol", help="conversion of images, states and actions: plain or openvla (default: plain)")
-    add("--workers", type=int, default=2, help="number of simulator processes (default: %(default)s)")
-    add("--parallel", type=int, default=8, help="number of environments stepped in parallel (default: %(default)s)")
+    add("--workers", type=int, metavar="N", help="number of simulator processes (default: 2)")
+    add(
+        "--parallel",
+        type=int,
+        default=8,
+        metavar="N",
+        help="number of environments, or of recorded frames, in one batch of the policy (default: %(default)s)",
+    )
     add("--device", default="cpu", help="torch device of the policy (default: %(default)s)")
     add("--videos", type=Path, metavar="FOLDER", help="folder for a video of each episode; rendering them takes time")
     add("--out", type=Path, metavar="FOLDER", help="folder for the report (default: the report is only printed)")
@@ -89,8 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
             create_folder(folder)  # now, so that a wrong path does not cost an evaluation
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    is_rocket2 = arguments.env == ROCKET2
-    report = eval_rocket2.evaluate_policies(arguments) if is_rocket2 else evaluate_policies(arguments)
+    report: Any
+    if arguments.dataset is not None:
+        report = eval_dataset.evaluate_policy(arguments)
+    elif arguments.env == ROCKET2:
+        report = eval_rocket2.evaluate_policies(arguments)
+    else:
+        report = evaluate_policies(arguments)
     print(report.as_markdown(), end="")
     if arguments.out is not None:
         report.write(arguments.out)
@@ -105,22 +129,37 @@ def complete_arguments(arguments: argparse.Namespace) -> None:
 
     if arguments.env == "minecraft":
         raise UserError(MINECRAFT)
-    require_known("rocket_hf", "suite", arguments.env, (*SUITES, ROCKET2))
-    own, others = (ROCKET2_OPTIONS, TASK_OPTIONS) if arguments.env == ROCKET2 else (TASK_OPTIONS, ROCKET2_OPTIONS)
-    for name in others:
-        if getattr(arguments, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} is not an option for {arguments.env}: remove it")
-    defaults = eval_rocket2.DEFAULTS if arguments.env == ROCKET2 else {"episodes": EPISODES, "seed": SEED}
-    for name, value in (own | defaults).items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    if arguments.dataset is not None:
+        others = {"env", *TASK_OPTIONS, *ROLLOUT_OPTIONS, *ROCKET2_OPTIONS} - set(eval_dataset.DEFAULTS)
+        reject_options(arguments, "--dataset", sorted(others))
+        set_defaults(arguments, eval_dataset.DEFAULTS)
+    else:
+        set_defaults(arguments, {"env": "metaworld"} | ROLLOUT_OPTIONS)
+        require_known("rocket_hf", "suite", arguments.env, (*SUITES, ROCKET2))
+        is_rocket2 = arguments.env == ROCKET2
+        own, others = (ROCKET2_OPTIONS, TASK_OPTIONS) if is_rocket2 else (TASK_OPTIONS, ROCKET2_OPTIONS)
+        reject_options(arguments, arguments.env, others)
+        defaults = eval_rocket2.DEFAULTS if is_rocket2 else {"episodes": EPISODES, "seed": SEED}
+        set_defaults(arguments, own | defaults)
     require_valid_numbers(arguments)
     require_device(arguments.device)
 
 
+def reject_options(arguments: argparse.Namespace, kind: str, names: Iterable[str]) -> None:
+    for name in names:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is not an option for {kind}: remove it")
+
+
+def set_defaults(arguments: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
 def require_valid_numbers(arguments: argparse.Namespace) -> None:
     require_at_least_one(arguments, "episodes", "max_steps", "image_size", "parallel")
-    if arguments.workers < 0 or arguments.seed < 0:
+    if (arguments.workers or 0) < 0 or arguments.seed < 0:
         raise UserError(f"--workers {arguments.workers} and --seed {arguments.seed} must not be negative")
 
 
@@ -155,14 +194,6 @@ def rollout_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "cameras": parse_cameras(arguments.cameras),
         "protocol": PROTOCOLS[arguments.protocol],
     }
-
-
-def parse_cameras(text: str) -> dict[str, str]:
-    pairs = [entry.partition("=") for entry in text.split(",") if entry]
-    for policy_camera, _, environment_camera in pairs:
-        if not policy_camera or not environment_camera:
-            raise UserError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
-    return {policy_camera: environment_camera for policy_camera, _, environment_camera in pairs}
 
 
 def evaluate(

@@ -59,7 +59,7 @@ def refused(image_dataset, teacher, policies, tmp_path) -> Callable[..., None]:
         ({"optimizer__betas": [0.9, 1.5]}, "optimizer.betas must be two numbers from 0 to below 1"),
         ({"data__validation": 1}, "data.validation must be between 0 and"),
         ({"schedule__kind": "step"}, "schedule.kind=step needs schedule.at"),
-        ({"alignment__schedule": "linear"}, "alignment.until, a step, must be given exactly when"),
+        ({"alignment__schedule": "linear"}, "alignment.until=None does not fit alignment.schedule=linear"),
         ({"run__batch_size": 4, "run__device_batch_size": 3}, "run.batch_size=4 is not a multiple of"),
         ({"run__trackers": ["wandbb"]}, "there is no tracker 'wandbb': did you mean 'wandb'?"),
         ({"run__base_dtype": "bfloat16"}, "accelerate launch --mixed_precision bf16"),

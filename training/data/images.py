@@ -47,7 +47,7 @@ class ArrowImageReader:
         chunk = int(np.searchsorted(starts, index, side="right")) - 1
         encoded = columns[chunk][index - int(starts[chunk])].as_buffer()
         if encoded is None:
-            raise UserError("the image is missing")
+            raise UserError("the image is missing; record the episode again")
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 pixels = np.array(image.convert("RGB"))
