@@ -7,15 +7,16 @@ from typing import Any, Self
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import write_policy_files
 from rocket_hf.export.lerobot_pipelines import ACTION, NEUTRAL, STATE
+from rocket_hf.hub import POLICY_FILES, resolve
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.normalization import Statistics
-from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.modeling.normalization import CONSTANT_DEVIATIONS, Statistics
+from rocket_hf.modeling.processing_rocket import POLICY_SETTINGS, RocketProcessor
+from rocket_hf.tokenizer import load_tokenizer
 
 from .configuration_rocket import LeRobotRocketConfig, camera_name
 
@@ -67,6 +68,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
     ) -> Self:
         """Load a published policy; if the configuration describes a new one, adapt it to the dataset's robot."""
         pinned: dict[str, Any] = {"revision": revision} if revision else {}
+        resolve(pretrained_name_or_path, POLICY_FILES, revision=revision)  # raises if it names foreign code
         if config is None:
             config = LeRobotRocketConfig.from_pretrained(pretrained_name_or_path, **pinned)
         model = RocketForActionPrediction.from_pretrained(pretrained_name_or_path, alignment=None, **pinned)
@@ -88,7 +90,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         if reduction != "mean":
             raise UserError("a rocket policy computes one loss per batch: train without sample_weighting")
         inputs = self.model_inputs(batch)
-        inputs |= {"actions": batch[ACTION], "action_is_pad": batch[f"{ACTION}_is_pad"]}
+        inputs |= {"actions": self.processor.clip_actions(batch[ACTION]), "action_is_pad": batch[f"{ACTION}_is_pad"]}
         output = self.model(**inputs)
         return output.loss, {name: loss.item() for name, loss in output.losses.items()}
 
@@ -111,7 +113,7 @@ class LeRobotRocketPolicy(PreTrainedPolicy):
         images = {camera_name(key): batch[key] for key in self.config.image_features if key in batch}
         images = {camera: images.get(camera) for camera in self.config.cameras}
         pixels, present = self.processor.prepare_images(images, {})
-        state = batch[STATE]
+        state = self.processor.clip_state(batch[STATE])  # lerobot's normalizer does not clip
         tokens = self.processor.encode_text(batch["task"], state, pixels.device)
         return {"images": pixels, "camera_mask": present, "state": state, **tokens}
 
@@ -141,22 +143,21 @@ def create_processor(
 ) -> RocketProcessor:
     """Return the base policy's processor, with the dataset's statistics if it is trained on a dataset."""
     if base is None:
-        tokenizer = AutoTokenizer.from_pretrained(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer)
         return RocketProcessor.for_config(robot, tokenizer, rocket_statistics(dataset_stats))
     if dataset_stats is None:
         return base
-    kept = {name: getattr(base, name) for name in ("image_size", "resize", "prompt_template", "max_prompt_length")}
+    kept = {name: getattr(base, name) for name in ("image_size", *POLICY_SETTINGS)}
     return RocketProcessor.for_config(robot, base.tokenizer, rocket_statistics(dataset_stats), **kept)
 
 
 def rocket_statistics(dataset_stats: dict[str, Any] | None) -> dict[str, Statistics]:
     """Convert lerobot's statistics of a dataset to those of state and action for the processor."""
-    stats = dataset_stats or {}
-    return {
-        part: {
-            key: [float(number) for number in values]
-            for key, values in stats.get(feature, {}).items()
-            if key in NEUTRAL
-        }
-        for part, feature in (("state", STATE), ("action", ACTION))
-    }
+    converted: dict[str, Statistics] = {}
+    for part, feature in (("state", STATE), ("action", ACTION)):
+        stats = (dataset_stats or {}).get(feature, {})
+        values = {key: [float(number) for number in stats[key]] for key in stats if key in NEUTRAL}
+        if "std" in values:  # lerobot keeps deviations of zero
+            values["std"] = [deviation or CONSTANT_DEVIATIONS[part] for deviation in values["std"]]
+        converted[part] = dict(values)
+    return converted

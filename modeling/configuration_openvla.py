@@ -80,7 +80,8 @@ class OpenVLAPolicyConfig(StrictConfig):
     def validate_sizes(self) -> None:
         may_be_zero = {"dino_registers", "empty_token_id", "end_token_id", "action_head_blocks"}
         not_sizes = {"variant", "rms_norm_eps", "rope_theta", "reference_compat_token_shift"}
-        self.require_positive(*(self.declared_keys() - may_be_zero - not_sizes))
+        self.check_sizes(*(self.declared_keys() - may_be_zero - not_sizes))
+        self.check_sizes("dino_registers", "action_head_blocks", minimum=0)
         self.require_multiples(
             heads="kv_heads", dino_width="dino_heads", siglip_width="siglip_heads", image_size="patch_size"
         )
@@ -125,8 +126,10 @@ class OpenVLAPolicyConfig(StrictConfig):
     def action_loss(self) -> str:
         return "action/l1" if self.variant == "oft" else "action/cross_entropy"
 
-    # Defaults of the processor
+    # Defaults of the processor, as in the public code
 
     resize = "stretch"
+    interpolation = "bicubic"
     prompt_template = "In: What action should the robot take to {task_lower}?\nOut:"
+    task_text = "unchanged"
     max_prompt_length = 64

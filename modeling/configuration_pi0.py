@@ -76,7 +76,7 @@ class Pi0Config(StrictConfig):
         )
 
     def validate_sizes(self) -> None:
-        self.require_positive(*(self.declared_keys() - {"variant"}))
+        self.check_sizes(*(self.declared_keys() - {"variant"}))
         self.require_multiples(heads="kv_heads", vision_width="vision_heads", image_size="patch_size")
 
     @property
@@ -95,13 +95,18 @@ class Pi0Config(StrictConfig):
     action_loss = "action/flow_matching"
     max_cameras = max_chunk_size = None
 
-    # Defaults of the processor, as in openpi
+    # Defaults of the processor, as in lerobot
 
     resize = "letterbox"
+    interpolation = "bilinear"
 
     @property
     def prompt_template(self) -> str:
         return "Task: {task}, State: {state};\nAction: " if self.variant == "pi05" else "{task}\n"
+
+    @property
+    def task_text(self) -> str:
+        return "cleaned" if self.variant == "pi05" else "unchanged"
 
     @property
     def max_prompt_length(self) -> int:

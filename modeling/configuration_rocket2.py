@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 
 from .errors import UserError
 from .rocket2_interface import Rocket2Batch
+from .size_limits import check_size
 from .strict_config import StrictConfig
 
 # Id of what the agent has to do with the object under the goal mask; -1 for no interaction.
@@ -108,9 +109,10 @@ class Rocket2Config(StrictConfig):
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        self.require_positive(
+        self.check_sizes(
             "patch_size", "rgb_depth", "mask_depth", "view_tokens", "spatial_layers", "temporal_layers",
-            "window_steps", "interactions",
+            "window_steps", "interactions", "width", "rgb_width", "mask_width", "rgb_mlp_width", "mask_mlp_width",
+            "heads", "rgb_heads", "mask_heads",
         )  # fmt: skip
         self.require_multiples(width="heads", rgb_width="rgb_heads", mask_width="mask_heads")
         if len(self.image_size) != 2 or any(side < 1 or side % self.patch_size for side in self.image_size):
@@ -118,6 +120,8 @@ class Rocket2Config(StrictConfig):
                 f"image_size must be a height and a width, both multiples of patch_size={self.patch_size}: "
                 f"got {list(self.image_size)}"
             )
+        for side in self.image_size:
+            check_size("Rocket2Config", "image_size", side)
         for name in ("spatial_dropout", "previous_action_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be a probability, got {getattr(self, name)}")

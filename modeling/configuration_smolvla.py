@@ -29,6 +29,7 @@ class SmolVLAConfig(StrictConfig):
     expert_width: int = 720
     expert_mlp_width: int = 2048
     vocab_size: int = 49280
+    rms_norm_eps: float = 1e-5
 
     # In every n-th layer, from the first on, the expert attends to itself too; in the others only to the prefix.
     self_attention_every: int = 2
@@ -46,6 +47,9 @@ class SmolVLAConfig(StrictConfig):
     # Token ids before and after the image tokens of each camera; smolvla_base has none.
     image_start_ids: list[int] | tuple[int, ...] = ()
     image_end_ids: list[int] | tuple[int, ...] = ()
+
+    # Hub id of the vision-language model, if lerobot's policy from which this one was converted named one.
+    vlm_model_name: str | None = None
 
     # Shorter states and actions are padded with zeros to these widths, so that one checkpoint serves many robots.
     max_state_dim: int = 32
@@ -75,11 +79,12 @@ class SmolVLAConfig(StrictConfig):
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
             head_dim=self.head_dim,
-            rms_norm_eps=1e-5,
+            rms_norm_eps=self.rms_norm_eps,
         )
 
     def validate_sizes(self) -> None:
-        self.require_positive(*(self.declared_keys() - {"image_start_ids", "image_end_ids"}))
+        not_sizes = {"image_start_ids", "image_end_ids", "rms_norm_eps", "vlm_model_name"}
+        self.check_sizes(*(self.declared_keys() - not_sizes))
         self.require_multiples(heads="kv_heads", vision_width="vision_heads")
         if self.image_size % (self.patch_size * self.pixel_shuffle):
             raise UserError(
@@ -111,8 +116,10 @@ class SmolVLAConfig(StrictConfig):
     action_loss = "action/flow_matching"
     max_cameras = max_chunk_size = None
 
-    # Defaults of the processor
+    # Defaults of the processor, as in lerobot
 
     resize = "letterbox-top-left"
+    interpolation = "bilinear"
     prompt_template = "{task}\n"
+    task_text = "unchanged"
     max_prompt_length = 48

@@ -23,6 +23,7 @@ from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig
 from .dual_vit_tower import DualVitTower  # noqa: F401
 from .errors import UserError
+from .finite_checks import PREDICTED, finite_flags, raise_if_not_finite
 from .flow_matching import TIME_OFFSET  # noqa: F401
 from .flow_matching_policy import FlowMatchingPolicy  # noqa: F401
 from .gemma_layers import ZeroInitLinear
@@ -36,6 +37,8 @@ from .policy_smolvla import SmolVLAPolicy
 from .robot_adaptation import config_for_robot, find_new_layers, read_robot
 from .self_test import SelfTestReport, read_self_test, run_self_test, self_test_path
 from .siglip_tower import SiglipTower  # noqa: F401
+from .size_limits import MAX_SIZES  # noqa: F401
+from .stored_weights import Shapes  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 from .strict_model import StrictModel
 from .vit_block import LayerScale
@@ -128,6 +131,9 @@ class RocketForActionPrediction(StrictModel):
             aligned layer pair, "alignment/STUDENT-TEACHER".
         """
         self.check_inputs(batch, {"actions"})
+        if not self.training or batch["images"].device.type == "cpu":
+            # On other devices, a training step would wait for the result. There, NaN appears in the loss.
+            raise_if_not_finite(finite_flags(batch))
         head = self.alignment_head
         if targets is None:
             if head is not None and self.training:
@@ -157,10 +163,13 @@ class RocketForActionPrediction(StrictModel):
 
         Returns:
             Normalized actions (B, chunk, action_dim). `RocketProcessor.unnormalize_actions` converts them to robot
-            units.
+            units. Inputs or actions that are not finite raise `UserError`.
         """
         self.check_inputs(batch, set())
-        return self.policy.predict_action_chunk(batch, generator)[..., : self.config.action_dim]
+        flags = finite_flags(batch)
+        actions = self.policy.predict_action_chunk(batch, generator)[..., : self.config.action_dim]
+        raise_if_not_finite(flags | finite_flags({PREDICTED: actions}))  # the only place that waits for the device
+        return actions
 
     def self_test(self) -> SelfTestReport:
         """Check that this published policy gives the actions that it gave when it was published.
@@ -283,4 +292,4 @@ class RocketForActionPrediction(StrictModel):
             elif isinstance(module, LlamaNorm):
                 init.ones_(module.weight)
             elif isinstance(module, LayerScale):
-                init.constant_(module.weight, LayerScale.INITIAL)
+                init.constant_(module.weight, LayerScale.INITIAL_VALUE)

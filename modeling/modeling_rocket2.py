@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from .configuration_rocket2 import Rocket2Config
 from .errors import UserError
+from .finite_checks import PREDICTED, finite_flags, raise_if_not_finite
 from .policy_interface import Batch  # noqa: F401  (imported so that the file is published: see __init__.py)
 from .rocket2_actions import ActionHeads, PreviousAction
 from .rocket2_auxiliary import AuxiliaryHeads, auxiliary_losses
@@ -25,6 +26,8 @@ from .rocket2_self_test import Rocket2SelfTestReport, read_rocket2_self_test, ru
 from .rocket2_temporal import TemporalTransformer
 from .rocket2_views import ViewEncoder
 from .self_test import self_test_path
+from .size_limits import MAX_SIZES  # noqa: F401
+from .stored_weights import Shapes  # noqa: F401
 from .strict_config import StrictConfig  # noqa: F401
 from .strict_model import StrictModel
 from .vit_block import VitBlock  # noqa: F401
@@ -258,10 +261,12 @@ class Rocket2ForActionPrediction(StrictModel):
         """
         count = len(state.interactions)
         check_shape("images", images, (count, 3, *self.config.image_size))
+        flags = finite_flags({"images": images} | ({"goal.images": goal.images} if goal is not None else {}))
         state = self.with_goal(state, goal) if goal is not None else state
         hidden, memory = self.temporal(self.environment_tokens(images, state), state.memory)
         logits, auxiliary = self.apply_heads(hidden[:, None])
         scores = {name: apply_guidance(value[:, 0], state.guidance) for name, value in logits.items()}
+        raise_if_not_finite(flags | finite_flags({PREDICTED: torch.cat(list(scores.values()), dim=1)}))
         seen = AuxiliaryHeads.to_predictions({name: value[:count, 0] for name, value in auxiliary.items()})
         return scores, replace(state, memory=memory, seen=seen)
 

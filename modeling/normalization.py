@@ -4,10 +4,13 @@ The formulas are lerobot's, so that its statistics and checkpoints mean the same
 because a vector that silently stays in robot units could move a robot to a wrong place.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .errors import UserError
+from .finite_checks import finite_flags, raise_if_not_finite
 
 # Statistics that each normalization mode reads: mean and standard deviation, or the two values that become -1 and 1.
 STATISTICS: dict[str, tuple[str, ...]] = {
@@ -16,7 +19,13 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "min_max": ("min", "max"),
     "quantile": ("q01", "q99"),
 }
+RANGE_MODES = ("min_max", "quantile")  # map a range to [-1, 1]
 EPSILON = 1e-8
+KNOWN_STATISTICS = frozenset(key for keys in STATISTICS.values() for key in keys)
+# Deviations of dimensions that never moved. A state that moves later stays small; a predicted action stays constant.
+CONSTANT_DEVIATIONS = {"state": 1.0, "action": 1e-8}
+RANGES = (("min", "max"), ("q01", "q99"))
+ADVICE = "compute the statistics again"
 
 Statistics = dict[str, list[float] | list[bool]]
 
@@ -30,10 +39,13 @@ class Normalizer:
         mode: "identity", "mean_std", "min_max" or "quantile".
         statistics: Statistics by name, each with `dim` values. The optional "mask" is False for dimensions that stay
             unchanged, for instance a gripper.
+        clip: Whether `normalize` clips values outside of the range of "min_max" or "quantile" to [-1, 1], as the public
+            code of OpenVLA does in training and inference. Unchanged dimensions are not clipped.
     """
 
-    def __init__(self, name: str, dim: int, mode: str, statistics: Statistics):
+    def __init__(self, name: str, dim: int, mode: str, statistics: Statistics, clip: bool = False):
         self.name, self.dim, self.mode = name, dim, mode
+        self.clips = clip and mode in RANGE_MODES
         if mode not in STATISTICS:
             raise UserError(f"{name}_normalization must be one of {', '.join(STATISTICS)}, got {mode!r}")
         for key in STATISTICS[mode]:
@@ -47,8 +59,32 @@ class Normalizer:
                 raise UserError(
                     f"the statistic {key!r} of the {name} has {len(statistics[key])} values, but {name}_dim is {dim}"
                 )
+        self.check_statistics(statistics)
         self.statistics = [torch.tensor(statistics[key], dtype=torch.float32) for key in STATISTICS[mode]]
         self.mask = torch.tensor(statistics.get("mask", [True] * dim))
+
+    def check_statistics(self, statistics: Statistics) -> None:
+        """Raise `UserError` if a value is not finite, a range is reversed or a deviation is not positive."""
+        mask = statistics.get("mask", [True] * self.dim)
+        for key in KNOWN_STATISTICS & statistics.keys():
+            for index, value in enumerate(statistics[key]):
+                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise UserError(
+                        f"the statistic {key!r} of the {self.name} is {value} in dimension {index}: {ADVICE}"
+                    )
+        for low, high in RANGES:
+            for index, (first, last) in enumerate(zip(statistics.get(low, []), statistics.get(high, []), strict=False)):
+                if first > last:
+                    raise UserError(
+                        f"the {self.name} has the statistics {low}={first:g} and {high}={last:g} in dimension {index}, "
+                        f"which are reversed: {ADVICE}"
+                    )
+        for index, (value, is_used) in enumerate(zip(statistics.get("std", []), mask, strict=False)):
+            if value < 0 or (value == 0 and is_used and self.mode == "mean_std"):
+                raise UserError(
+                    f"the statistic 'std' of the {self.name} is {value:g} in dimension {index}, but deviations must be "
+                    f"positive: {ADVICE}, or set it to 1 if this dimension never moves"
+                )
 
     def normalize(self, vector: Tensor) -> Tensor:
         """Convert a vector (..., dim) from robot units."""
@@ -60,7 +96,13 @@ class Normalizer:
             normalized = (vector - first) / (second + EPSILON)
         else:
             normalized = 2 * (vector - first) / self.span(first, second) - 1
-        return torch.where(self.mask.to(vector.device), normalized, vector)
+        return self.clip(torch.where(self.mask.to(vector.device), normalized, vector))
+
+    def clip(self, normalized: Tensor) -> Tensor:
+        """Clip a normalized vector (..., dim) to [-1, 1], except for dimensions that stay unchanged, if enabled."""
+        if not self.clips:
+            return normalized
+        return torch.where(self.mask.to(normalized.device), normalized.clamp(-1, 1), normalized)
 
     def unnormalize(self, vector: Tensor) -> Tensor:
         """Convert a normalized vector (..., dim) to robot units."""
@@ -81,3 +123,4 @@ class Normalizer:
     def check(self, vector: Tensor) -> None:
         if vector.shape[-1] != self.dim:
             raise UserError(f"the {self.name} has {vector.shape[-1]} dimensions, but the policy needs {self.dim}")
+        raise_if_not_finite(finite_flags({self.name: vector}))

@@ -239,13 +239,17 @@ class OpenVLATokenPolicy(OpenVLABackbone):
 
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         stream, exists = self.embed_prefix(batch)
-        cache, generated = DynamicCache(), []
+        cache, generated, largest = DynamicCache(), [], []
         for _ in range(self.action_dim):
             output, _ = self.run(stream, exists, batch["images"].shape[1], cache=cache)
-            generated.append(self.tokens.most_likely(self.lm_head(self.norm(output[:, -1:]))))
+            logits = self.lm_head(self.norm(output[:, -1:]))
+            generated.append(self.tokens.most_likely(logits))
+            largest.append(logits.amax(dim=-1))
             stream = self.embed_tokens(generated[-1])
             exists = F.pad(exists, (0, 1), value=True)
-        return self.tokens.decode(torch.cat(generated, dim=1))[:, None]
+        actions = self.tokens.decode(torch.cat(generated, dim=1))
+        # NaN also has a most likely token, whose action would look plausible.
+        return torch.where(torch.cat(largest, dim=1).isfinite(), actions, torch.nan)[:, None]
 
 
 def create_openvla_policy(rocket_config: RocketConfig) -> OpenVLABackbone:

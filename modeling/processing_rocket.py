@@ -8,21 +8,25 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 
 from .configuration_openvla import OpenVLAPolicyConfig  # noqa: F401  (imported so that the file is published: see __init__.py)
 from .configuration_pi0 import Pi0Config  # noqa: F401
 from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .errors import UserError
+from .finite_checks import check_image_range
+from .image_resizing import INTERPOLATIONS, RESIZE_METHODS, resize_images
 from .normalization import Normalizer, Statistics
 from .policy_interface import Batch  # noqa: F401
+from .prompts import PromptTemplate
+from .size_limits import check_size
 from .strict_config import suggest_name
 
 CPU = torch.device("cpu")
-STATE_BINS = 256  # over [-1, 1], for a state that is part of the prompt
+# Settings that belong to a policy's weights: a processor for another robot takes them over from the policy's own.
+POLICY_SETTINGS = ("resize", "interpolation", "prompt_template", "task_text", "max_prompt_length")
 
 
 class RocketProcessor(ProcessorMixin):
@@ -34,12 +38,16 @@ class RocketProcessor(ProcessorMixin):
         image_size: Side of the policy's square images, in pixels.
         resize: How images are resized: "letterbox" keeps the aspect ratio and centers the image between black bars,
             "letterbox-top-left" puts the bars on the top and on the left, "stretch" changes the aspect ratio.
+        interpolation: "bilinear", or "bicubic" as in Pillow, which the public code of OpenVLA uses.
         prompt_template: Prompt with the placeholders {task}, {task_lower} and {state}.
+        task_text: "cleaned" strips the task and replaces underscores and line breaks by spaces, "unchanged" inserts it
+            as it is.
         max_prompt_length: Number of tokens to which prompts are padded. A longer prompt is an error.
         state_dim: Length of the robot's state.
         action_dim: Length of the robot's action.
         state_normalization: "identity", "mean_std", "min_max" or "quantile" (see `RocketConfig`).
         action_normalization: Normalization of the actions, in the same way.
+        clip_normalized: Whether normalized states and actions are clipped to [-1, 1] (only "min_max" and "quantile").
         statistics: Statistics of "state" and "action" by name ("mean", "std", "min", "max", "q01", "q99"), each with
             one value per dimension. The optional "mask" is False for dimensions that are not normalized.
 
@@ -66,33 +74,50 @@ class RocketProcessor(ProcessorMixin):
         cameras: Sequence[str] = ("image",),
         image_size: int = 224,
         resize: Literal["letterbox", "letterbox-top-left", "stretch"] = "letterbox",
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
         prompt_template: str = "{task}\n",
+        task_text: Literal["cleaned", "unchanged"] = "cleaned",
         max_prompt_length: int = 48,
         state_dim: int = 8,
         action_dim: int = 7,
         state_normalization: str = "mean_std",
         action_normalization: str = "mean_std",
+        clip_normalized: bool = False,
         statistics: dict[str, Statistics] | None = None,
     ):
         super().__init__(tokenizer)
         if resize not in RESIZE_METHODS:
             raise UserError(f"resize must be one of {', '.join(RESIZE_METHODS)}, got {resize!r}")
-        self.cameras, self.image_size, self.resize = list(cameras), image_size, resize
-        self.prompt_template, self.max_prompt_length = prompt_template, max_prompt_length
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+        sizes = {"image_size": image_size, "max_prompt_length": max_prompt_length}
+        for name, size in (sizes | {"state_dim": state_dim, "action_dim": action_dim}).items():
+            check_size("RocketProcessor", name, size)
+        self.cameras, self.image_size = list(cameras), image_size
+        self.resize, self.interpolation = resize, interpolation
+        self.prompt_template, self.task_text, self.max_prompt_length = prompt_template, task_text, max_prompt_length
+        self._prompt = PromptTemplate(prompt_template, task_text)
         self.state_dim, self.action_dim = state_dim, action_dim
         self.state_normalization, self.action_normalization = state_normalization, action_normalization
-        self.statistics = statistics or {}
-        self._state = Normalizer("state", state_dim, state_normalization, self.statistics.get("state", {}))
-        self._action = Normalizer("action", action_dim, action_normalization, self.statistics.get("action", {}))
+        self.clip_normalized, self.statistics = clip_normalized, statistics or {}
+        state, action = (self.statistics.get(name, {}) for name in ("state", "action"))
+        self._state = Normalizer("state", state_dim, state_normalization, state, clip_normalized)
+        self._action = Normalizer("action", action_dim, action_normalization, action, clip_normalized)
 
     @classmethod
     def from_pretrained(cls, *args: Any, trust_remote_code: bool = False, **kwargs: Any) -> Self:
         """Load a processor from a folder or Hub repository.
 
-        The arguments are those of transformers. `trust_remote_code` is not needed, because this class is already
-        loaded.
+        The arguments are those of transformers. `trust_remote_code` has no effect, because this class is already loaded
+        and the tokenizer has no code.
         """
-        return super().from_pretrained(*args, trust_remote_code=trust_remote_code, **kwargs)
+        return super().from_pretrained(*args, trust_remote_code=False, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, source: str, *_: Any, **kwargs: Any) -> list[PreTrainedTokenizerBase]:
+        """Load the tokenizer by class from tokenizer.json: AutoTokenizer could execute code that the folder names."""
+        kwargs.pop("trust_remote_code", None)
+        return [PreTrainedTokenizerFast.from_pretrained(source, **kwargs)]
 
     @classmethod
     def for_config(
@@ -111,12 +136,15 @@ class RocketProcessor(ProcessorMixin):
             "cameras": config.cameras,
             "image_size": policy.image_size,
             "resize": policy.resize,
+            "interpolation": policy.interpolation,
             "prompt_template": policy.prompt_template,
+            "task_text": policy.task_text,
             "max_prompt_length": policy.max_prompt_length,
             "state_dim": config.state_dim,
             "action_dim": config.action_dim,
             "state_normalization": config.state_normalization,
             "action_normalization": config.action_normalization,
+            "clip_normalized": config.clip_normalized,
         }
         return cls(tokenizer, statistics=statistics, **(settings | changes))
 
@@ -146,6 +174,7 @@ class RocketProcessor(ProcessorMixin):
         Returns:
             A `Batch` on the device of the images, which `forward` and `predict_action_chunk` take as keyword arguments.
         """
+        check_image_range({name: image for name, image in images.items() if is_float_on_device(image)})
         pixels, present = self.prepare_images(images, camera_mask or {})
         device = pixels.device
         tasks = [task] * len(pixels) if isinstance(task, str) else list(task)
@@ -202,6 +231,14 @@ class RocketProcessor(ProcessorMixin):
         """Normalize actions (..., A) from robot units."""
         return self._action.normalize(actions)
 
+    def clip_state(self, normalized: Tensor) -> Tensor:
+        """Clip normalized states (..., S) to [-1, 1] if the processor does so (`clip_normalized`)."""
+        return self._state.clip(normalized)
+
+    def clip_actions(self, normalized: Tensor) -> Tensor:
+        """Clip normalized actions (..., A) to [-1, 1] if the processor does so (`clip_normalized`)."""
+        return self._action.clip(normalized)
+
     def unnormalize_actions(self, actions: Tensor) -> Tensor:
         """Convert normalized actions (..., A), which a policy predicts, to robot units."""
         return self._action.unnormalize(actions)
@@ -224,9 +261,8 @@ class RocketProcessor(ProcessorMixin):
             raise UserError(
                 f"the observation lacks the camera {missing[0]!r}: pass its image, or None if it is missing"
             )
-        resize = RESIZE_METHODS[self.resize]
         resized = {
-            name: resize(to_unit_batch(name, image), self.image_size)
+            name: resize_images(to_unit_batch(name, image), self.image_size, self.resize, self.interpolation)
             for name, image in images.items()
             if image is not None
         }
@@ -241,18 +277,8 @@ class RocketProcessor(ProcessorMixin):
         return pixels * present[:, :, None, None, None], present
 
     def prompts(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
-        """Fill the prompt template with each task, on one line, and with the bins of the normalized state."""
-        bins: list[list[int]] = [[] for _ in tasks]
-        if "{state}" in self.prompt_template:
-            if state is None:
-                raise UserError("the prompt of this policy contains the state: pass `state`")
-            edges = torch.linspace(-1, 1, STATE_BINS + 1, dtype=torch.float64)[:-1]
-            bins = (torch.bucketize(state.double().cpu(), edges, right=True) - 1).tolist()
-        texts = [task.strip().replace("_", " ").replace("\n", " ") for task in tasks]
-        return [
-            self.prompt_template.format(task=text, task_lower=text.lower(), state=" ".join(map(str, row)))
-            for text, row in zip(texts, bins, strict=True)
-        ]
+        """Fill the prompt template with each task, and with the bins of the normalized state if it contains them."""
+        return self._prompt.fill(tasks, state)
 
     def tokenize(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of prompts, padded to (B, max_prompt_length)."""
@@ -269,6 +295,10 @@ class RocketProcessor(ProcessorMixin):
 def check_sample_count(name: str, value: Sequence[Any] | Tensor, count: int) -> None:
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} samples, but there are images of {count}")
+
+
+def is_float_on_device(image: Any) -> bool:
+    return isinstance(image, Tensor) and image.is_floating_point() and image.device.type != "cpu"
 
 
 def with_batch_dimension(value: Any, dims: int, device: torch.device) -> Tensor:
@@ -290,41 +320,6 @@ def to_unit_batch(name: str, image: Any) -> Tensor:
         return tensor.float() / 255
     if not tensor.is_floating_point():
         raise UserError(f"camera {name!r}: an image must be uint8 or float in [0, 1], got {tensor.dtype}")
-    if tensor.device.type == "cpu" and not 0 <= float(tensor.min()) <= float(tensor.max()) <= 1 + 1e-3:
-        raise UserError(
-            f"camera {name!r}: a float image must lie in [0, 1], got {float(tensor.min()):g} .. {float(tensor.max()):g}"
-        )
+    if tensor.device.type == "cpu":  # elsewhere it would wait for the device, in every training step too
+        check_image_range({name: tensor})
     return tensor.float()
-
-
-def stretch(images: Tensor, size: int) -> Tensor:
-    """Resize to size x size with antialiasing, ignoring the aspect ratio."""
-    if images.shape[-2:] == (size, size):
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True).clamp(0, 1)
-
-
-def letterbox(images: Tensor, size: int) -> Tensor:
-    """Resize with the aspect ratio kept and center between black bars, as openpi and lerobot's pi0 do."""
-    resized = resize_longer_side(images, size)
-    down, right = size - resized.shape[-2], size - resized.shape[-1]
-    return F.pad(resized, (right // 2, right - right // 2, down // 2, down - down // 2))
-
-
-def letterbox_top_left(images: Tensor, size: int) -> Tensor:
-    """Resize as in `letterbox`, but put the bars on the left and on top (lerobot's SmolVLA)."""
-    resized = resize_longer_side(images, size)
-    return F.pad(resized, (size - resized.shape[-1], 0, size - resized.shape[-2], 0))
-
-
-def resize_longer_side(images: Tensor, size: int) -> Tensor:
-    """Resize the longer side to `size` with the aspect ratio kept, bilinear without antialiasing."""
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
-        return images
-    ratio = max(height, width) / size
-    rows, columns = int(height / ratio), int(width / ratio)
-    return F.interpolate(images, size=(rows, columns), mode="bilinear", align_corners=False).clamp(0, 1)
-
-
-RESIZE_METHODS = {"letterbox": letterbox, "letterbox-top-left": letterbox_top_left, "stretch": stretch}

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .rocket2_interface import Memory
 
-CURVES = 10
+BIAS_CURVES = 10  # number of learned functions of distance that each token mixes to the attention bias of a head
 # Norm of the rows of initial weights of each layer. With these, initial attention is nearly uniform.
 QUERY_SCALE, KEY_SCALE, MIXTURE_SCALE, CURVE_SCALE = 0.1, 0.2, 0.1, 0.2
 
@@ -36,7 +36,7 @@ class DistanceCurves(nn.Module):
 
     def __init__(self, window: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(CURVES, window) * CURVE_SCALE)
+        self.weight = nn.Parameter(torch.randn(BIAS_CURVES, window) * CURVE_SCALE)
 
     def forward(self, mixture: Tensor, keys: int) -> Tensor:
         """Return the bias (B, heads, t, keys) of t tokens for the last `keys` tokens, which end with the t tokens.
@@ -64,7 +64,7 @@ class BandedAttention(nn.Module):
         self.key = FanInLinear(width, width, KEY_SCALE, bias=False)
         self.value = FanInLinear(width, width, math.sqrt(scale), bias=False)
         self.output = FanInLinear(width, width, math.sqrt(scale))
-        self.mixture = FanInLinear(width, CURVES * heads, MIXTURE_SCALE)
+        self.mixture = FanInLinear(width, BIAS_CURVES * heads, MIXTURE_SCALE)
         self.curves = DistanceCurves(window)
 
     def forward(self, hidden: Tensor, past: tuple[Tensor, Tensor], allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

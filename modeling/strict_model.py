@@ -1,11 +1,16 @@
 """Base class of models that load strictly: missing or unexpected weights are errors, except for training-only heads."""
 
+import copy
+import os
+from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .stored_weights import Shapes, read_stored_shapes
 
 
 class StrictModel(PreTrainedModel):
@@ -35,6 +40,9 @@ class StrictModel(PreTrainedModel):
             **kwargs: transformers' arguments (`revision`, `dtype`, ...) and overrides of configuration keys.
         """
         kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names of the weights
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if isinstance(source, (str, os.PathLike)) and "state_dict" not in kwargs:
+            cls.check_stored_weights(source, kwargs)
         try:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
@@ -42,17 +50,46 @@ class StrictModel(PreTrainedModel):
                 f"the weights of {args[0]} cannot be read ({error}): download or export them again"
             ) from error
         model.revision = kwargs.get("revision")
-        missing = set(info["missing_keys"])
-        for head in cls.training_heads():
-            names = {name for name, _ in model.named_parameters() if name.startswith(head)}
-            missing -= names if names <= missing else set()
-        problems = {
-            "missing": missing,
-            "unexpected": set(info["unexpected_keys"]),
+        names = {
+            "missing": info["missing_keys"],
+            "unexpected": info["unexpected_keys"],
             "of another shape": {entry[0] for entry in info["mismatched_keys"]},
         }
-        for problem, names in problems.items():
-            if names:
-                listed = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-                raise UserError(f"these weights do not fit the configuration: {len(names)} {problem}: {listed}")
+        cls.raise_on_problems(names, {name for name, _ in model.named_parameters()})
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
+
+    @classmethod
+    def check_stored_weights(cls, source: str | os.PathLike, kwargs: Mapping[str, Any]) -> None:
+        """Compare the shapes in the weights' files with those of the configuration, before anything is allocated.
+
+        transformers allocates all weights whose shapes differ, so that a wrong number in a configuration could fill the
+        memory. A source without safetensors is left to transformers, which reports it.
+        """
+        stored = read_stored_shapes(source, kwargs)
+        if stored is None:
+            return
+        config = copy.deepcopy(kwargs.get("config"))
+        if not isinstance(config, cls.config_class):
+            config, _ = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        with torch.device("meta"):
+            model = cls(config)
+        expected: Shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        ignored = tuple(pattern.removeprefix("^") for pattern in model._keys_to_ignore_on_load_unexpected or ())
+        names = {
+            "missing": expected.keys() - stored.keys(),
+            "unexpected": {name for name in stored.keys() - expected.keys() if not name.startswith(ignored)},
+            "of another shape": {name for name in expected.keys() & stored.keys() if expected[name] != stored[name]},
+        }
+        cls.raise_on_problems(names, set(expected))
+
+    @classmethod
+    def raise_on_problems(cls, names: Mapping[str, set[str] | list[str]], known: set[str]) -> None:
+        """Raise `UserError` with the first weights that do not fit. All weights of a training head may be missing."""
+        missing = set(names["missing"])
+        for head in cls.training_heads():
+            of_head = {name for name in known if name.startswith(head)}
+            missing -= of_head if of_head <= missing else set()
+        for problem, affected in (dict(names) | {"missing": missing}).items():
+            if affected:
+                listed = ", ".join(sorted(affected)[:3]) + (" ..." if len(affected) > 3 else "")
+                raise UserError(f"these weights do not fit the configuration: {len(affected)} {problem}: {listed}")

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
-from rocket_hf.modeling.processing_rocket import RESIZE_METHODS, RocketProcessor
+from rocket_hf.modeling.image_resizing import RESIZE_METHODS
+from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.rgbd_dataset import RgbdFrames
 from rocket_hf.teachers.pretraining.losses import FARTHEST, NEAREST, is_valid_depth
@@ -22,7 +23,7 @@ from rocket_hf.teachers.teacher import Grid
 
 TRAIN, VALIDATION, TEST = "training", "validation", "test"
 VALIDATION_SHARE = 0.2  # of the episodes that are not held out
-LOW, HIGH = float(np.log(NEAREST)), float(np.log(FARTHEST))
+LOG_NEAREST, LOG_FARTHEST = float(np.log(NEAREST)), float(np.log(FARTHEST))
 MIN_EPISODES = MIN_SAMPLES = 4
 
 
@@ -117,10 +118,10 @@ def resized_log_depth(depth: Tensor, processor: RocketProcessor) -> tuple[Tensor
     Pixels without a depth have weight 0.
     """
     counts = is_valid_depth(depth).float()
-    scaled = (depth.clamp(NEAREST, FARTHEST).log() - LOW) / (HIGH - LOW)
+    scaled = (depth.clamp(NEAREST, FARTHEST).log() - LOG_NEAREST) / (LOG_FARTHEST - LOG_NEAREST)
     both = torch.stack([scaled * counts, counts], dim=2).flatten(0, 1)  # (N x V, 2, H, W) in [0, 1]
     value, weight = RESIZE_METHODS[processor.resize](both, processor.image_size).unflatten(0, depth.shape[:2]).unbind(2)
-    return value / weight.clamp_min(1e-6) * (HIGH - LOW) + LOW, weight
+    return value / weight.clamp_min(1e-6) * (LOG_FARTHEST - LOG_NEAREST) + LOG_NEAREST, weight
 
 
 def log_depth_of_patches(depth: Tensor, processor: RocketProcessor, grid: Grid, cells_per_side: int = 1) -> Tensor:

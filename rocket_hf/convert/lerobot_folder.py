@@ -4,44 +4,60 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rocket_hf.checkpoint_files import json_value, open_safetensors, read_json
+from rocket_hf.checkpoint_files import json_value, open_safetensors, read_json, read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.export import lerobot_pipelines
 from rocket_hf.export.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.foreign_code import check_file_names
 from rocket_hf.modeling.normalization import STATISTICS, Statistics
+from rocket_hf.tokenizer import load_tokenizer
 
 MODES = {lerobot_mode: mode for mode, lerobot_mode in lerobot_pipelines.MODES.items()}
 NORMALIZER = "normalizer_processor"
-CONFIG_KEYS = ("input_features", "output_features", "normalization_mapping", "chunk_size")
+# lerobot's processor steps that complete a prompt, and how they treat the task (see `PromptTemplate`).
+TASK_TEXTS = {
+    "pi0_new_line_processor": "unchanged",
+    "smolvla_new_line_processor": "unchanged",
+    "pi05_prepare_state_tokenizer_processor_step": "cleaned",
+}
+INTEGERS = ("tokenizer_max_length", "num_inference_steps", "num_steps", "self_attn_every_n_layers")
 
 
 @dataclass
 class LeRobotFolder:
-    """Configuration, normalization statistics and tokenizer name of a lerobot policy."""
+    """Configuration, normalization statistics, tokenizer name and treatment of tasks of a lerobot policy."""
 
     config: dict[str, Any]
     statistics: dict[str, Statistics]
     tokenizer_name: str
+    task_text: str
 
     @classmethod
     def read(cls, folder: Path, policy_type: str) -> "LeRobotFolder":
         path = folder / "config.json"
-        config = read_json(path)
+        config = read_json_object(path)
         if json_value(config, "type", path) != policy_type:
             raise UserError(
                 f"{path} describes a policy of type {config['type']!r}, but this family reads {policy_type!r}: "
                 "choose another FAMILY"
             )
-        for key in CONFIG_KEYS:
-            json_value(config, key, path)
+        check_config(config, path)
         pipeline = folder / "policy_preprocessor.json"
-        steps = {step.get("registry_name"): step for step in json_value(read_json(pipeline), "steps", pipeline)}
+        content = read_json(pipeline)
+        check_file_names(pipeline, content)
+        steps = read_steps(content, pipeline)
         if NORMALIZER not in steps:
             raise UserError(f"{pipeline} has no step {NORMALIZER}: save the policy again with a newer lerobot")
-        tokenizer = steps.get("tokenizer_processor", {}).get("config", {}).get("tokenizer_name", "")
-        return cls(config, read_statistics(folder, steps[NORMALIZER]), tokenizer)
+        tokenizer = steps.get("tokenizer_processor", {}).get("config", {}).get("tokenizer_name") or ""
+        task_texts = [text for name, text in TASK_TEXTS.items() if name in steps]
+        if not task_texts:
+            raise UserError(
+                f"{pipeline} has none of the steps {', '.join(TASK_TEXTS)}, so the form of its prompts is unknown: "
+                "save the policy again with a newer lerobot"
+            )
+        return cls(config, read_statistics(folder, steps[NORMALIZER]), tokenizer, task_texts[0])
 
     @property
     def cameras(self) -> list[str]:
@@ -56,7 +72,10 @@ class LeRobotFolder:
         }[part]
         if name not in features:
             raise UserError(f"config.json has no feature {name}: the policy cannot be converted")
-        return features[name]["shape"][0]
+        shape = features[name]["shape"]
+        if len(shape) != 1 or not isinstance(shape[0], int):
+            raise UserError(f"config.json has the shape {shape} for the feature {name}, expected one integer")
+        return shape[0]
 
     def normalization_mode(self, part: str) -> str:
         mode = self.config["normalization_mapping"].get(part.upper())
@@ -82,20 +101,37 @@ class LeRobotFolder:
         return load_tokenizer(name)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The tokenizer {name} cannot be loaded ({error}): pass --tokenizer FOLDER or a Hub id"
-        ) from error
+def check_config(config: dict[str, Any], path: Path) -> None:
+    """Raise UserError if config.json lacks a key that this package reads, or has a value of another type."""
+    json_value(config, "chunk_size", path, int)
+    json_value(config, "normalization_mapping", path, dict)
+    for key in ("input_features", "output_features"):
+        features = json_value(config, key, path, dict)
+        for name in features:
+            feature = json_value(features, name, path, dict)
+            json_value(feature, "type", path, str)
+            json_value(feature, "shape", path, list)
+    for key in INTEGERS:
+        if key in config:
+            json_value(config, key, path, int)
+
+
+def read_steps(content: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Return the steps of a processor pipeline by name."""
+    steps: dict[str, dict[str, Any]] = {}
+    for step in json_value(content, "steps", path, list):
+        name = json_value(step, "registry_name", path, str)
+        if "config" in step:
+            json_value(step, "config", path, dict)
+        steps[name] = step
+    return steps
 
 
 def read_statistics(folder: Path, step: dict[str, Any]) -> dict[str, Statistics]:
     """Read the statistics that this package's normalizers use from the state file of lerobot's normalizer step."""
     if "state_file" not in step:
         return {}
-    keys = {key for keys in STATISTICS.values() for key in keys}
+    keys = [key for keys in STATISTICS.values() for key in keys]  # in a fixed order, so that the output is as well
     statistics: dict[str, Statistics] = {}
     with open_safetensors(folder / step["state_file"]) as file:
         stored = set(file.keys())

@@ -11,20 +11,30 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rocket_hf.checkpoint_files import Checkpoint, read_json
+from rocket_hf.checkpoint_files import Checkpoint, json_value, read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfig
 from rocket_hf.modeling.normalization import Statistics
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.tokenizer import load_tokenizer
 
-from .lerobot_folder import load_tokenizer
+from .head_counts import (
+    LLAMA_DEFAULTS,
+    LLAMA_HEADS,
+    SIGLIP_HEADS,
+    VIT_HEADS,
+    Configuration,
+    HeadCounts,
+    check_heads,
+    stated_heads,
+    stated_number,
+)
+from .openvla_statistics import choose_statistics
 from .plan import Drop, Rename
 from .timm_names import vit_rules
 from .write import RocketSource
 
-# Dimensions of one attention head in Llama-2, DINOv2 and SigLIP-So400m, which cannot be inferred from tensor shapes.
-LLAMA_HEAD_DIM, DINO_HEAD_DIM, SIGLIP_HEAD_DIM = 128, 64, 72
 SPACES = ("\N{LOWER ONE EIGHTH BLOCK}", " ")  # SentencePiece's space and the ASCII space
 DINO, SIGLIP = r"vision_backbone\.featurizer", r"vision_backbone\.fused_featurizer"
 HEAD, STATE, PROJECTORS = "action_head.", "proprio_projector.", "align_projectors."
@@ -75,37 +85,51 @@ OFT_RULES: list[Rename | Drop] = [
 ]
 
 
-def infer_openvla_sizes(checkpoint: Checkpoint, variant: str) -> dict[str, Any]:
-    """Infer the sizes of the policy from the shapes of its tensors."""
+def infer_openvla_sizes(checkpoint: Checkpoint, variant: str, heads: HeadCounts, text: Configuration) -> dict[str, Any]:
+    """Infer the sizes of the policy from the shapes of its tensors, its head counts and its `text_config`."""
     shape = checkpoint.shape
     dino, siglip = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
-    vocabulary, width = shape("language_model.model.embed_tokens.weight")
-    dino_width, *_, patch = shape(f"{dino}.patch_embed.proj.weight")
-    siglip_width = shape(f"{siglip}.patch_embed.proj.weight")[0]
+    vocabulary, width = shape("language_model.model.embed_tokens.weight", 2)
+    dino_width, _, _, patch = shape(f"{dino}.patch_embed.proj.weight", 4)
+    siglip_width = shape(f"{siglip}.patch_embed.proj.weight", 4)[0]
     sizes = {
         "variant": variant,
         "vocab_size": vocabulary,
         "width": width,
         "depth": count_layers(checkpoint, r"language_model\.model\.layers\.(\d+)\..*"),
-        "heads": max(1, width // LLAMA_HEAD_DIM),
-        "kv_heads": max(1, shape("language_model.model.layers.0.self_attn.k_proj.weight")[0] // LLAMA_HEAD_DIM),
-        "mlp_width": shape("language_model.model.layers.0.mlp.up_proj.weight")[0],
+        "mlp_width": shape("language_model.model.layers.0.mlp.up_proj.weight", 2)[0],
         "dino_depth": count_layers(checkpoint, rf"{DINO}\.blocks\.(\d+)\..*"),
         "dino_width": dino_width,
-        "dino_heads": max(1, dino_width // DINO_HEAD_DIM),
-        "dino_mlp_width": shape(f"{dino}.blocks.0.mlp.fc1.weight")[0],
-        "dino_registers": shape(f"{dino}.reg_token")[1],
+        "dino_heads": heads.of_tower("dino", dino_width, VIT_HEADS),
+        "dino_mlp_width": shape(f"{dino}.blocks.0.mlp.fc1.weight", 2)[0],
+        "dino_registers": shape(f"{dino}.reg_token", 3)[1],
         "siglip_depth": count_layers(checkpoint, rf"{SIGLIP}\.blocks\.(\d+)\..*"),
         "siglip_width": siglip_width,
-        "siglip_heads": max(1, siglip_width // SIGLIP_HEAD_DIM),
-        "siglip_mlp_width": shape(f"{siglip}.blocks.0.mlp.fc1.weight")[0],
+        "siglip_heads": heads.of_tower("siglip", siglip_width, SIGLIP_HEADS),
+        "siglip_mlp_width": shape(f"{siglip}.blocks.0.mlp.fc1.weight", 2)[0],
         "patch_size": patch,
-        "image_size": patch * round(shape(f"{dino}.pos_embed")[1] ** 0.5),
+        "image_size": patch * round(shape(f"{dino}.pos_embed", 3)[1] ** 0.5),
     }
+    sizes |= language_settings(checkpoint, width, heads, text)
     if variant == "oft":
-        sizes["action_head_width"] = shape(f"{HEAD}model.fc1.weight")[0]
+        sizes["action_head_width"] = shape(f"{HEAD}model.fc1.weight", 2)[0]
         sizes["action_head_blocks"] = count_layers(checkpoint, r"action_head\.model\.mlp_resnet_blocks\.(\d+)\..*")
     return sizes
+
+
+def language_settings(checkpoint: Checkpoint, width: int, heads: HeadCounts, text: Configuration) -> dict[str, Any]:
+    """Return the settings of the Llama model that its tensors do not tell. `text` is the source's `text_config`."""
+    if text.get("rope_scaling"):
+        raise UserError(f"config.json sets rope_scaling={text['rope_scaling']} in text_config, which is not supported")
+    count = heads.of("language", width, LLAMA_HEADS, stated_heads(text, width, LLAMA_DEFAULTS) if text else None)
+    key_width = checkpoint.shape("language_model.model.layers.0.self_attn.k_proj.weight", 2)[0]
+    head_dim = check_heads("language", count, width, key_width)
+    return {
+        "heads": count,
+        "kv_heads": key_width // head_dim,
+        "rms_norm_eps": stated_number(text, "rms_norm_eps", LLAMA_DEFAULTS["rms_norm_eps"]),
+        "rope_theta": stated_number(text, "rope_theta", 10_000.0),
+    }
 
 
 def count_layers(checkpoint: Checkpoint, pattern: str) -> int:
@@ -118,31 +142,20 @@ def token_settings(config: dict[str, Any], vocabulary: int, tokenizer: PreTraine
     token_ids = tokenizer.get_vocab()
     empty = next((token_ids[space] for space in SPACES if space in token_ids), None)
     if empty is None or tokenizer.eos_token_id is None:
-        raise UserError("The tokenizer has no space token or no end token: pass OpenVLA's tokenizer with --tokenizer")
+        raise UserError("the tokenizer has no space token or no end token: pass OpenVLA's tokenizer with --tokenizer")
     return {
-        "base_vocab_size": vocabulary - config.get("pad_to_multiple_of", 64),
-        "action_bins": config.get("n_action_bins", 256),
+        "base_vocab_size": vocabulary - integer_setting(config, "pad_to_multiple_of", 64),
+        "action_bins": integer_setting(config, "n_action_bins", 256),
         "empty_token_id": empty,
         "end_token_id": tokenizer.eos_token_id,
     }
 
 
-def choose_statistics(folder: Path, config: dict[str, Any], key: str | None) -> dict[str, Statistics]:
-    """Return the statistics of the dataset `key`, which may be None if there is only one."""
-    path = folder / "dataset_statistics.json"
-    by_dataset = read_json(path) if path.exists() else config.get("norm_stats", {})
-    if not by_dataset:
-        raise UserError(f"{folder} has no statistics: neither dataset_statistics.json nor norm_stats in config.json")
-    if key is None and len(by_dataset) > 1:
-        raise UserError(
-            f"{folder} has statistics of {len(by_dataset)} datasets: choose one with --statistics, from "
-            f"{', '.join(by_dataset)}"
-        )
-    key = key or next(iter(by_dataset))
-    if key not in by_dataset:
-        raise UserError(f"{folder} has no statistics of the dataset {key!r}; it has: {', '.join(by_dataset)}")
-    parts = {"action": "action", "proprio": "state"}
-    return {part: by_dataset[key][name] for name, part in parts.items() if name in by_dataset[key]}
+def integer_setting(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"config.json sets {key}={value!r}, expected an integer: download it again")
+    return value
 
 
 def has_weights(folder: Path) -> bool:
@@ -163,6 +176,7 @@ def read_openvla(
     tokenizer: str | None = None,
     statistics: str | None = None,
     base: Path | None = None,
+    heads: HeadCounts | None = None,
 ) -> RocketSource:
     """Read a folder of the family `openvla`, `openvla-oft` or `rocket-openvla`.
 
@@ -171,9 +185,12 @@ def read_openvla(
     """
     variant = "openvla" if family == "openvla" else "oft"
     checkpoint = open_checkpoint(folder, variant, base)
-    source_config = read_json(folder / "config.json")
-    sizes = infer_openvla_sizes(checkpoint, variant)
-    loaded_tokenizer = load_tokenizer(tokenizer or folder)
+    path = folder / "config.json"
+    source_config = read_json_object(path)
+    text = json_value(source_config, "text_config", path, dict) if "text_config" in source_config else {}
+    sizes = infer_openvla_sizes(checkpoint, variant, heads or HeadCounts(), text)
+    # The public checkpoints name their own code for transformers, which this package has no use for.
+    loaded_tokenizer = load_tokenizer(tokenizer or folder, ignore_code=True)
     policy = OpenVLAPolicyConfig(**sizes, **token_settings(source_config, sizes["vocab_size"], loaded_tokenizer))
     dataset_statistics = choose_statistics(folder, source_config, statistics)
     rules = [
@@ -216,13 +233,14 @@ def robot_config(checkpoint: Checkpoint, variant: str, statistics: dict[str, Sta
         return {
             "cameras": ["image"],
             "chunk_size": 1,
-            "action_dim": len(statistics["action"]["q01"]),
-            "state_dim": len(statistics["state"]["q01"]) if has_state else 1,
+            "action_dim": len(quantiles(statistics, "action")),
+            "state_dim": len(quantiles(statistics, "state")) if has_state else 1,
             "state_normalization": "quantile" if has_state else "identity",
             "action_normalization": "quantile",
+            "clip_normalized": True,
         }
-    action_dim = checkpoint.shape(f"{HEAD}model.fc2.weight")[0]
-    state_dim = checkpoint.shape(f"{STATE}fc1.weight")[1]
+    action_dim = checkpoint.shape(f"{HEAD}model.fc2.weight", 2)[0]
+    state_dim = checkpoint.shape(f"{STATE}fc1.weight", 2)[1]
     if (action_dim, state_dim) not in ROBOTS:
         raise UserError(
             f"The checkpoint has {action_dim} action and {state_dim} state dimensions, which no robot of the public "
@@ -236,7 +254,14 @@ def robot_config(checkpoint: Checkpoint, variant: str, statistics: dict[str, Sta
         "state_dim": state_dim,
         "state_normalization": mode,
         "action_normalization": mode,
+        "clip_normalized": True,
     }
+
+
+def quantiles(statistics: dict[str, Statistics], part: str) -> list[Any]:
+    if not statistics[part].get("q01"):
+        raise UserError(f"the statistics of the {part} have no values of 'q01': choose others with --statistics")
+    return list(statistics[part]["q01"])
 
 
 def read_projectors(folder: Path, checkpoint: Checkpoint, depth: int) -> tuple[AlignmentConfig, list[Rename | Drop]]:
@@ -260,7 +285,7 @@ def read_projectors(folder: Path, checkpoint: Checkpoint, depth: int) -> tuple[A
                 f"{name} differs from {first}: only a projector that all layers share can be converted. Convert the "
                 "policy without its alignment head as the family openvla-oft"
             )
-    hidden, target = (checkpoint.shape(f"{PROJECTORS}{layers[0]}.0.{layer}.weight")[0] for layer in ("fc1", "fc2"))
+    hidden, target = (checkpoint.shape(f"{PROJECTORS}{layers[0]}.0.{layer}.weight", 2)[0] for layer in ("fc1", "fc2"))
     alignment = AlignmentConfig(
         student_layers=[depth - 1 if layer == "-1" else int(layer) for layer in layers],
         teacher_layers=[*ROCKET_TEACHER_LAYERS[: len(layers) - 1], ROCKET_TEACHER_LAYERS[-1]],

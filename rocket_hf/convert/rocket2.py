@@ -11,13 +11,13 @@ from rocket_hf.checkpoint_files import Checkpoint
 from rocket_hf.export.export_files import write_rocket2_files
 from rocket_hf.modeling.configuration_rocket2 import AUXILIARY_HEADS, Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-from rocket_hf.modeling.rocket2_temporal import CURVES
+from rocket_hf.modeling.rocket2_temporal import BIAS_CURVES
 
+from .head_counts import VIT_HEADS, HeadCounts
 from .plan import Drop, Rename
 from .timm_names import vit_rules
 from .write import SourcePolicy
 
-VIT_HEAD_DIM = 64  # dimension of one attention head of both encoders, which cannot be inferred from the shapes
 RGB, MASK, SPATIAL, TEMPORAL = "view_backbone.model", "mask_backbone.model", "view_resampler.layers", "recurrent.blocks"
 AUXILIARY = "aux_vis_head"
 AUXILIARY_ENDS = (1, 3, 7)  # last rows (exclusive) of the auxiliary head's outputs: visibility, point, box
@@ -55,44 +55,44 @@ class Rocket2Source(SourcePolicy):
         write_rocket2_files(folder, self.config)
 
 
-def read_rocket2(folder: Path) -> Rocket2Source:
+def read_rocket2(folder: Path, heads: HeadCounts | None = None) -> Rocket2Source:
     checkpoint = Checkpoint(folder)
     checkpoint.add_weights()
-    config = Rocket2Config(**infer_rocket2_sizes(checkpoint))
+    config = Rocket2Config(**infer_rocket2_sizes(checkpoint, heads or HeadCounts()))
     for part in ("weight", "bias"):
         checkpoint.shape(f"{AUXILIARY}.{part}")  # raises UserError if it is missing
         checkpoint.split(f"{AUXILIARY}.{part}", *AUXILIARY_ENDS)
     return Rocket2Source(checkpoint, config, rename_rules(config.reads_previous_action))
 
 
-def infer_rocket2_sizes(checkpoint: Checkpoint) -> dict[str, Any]:
+def infer_rocket2_sizes(checkpoint: Checkpoint, heads: HeadCounts) -> dict[str, Any]:
     shape = checkpoint.shape
-    _, view_tokens, width = shape("view_cls_tokens")
+    _, view_tokens, width = shape("view_cls_tokens", 3)
     attention = f"{TEMPORAL}.0.r.orc_block"
     reads_previous_action = any(name.startswith("action_embedding_layer.") for name in checkpoint.entries)
     sizes = {
         "width": width,
-        "heads": shape(f"{attention}.r_layer.weight")[0] // CURVES,
+        "heads": shape(f"{attention}.r_layer.weight", 2)[0] // BIAS_CURVES,
         "view_tokens": view_tokens,
         "spatial_layers": count_blocks(checkpoint, SPATIAL),
         "temporal_layers": count_blocks(checkpoint, TEMPORAL),
-        "interactions": shape("interaction.weight")[0] - 1,
+        "interactions": shape("interaction.weight", 2)[0] - 1,
         "reads_previous_action": reads_previous_action,
-        "window_steps": shape(f"{attention}.b_nd")[1] // (view_tokens + 1 + reads_previous_action),
+        "window_steps": shape(f"{attention}.b_nd", 2)[1] // (view_tokens + 1 + reads_previous_action),
     }
-    return sizes | encoder_sizes(checkpoint, RGB, "rgb") | encoder_sizes(checkpoint, MASK, "mask")
+    return sizes | encoder_sizes(checkpoint, RGB, "rgb", heads) | encoder_sizes(checkpoint, MASK, "mask", heads)
 
 
-def encoder_sizes(checkpoint: Checkpoint, source: str, prefix: str) -> dict[str, Any]:
-    width, *_, patch = checkpoint.shape(f"{source}.patch_embed.proj.weight")
-    side = patch * round((checkpoint.shape(f"{source}.pos_embed")[1] - 1) ** 0.5)
+def encoder_sizes(checkpoint: Checkpoint, source: str, prefix: str, heads: HeadCounts) -> dict[str, Any]:
+    width, _, _, patch = checkpoint.shape(f"{source}.patch_embed.proj.weight", 4)
+    side = patch * round((checkpoint.shape(f"{source}.pos_embed", 3)[1] - 1) ** 0.5)
     return {
         "image_size": [side, side],
         "patch_size": patch,
         f"{prefix}_width": width,
-        f"{prefix}_heads": max(1, width // VIT_HEAD_DIM),
+        f"{prefix}_heads": heads.of_tower(prefix, width, VIT_HEADS),
         f"{prefix}_depth": count_blocks(checkpoint, f"{source}.blocks"),
-        f"{prefix}_mlp_width": checkpoint.shape(f"{source}.blocks.0.mlp.fc1.weight")[0],
+        f"{prefix}_mlp_width": checkpoint.shape(f"{source}.blocks.0.mlp.fc1.weight", 2)[0],
     }
 
 

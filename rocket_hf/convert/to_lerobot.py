@@ -1,9 +1,13 @@
 """Export of pi0, pi0.5 and SmolVLA to a folder that lerobot's policy class loads strictly, with the same actions.
 
-lerobot weights that do not affect the actions (see lerobot_names.py) are written as zeros.
+lerobot weights that do not affect the actions (see lerobot_names.py) are written as zeros. lerobot finds the tokenizer
+and SmolVLA's vision-language model by names. By default these are absolute paths of copies in the folder, which need no
+network; lerobot does not search relative to the policy.
 """
 
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +28,10 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from .lerobot_folder import NORMALIZER
 from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, rules_to_lerobot
 from .plan import Rename
+from .smolvlm_folder import read_smolvlm_settings, write_smolvlm_folder
+from .write import write_errors_as_user_errors
 
-# Hub ids of the tokenizers, and lerobot's names of the processor step that completes a prompt.
-TOKENIZERS = {
-    "pi0": "google/paligemma-3b-pt-224",
-    "pi05": "google/paligemma-3b-pt-224",
-    "smolvla": "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
-}
+# lerobot's names of the processor step that completes a prompt.
 PROMPT_STEPS = {
     "pi0": "pi0_new_line_processor",
     "pi05": "pi05_prepare_state_tokenizer_processor_step",
@@ -38,19 +39,84 @@ PROMPT_STEPS = {
 }
 
 
+@dataclass(frozen=True)
+class ExternalNames:
+    """Folders or Hub ids from which lerobot loads the tokenizer and SmolVLA's vision-language model."""
+
+    tokenizer: str
+    vlm: str | None
+
+
 def to_lerobot(
-    model: RocketForActionPrediction, processor: RocketProcessor, folder: Path, tokenizer: str | None = None
-) -> Path:
-    """Write the folder atomically. lerobot will load the tokenizer from `tokenizer`, a folder or a Hub id."""
-    policy_type = lerobot_type(model.config)
-    try:
-        with staged_folder(folder) as staging:
-            save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
-            write_json(staging / "config.json", lerobot_config(model.config, processor))
-            write_processors(staging, model.config, processor, tokenizer or TOKENIZERS[policy_type])
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error}") from error
-    return folder
+    model: RocketForActionPrediction,
+    processor: RocketProcessor,
+    folder: Path,
+    tokenizer: str | None = None,
+    vlm: str | None = None,
+) -> ExternalNames:
+    """Write the folder atomically; return the names under which lerobot will load the rest.
+
+    Args:
+        model: The policy.
+        processor: Its processor.
+        folder: New folder.
+        tokenizer: Folder or Hub id of the tokenizer; by default a copy of the processor's is written.
+        vlm: Folder or Hub id of SmolVLA's vision-language model; by default its configuration is written.
+    """
+    lerobot_type(model.config)
+    check_preparation(model.config, processor)
+    policy = model.config.policy_config
+    if isinstance(policy, SmolVLAConfig):
+        check_smolvlm(policy, vlm)
+    elif vlm:
+        raise UserError("only SmolVLA has a vision-language model of its own: remove --vlm")
+    with write_errors_as_user_errors(folder), staged_folder(folder) as staging:
+        names = write_external_files(staging, folder.resolve(), processor, policy, tokenizer, vlm)
+        save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
+        write_json(staging / "config.json", lerobot_config(model.config, processor, names))
+        write_processors(staging, model.config, processor, names.tokenizer)
+    return names
+
+
+def check_smolvlm(policy: SmolVLAConfig, vlm: str | None) -> None:
+    """Raise UserError if lerobot cannot build the policy from this vision-language model."""
+    if policy.image_start_ids or policy.image_end_ids:
+        raise UserError("policies with image_start_ids or image_end_ids cannot be converted to lerobot's SmolVLA")
+    if not vlm:
+        return
+    settings = read_smolvlm_settings({}, vlm)
+    stated = (settings.language_heads(policy.width), settings.vision_heads(policy.vision_width))
+    if stated != (policy.heads, policy.vision_heads) or settings.norm_eps(policy.width) != policy.rms_norm_eps:
+        raise UserError(
+            f"the vision-language model {vlm} has other sizes than this policy, whose language model is {policy.width} "
+            f"wide and has {policy.heads} heads: leave out --vlm, or pass the one that the policy was made from"
+        )
+
+
+def write_external_files(
+    staging: Path,
+    final: Path,
+    processor: RocketProcessor,
+    policy: Pi0Config | SmolVLAConfig,
+    tokenizer: str | None,
+    vlm: str | None,
+) -> ExternalNames:
+    """Write what lerobot loads by name, unless names were given. `final` is the later path of the folder `staging`."""
+    names = {name: local_name(name) for name in (tokenizer, vlm) if name}
+    if isinstance(policy, SmolVLAConfig):
+        if vlm is None:
+            write_smolvlm_folder(staging / "vlm", policy, processor.tokenizer)
+        vlm_name = names[vlm] if vlm else str(final / "vlm")
+        return ExternalNames(names[tokenizer] if tokenizer else vlm_name, vlm_name)
+    if tokenizer is None:
+        processor.tokenizer.save_pretrained(staging / "tokenizer")
+    return ExternalNames(names[tokenizer] if tokenizer else str(final / "tokenizer"), None)
+
+
+def local_name(name: str) -> str:
+    """Return the absolute path of a folder, and a Hub id unchanged."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def lerobot_type(config: RocketConfig) -> str:
@@ -61,6 +127,20 @@ def lerobot_type(config: RocketConfig) -> str:
     if isinstance(policy, SmolVLAConfig):
         return "smolvla"
     raise UserError(f"lerobot has no policy of type {policy.model_type}: only pi0, pi0.5 and SmolVLA can be converted")
+
+
+def check_preparation(config: RocketConfig, processor: RocketProcessor) -> None:
+    """Raise UserError if lerobot's classes would prepare other inputs than the processor."""
+    policy = config.policy_config
+    expected = {"clip_normalized": False} | {
+        name: getattr(policy, name) for name in ("resize", "interpolation", "prompt_template")
+    }
+    for name, value in expected.items():
+        if getattr(processor, name) != value:
+            raise UserError(
+                f"The processor of this policy has {name}={getattr(processor, name)!r}, but lerobot always uses "
+                f"{value!r}: the policy cannot be converted"
+            )
 
 
 def lerobot_weights(model: RocketForActionPrediction) -> dict[str, Tensor]:
@@ -86,7 +166,7 @@ def lerobot_name(name: str, rules: list[Rename]) -> str:
     raise ValueError(f"lerobot's policy has no weight that corresponds to {name}")
 
 
-def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str, Any]:
+def lerobot_config(config: RocketConfig, processor: RocketProcessor, names: ExternalNames) -> dict[str, Any]:
     policy_type, policy = lerobot_type(config), config.policy_config
     inputs, outputs = features(config)
     size = [policy.image_size, policy.image_size]
@@ -107,7 +187,8 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
             "num_steps": policy.denoising_steps,
             "num_vlm_layers": policy.depth,
             "self_attn_every_n_layers": policy.self_attention_every,
-            "expert_width_multiplier": policy.expert_width / policy.width,
+            "expert_width_multiplier": expert_factor(policy),
+            "vlm_model_name": names.vlm,
             "load_vlm_weights": False,
         }
     return settings | {
@@ -115,6 +196,12 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor) -> dict[str
         "num_inference_steps": policy.denoising_steps,
         "dtype": "bfloat16" if config.dtype == torch.bfloat16 else "float32",
     }
+
+
+def expert_factor(policy: SmolVLAConfig) -> float:
+    """Return the number with which lerobot multiplies the width, and truncates, to get the width of the expert."""
+    factor = policy.expert_width / policy.width
+    return factor if int(policy.width * factor) == policy.expert_width else math.nextafter(factor, math.inf)
 
 
 def write_processors(folder: Path, config: RocketConfig, processor: RocketProcessor, tokenizer: str) -> None:

@@ -3,12 +3,15 @@
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -71,23 +74,33 @@ def write_conversion(
 ) -> dict[str, Any]:
     """Convert `source` to the folder `destination`, atomically and one shard at a time; return the report."""
     plan = make_plan(source.checkpoint, source.weight_shapes(), source.rules)
-    try:
-        with staged_folder(destination) as staging:
-            dtypes, parameters = write_weights(source, plan, staging, dtype)
-            source.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # mixed checkpoints load as the widest
-            source.write_policy_files(staging)
-            report = origin | {
-                "tensors": len(plan.sources),
-                "parameters": parameters,
-                "dtypes": {str(name).removeprefix("torch."): count for name, count in dtypes.items()},
-                "source_layout_sha256": source.checkpoint.digest(),
-                "dropped": plan.dropped,
-                "mapped": plan.sources,
-            }
-            (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"Cannot write {destination}: {error}") from error
+    with write_errors_as_user_errors(destination), staged_folder(destination) as staging:
+        dtypes, parameters = write_weights(source, plan, staging, dtype)
+        source.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # mixed checkpoints load as the widest
+        source.write_policy_files(staging)
+        report = origin | {
+            "tensors": len(plan.sources),
+            "parameters": parameters,
+            "dtypes": {str(name).removeprefix("torch."): count for name, count in dtypes.items()},
+            "source_layout_sha256": source.checkpoint.digest(),
+            "dropped": plan.dropped,
+            "mapped": plan.sources,
+        }
+        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+@contextmanager
+def write_errors_as_user_errors(folder: Path) -> Iterator[None]:
+    """Raise a UserError if the folder cannot be written, for instance because the disk is full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' error for a failed write
+        raise UserError(f"Cannot write {folder}: {error}; free some space or choose another folder") from error
+    except Exception as error:
+        if type(error) is not Exception:  # the library tokenizers raises plain exceptions for a failed write
+            raise
+        raise UserError(f"Cannot write {folder}: {error}; free some space or choose another folder") from error
 
 
 def write_weights(
@@ -103,7 +116,9 @@ def write_weights(
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             tensors = {}
             for name in names:
-                tensor = read_target(source.checkpoint, plan, name).to(dtype)
+                original = read_target(source.checkpoint, plan, name)
+                tensor = original.to(dtype)
+                check_weight_is_finite(plan.sources[name][0], original, tensor)
                 tensors[name] = tensor.contiguous()
                 dtypes[tensor.dtype] += 1
                 size, parameters = size + tensor.nbytes, parameters + tensor.numel()
@@ -114,6 +129,15 @@ def write_weights(
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return dtypes, parameters
+
+
+def check_weight_is_finite(name: str, original: torch.Tensor, converted: torch.Tensor) -> None:
+    if converted.isfinite().all():
+        return
+    if original.isfinite().all():
+        dtype = str(converted.dtype).removeprefix("torch.")
+        raise UserError(f"The weight {name} has values beyond the range of {dtype}: convert with --dtype float32")
+    raise UserError(f"The weight {name} contains NaN or infinity: download the checkpoint again, or use an earlier one")
 
 
 def split_into_shards(shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:

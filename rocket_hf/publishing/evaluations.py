@@ -90,7 +90,7 @@ def read_image(path: Path) -> bytes | None:
         with Image.open(path) as image:
             image.load()
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable image ({error}): run `rocket-hf eval` again") from error
 
 

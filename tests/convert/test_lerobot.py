@@ -18,9 +18,11 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import PI0_SIZES, SMOLVLA_SIZES, character_tokenizer, tiny_config, tiny_statistics
 
 pytestmark = pytest.mark.needs_lerobot
-# Tiny sizes, but with the published head dimensions, which cannot be inferred from tensor shapes.
-PI = PI0_SIZES | {"vision_width": 144, "vision_heads": 2}
-SMOL = SMOLVLA_SIZES | {"head_dim": 64, "vision_width": 128, "vision_heads": 2}
+PI = PI0_SIZES | {"vision_heads": 3}
+SMOL = SMOLVLA_SIZES | {"vision_heads": 3, "expert_mlp_width": 256}  # lerobot computes 256 from the expert's width
+# Heads that tensors of these sizes do not tell.
+HEADS = {"pi0": ["--heads", "vision=3"], "pi05": ["--heads", "vision=3"]}
+HEADS["smolvla"] = ["--heads", "vision=3", "--heads", "language=4"]
 POLICIES = {
     "pi0": lambda: Pi0Config(variant="pi0", **PI),
     "pi05": lambda: Pi0Config(variant="pi05", **PI),
@@ -66,8 +68,9 @@ def policy_type(folder) -> str:
 
 def convert(source, destination, *options) -> int:
     tokenizer = str(source.parent / "tokenizer")
-    family = f"lerobot-{policy_type(source)}"
-    return main(["convert", family, str(source), str(destination), "--tokenizer", tokenizer, *options])
+    family = policy_type(source)
+    arguments = ["convert", f"lerobot-{family}", str(source), str(destination), "--tokenizer", tokenizer]
+    return main([*arguments, *HEADS[family], *options])
 
 
 def test_converted_policy_predicts_the_same_actions_in_robot_units(lerobot_model, source, tmp_path, capsys):
@@ -89,6 +92,19 @@ def test_converted_policy_predicts_the_same_actions_in_robot_units(lerobot_model
     torch.testing.assert_close(actions, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_converted_policy_builds_the_prompts_of_its_source(lerobot_model, source, tmp_path):
+    """Only pi0.5 replaces underscores; the treatment of tasks is read from the source's preprocessor."""
+    assert convert(source, tmp_path / "ours") == 0
+    processor, tasks = RocketProcessor.from_pretrained(tmp_path / "ours"), ["open the_drawer", " close it\n"]
+    preprocess, _ = lerobot_model.processors
+    for task in tasks:
+        observation = {key: torch.rand(3, 40, 64) for key in CAMERAS} | {"observation.state": torch.zeros(6)}
+        expected = preprocess(observation | {"task": task})["observation.language.tokens"]
+        ours = processor(images={"front": torch.rand(3, 40, 64), "wrist": None}, task=task, state=torch.zeros(6))
+        length = int(ours["attention_mask"].sum())  # SmolVLA's preprocessor pads to the longest prompt of a batch
+        assert torch.equal(ours["input_ids"][:, :length], expected[:, :length])
+
+
 def test_report_accounts_for_every_tensor(source, tmp_path):
     assert convert(source, tmp_path / "ours") == 0
     report = json.loads((tmp_path / "ours" / "conversion.json").read_text())
@@ -107,6 +123,14 @@ def test_bfloat16_policy_is_written_in_shards(source, tmp_path, monkeypatch):
     assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 1
     ours = RocketForActionPrediction.from_pretrained(tmp_path / "ours")
     assert ours.dtype == torch.bfloat16
+
+
+def test_weight_beyond_the_range_of_a_dtype_is_reported(source, tmp_path, capsys):
+    edit(source, lambda weights: weights["model.action_in_proj.bias"].fill_(3.4e38))
+    assert convert(source, tmp_path / "ours", "--dtype", "bfloat16") == 2
+    printed = capsys.readouterr().err
+    assert "model.action_in_proj.bias has values beyond the range of bfloat16: convert with --dtype float32" in printed
+    assert not (tmp_path / "ours").exists()
 
 
 def remove_tensor(folder):
@@ -130,6 +154,15 @@ def remove_preprocessor(folder):
     (folder / "policy_preprocessor.json").unlink()
 
 
+def remove_prompt_step(folder):
+    path = folder / "policy_preprocessor.json"
+    pipeline = json.loads(path.read_text())
+    pipeline["steps"] = [
+        step for step in pipeline["steps"] if not step["registry_name"].startswith(("pi0", "pi05", "smolvla"))
+    ]
+    path.write_text(json.dumps(pipeline))
+
+
 def remove_statistics(folder):
     next(folder.glob("policy_preprocessor_step_*_normalizer_processor.safetensors")).unlink()
 
@@ -137,6 +170,28 @@ def remove_statistics(folder):
 def change_policy_type(folder):
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"type": "', '"type": "another-'))
+
+
+def damage_weight(folder):
+    edit(folder, lambda weights: weights["model.action_in_proj.bias"].fill_(torch.nan))
+
+
+def damage_statistics(folder, key="action.mean", value=torch.inf):
+    path = next(folder.glob("policy_preprocessor_step_*_normalizer_processor.safetensors"))
+    statistics = load_file(path)
+    part, _, statistic = key.rpartition(".")
+    mode = json.loads((folder / "config.json").read_text())["normalization_mapping"]["ACTION"]
+    assert f"{part}.{statistic}" in statistics, mode
+    statistics[f"{part}.{statistic}"].view(-1)[2] = value
+    save_file(statistics, path)
+
+
+def reverse_range(folder):
+    damage_statistics(folder, "action.q99", -100.0)
+
+
+def negate_deviation(folder):
+    damage_statistics(folder, "action.std", -1.0)
 
 
 def edit(folder, change):
@@ -156,6 +211,11 @@ def edit(folder, change):
         ),
         (truncate_weights, "model.safetensors is damaged or incomplete"),
         (remove_preprocessor, "policy_preprocessor.json is missing"),
+        (damage_weight, "The weight model.action_in_proj.bias contains NaN or infinity"),
+        (damage_statistics, "the statistic 'mean' of the action is inf in dimension 2"),
+        (reverse_range, "which are reversed"),
+        (negate_deviation, "the statistic 'std' of the action is -1 in dimension 2"),
+        (remove_prompt_step, "so the form of its prompts is unknown: save the policy again"),
         (remove_statistics, "normalizer_processor.safetensors is missing"),
     ],
 )
@@ -210,7 +270,7 @@ def test_hub_repository_at_a_revision_is_converted(source, tmp_path):
     (repository / "snapshots").mkdir()
     source.rename(repository / "snapshots" / commit)
     arguments = ["convert", family, "you/robot@v1", str(tmp_path / "ours")]
-    arguments += ["--tokenizer", str(tmp_path / "tokenizer")]
+    arguments += ["--tokenizer", str(tmp_path / "tokenizer"), *HEADS[family.removeprefix("lerobot-")]]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "rocket_hf.commands", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -3,8 +3,10 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from rocket_hf.commands import main
@@ -114,6 +116,7 @@ def openvla(tmp_path):
         "model_type": "openvla",
         "n_action_bins": 256,
         "pad_to_multiple_of": 64,
+        "text_config": {"model_type": "llama", "hidden_size": WIDTH, "num_attention_heads": 2, "rms_norm_eps": 1e-5},
         "norm_stats": statistics("a", "b"),
     }
     (folder / "config.json").write_text(json.dumps(config | {"n_action_bins": 16}))
@@ -130,7 +133,8 @@ def oft(openvla):
 
 
 def convert(family, source, destination, *options) -> int:
-    return main(["convert", family, str(source), str(destination), *options])
+    heads = ["--heads", "dino=1", "--heads", "siglip=1"]  # the tensors of these tiny towers do not tell them
+    return main(["convert", family, str(source), str(destination), *heads, *options])
 
 
 def predict_actions(folder) -> torch.Tensor:
@@ -151,6 +155,23 @@ def test_converted_oft_predicts_actions_and_report_is_complete(oft, tmp_path):
     used = {name for sources in report["mapped"].values() for name in sources}
     assert used | report["dropped"].keys() == names
     assert {name for name in report["dropped"] if "featurizer" not in name} == {"language_model.lm_head.weight"}
+
+
+@pytest.mark.parametrize("family", ["openvla", "openvla-oft"])
+def test_converted_policy_prepares_inputs_as_public_code(oft, tmp_path, family):
+    """States and actions are clipped to the quantiles, images resized as by Pillow, and tasks only lowercased."""
+    assert convert(family, oft, tmp_path / "ours") == 0
+    processor = RocketProcessor.from_pretrained(tmp_path / "ours")
+    image = np.random.default_rng(0).integers(0, 256, (45, 60, 3), dtype=np.uint8)
+    inputs = processor(
+        images=dict.fromkeys(processor.cameras, image), task="Open the_drawer", state=np.full(STATE, 1e3),
+        actions=np.full((1, ACTION), -1e3),
+    )  # fmt: skip
+    assert inputs["state"].eq(1).all() and inputs["actions"][..., :-1].eq(-1).all()
+    expected = Image.fromarray(image).resize((PATCH * SIDE, PATCH * SIDE), Image.Resampling.BICUBIC)
+    pixels = inputs["images"][0, 0].permute(1, 2, 0) * 255
+    torch.testing.assert_close(pixels, torch.from_numpy(np.array(expected)).float())
+    assert processor.prompts(["Open the_drawer"], None)[0].count("open the_drawer?") == 1
 
 
 def test_oft_weights_are_renamed_correctly(oft, tmp_path):

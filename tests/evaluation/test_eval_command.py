@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
 from rocket_hf.evaluation.report import REPORT
@@ -23,7 +24,7 @@ def pushing(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory):
-    return export_pushing_policy(tmp_path_factory.mktemp("policies") / "weak", spread=0.0, push=0.1)
+    return export_pushing_policy(tmp_path_factory.mktemp("policies") / "weak", spread=1e-9, push=0.1)
 
 
 def run(capsys, *arguments):
@@ -72,6 +73,16 @@ def test_wrong_input_prints_one_sentence(arguments, message, pushing, capsys):
     code, printed = run(capsys, pushing, *arguments)
     assert code == 2 and message in printed.err
     assert printed.err.startswith("rocket-hf eval: ") and len(printed.err.splitlines()) == 1
+
+
+def test_policy_with_damaged_weights_moves_no_robot(pushing, tmp_path, capsys):
+    folder = shutil.copytree(pushing, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    weights["policy.action_head.fc_out.bias"][1] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    code, printed = run(capsys, folder, *SHORT, "--workers", 0, "--out", tmp_path / "report")
+    assert code == 2 and "the predicted actions are not finite, so none are returned" in printed.err.splitlines()[-1]
+    assert not (tmp_path / "report" / REPORT).exists()
 
 
 def test_policy_for_another_robot_is_rejected(tmp_path, capsys):

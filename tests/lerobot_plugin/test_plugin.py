@@ -102,6 +102,32 @@ def test_masked_action_dimensions_are_not_normalized(tmp_path):
     torch.testing.assert_close(action, direct_actions(folder, observation())[:, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_clipped_states_and_training_actions_are_clipped_in_lerobot(tmp_path):
+    """lerobot's own normalizer does not clip, so the policy does."""
+    from rocket_hf.export.export_files import export_policy
+
+    from ..evaluation.policies import pushing_policy
+
+    modes = {"state_normalization": "min_max", "action_normalization": "min_max", "clip_normalized": True}
+    policy, processor = pushing_policy(**modes)
+    limits = {"min": [-0.1] * 4, "max": [0.1] * 4}
+    clipping = RocketProcessor.for_config(
+        policy.config, processor.tokenizer, {"state": limits, "action": limits}, max_prompt_length=128
+    )
+    folder = export_policy(policy, clipping, tmp_path / "clipped")
+    lerobot_policy, preprocess, postprocess = load(folder)
+    sample = observation()
+    assert clipping.normalize_state(sample["observation.state"]).abs().max() == 1
+    action = postprocess(lerobot_policy.select_action(preprocess(sample)))
+    torch.testing.assert_close(action, direct_actions(folder, sample)[:, 0], atol=1e-5, rtol=1e-5)
+
+    chunk = torch.full((2, 4, 4), 9.0)
+    batch = sample | {"action": chunk, "action_is_pad": torch.zeros(2, 4, dtype=torch.bool)}
+    loss, _ = lerobot_policy(preprocess(batch))
+    at_the_limit, _ = lerobot_policy(preprocess(batch | {"action": torch.full_like(chunk, 0.1)}))
+    torch.testing.assert_close(loss, at_the_limit)
+
+
 def test_loss_equals_rocket_hf_and_saved_policy_loads(published, tmp_path):
     policy, preprocess, _ = load(published)
     chunk = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))

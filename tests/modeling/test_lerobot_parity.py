@@ -14,8 +14,8 @@ from rocket_hf.convert.lerobot_names import TIED_HEAD, UNUSED, rules_to_lerobot
 from rocket_hf.convert.to_lerobot import lerobot_name, lerobot_weights
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
+from rocket_hf.modeling.image_resizing import letterbox
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.processing_rocket import letterbox
 from rocket_hf.tiny import tiny_config
 
 from .conftest import hooked_streams, random_model

@@ -13,9 +13,9 @@ from torch import nn
 from rocket_hf.bench.lerobot_tiny import CAMERAS, FAKE_ID, GLOBAL_ID, lerobot_batch, lerobot_smolvla
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
+from rocket_hf.modeling.image_resizing import letterbox_top_left
 from rocket_hf.modeling.llama_layers import LlamaNorm
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.modeling.processing_rocket import letterbox_top_left
 from rocket_hf.tiny import SMOLVLA_SIZES, tiny_config
 
 from .conftest import hooked_streams, random_model

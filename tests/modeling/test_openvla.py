@@ -57,7 +57,7 @@ def test_contradictory_configurations_are_rejected(changes, message):
 def test_prompt_equals_published_prompt():
     config = tiny_config("openvla-oft")
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
-    expected = "In: What action should the robot take to put the red cup in drawer a?\nOut:"
+    expected = "In: What action should the robot take to put the red_cup in drawer a?\nOut:"
     assert processor.prompts(["Put the RED_cup in drawer A"], torch.zeros(1, 6)) == [expected]
 
 

@@ -1,13 +1,17 @@
 """Tests of the processor: image formats, prompts, normalization and wrong inputs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from rocket_hf.modeling.finite_checks import check_image_range
+from rocket_hf.modeling.image_resizing import letterbox, pil_bicubic, stretch
 from rocket_hf.modeling.normalization import Normalizer
-from rocket_hf.modeling.processing_rocket import RocketProcessor, letterbox, stretch
+from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config, tiny_statistics
 
 from .conftest import random_model
@@ -70,6 +74,48 @@ def test_resize_methods():
         create_processor(resize="crop")
 
 
+SIZES = [
+    (480, 640, 224),
+    (256, 256, 224),
+    (97, 131, 224),
+    (33, 17, 64),
+    (10, 300, 28),
+    (1, 1, 14),
+    (1, 90, 28),
+    (64, 64, 64),
+]
+
+
+@pytest.mark.parametrize(("height", "width", "side"), SIZES)
+@pytest.mark.parametrize("content", ["noise", "edges", "grid"])
+def test_bicubic_resizing_equals_pillow(height, width, side, content):
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if content == "edges":
+        pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)
+    if content == "grid":  # of 3 x 3 pixels: half of the results lie exactly between two levels
+        black = (np.arange(height)[:, None] // 3 + np.arange(width) // 3) % 2 == 0
+        pixels = np.where(black[..., None], 0, 255).repeat(3, axis=-1).astype(np.uint8)
+    expected = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    resized = stretch(images, side, pil_bicubic)
+    torch.testing.assert_close(resized[0].permute(1, 2, 0) * 255, torch.from_numpy(np.array(expected)).float())
+
+
+def test_openvla_processor_resizes_images_of_all_types_as_pillow():
+    config = tiny_config("openvla")
+    processor = create_processor("openvla")
+    image = random_images(1, 45, 60)["front"][0].permute(1, 2, 0).numpy()
+    expected = np.array(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC))
+    for form in (image, image / np.float32(255), Image.fromarray(image), torch.from_numpy(image)):
+        pixels = processor(images={config.cameras[0]: form}, task="a")["images"][0, 0]
+        torch.testing.assert_close(pixels.permute(1, 2, 0) * 255, torch.from_numpy(expected).float())
+    bilinear = create_processor("openvla", interpolation="bilinear")(images={config.cameras[0]: image}, task="a")
+    assert not torch.allclose(bilinear["images"][0, 0], pixels, atol=1 / 255)
+    with pytest.raises(ValueError, match="interpolation must be one of bilinear, bicubic, got 'lanczos'"):
+        create_processor("openvla", interpolation="lanczos")
+
+
 def test_state_is_required_only_by_policies_that_read_it():
     processor, arguments = create_processor(), {"images": random_images(), "task": "a"}
     batch = processor(**arguments)
@@ -101,6 +147,13 @@ def test_missing_cameras_are_black_and_masked():
             {"images": random_images() | {"wrist": torch.rand(2, 28, 28)}},
             r"camera 'wrist': an image must be \(H, W, 3\)",
         ),
+        ({"state": torch.tensor([[0.0] * 5 + [torch.nan], [0.0] * 6])}, "the input 'state' is not finite"),
+        ({"state": torch.full((2, 6), torch.inf)}, "the input 'state' is not finite"),
+        ({"actions": torch.full((2, 4, 5), torch.nan)}, "the input 'action' is not finite"),
+        (
+            {"images": random_images() | {"wrist": torch.full((2, 3, 28, 28), torch.nan)}},
+            "camera 'wrist': .* not finite",
+        ),
         (
             {"images": random_images() | {"wrist": random_images()["wrist"].float()}},
             r"camera 'wrist': a float image must lie in \[0, 1\]",
@@ -122,10 +175,45 @@ def test_wrong_inputs_are_rejected(changes, message):
 
 def test_prompts_equal_those_of_published_models():
     state = torch.tensor([-1.0, 0.0, 0.999, 0.5, -0.5, 1.0])
-    assert create_processor("pi0").prompts([" open the_drawer\n"], state[None]) == ["open the drawer\n"]
+    assert create_processor("pi0").prompts([" open the_drawer\n"], state[None]) == [" open the_drawer\n"]
     bins = np.digitize(state.numpy(), bins=np.linspace(-1, 1, 256 + 1)[:-1]) - 1  # as in openpi
     expected = f"Task: open the drawer, State: {' '.join(map(str, bins))};\nAction: "
     assert create_processor("pi05").prompts(["open the_drawer"], state[None]) == [expected]
+
+
+TASKS = ["open the_drawer", " open the_drawer \n", "open\nthe_drawer", "open\n\n", "Put the RED_cup away.", "_", ""]
+
+
+@pytest.mark.needs_lerobot
+@pytest.mark.parametrize("family", ["pi0", "pi05", "smolvla"])
+def test_prompts_equal_those_of_lerobot(family):
+    """Compare with the prompt steps of lerobot's own preprocessors, for tasks with underscores and line breaks."""
+    from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
+    from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
+    from lerobot.processor import NewLineTaskProcessorStep, TransitionKey
+
+    steps = {
+        "pi0": Pi0NewLineProcessor, "pi05": Pi05PrepareStateTokenizerProcessorStep, "smolvla": NewLineTaskProcessorStep,
+    }  # fmt: skip
+    state = torch.rand(len(TASKS), 6) * 2 - 1
+    transition = {
+        TransitionKey.OBSERVATION: {"observation.state": state},
+        TransitionKey.COMPLEMENTARY_DATA: {"task": list(TASKS)},
+    }
+    expected = steps[family]()(transition)[TransitionKey.COMPLEMENTARY_DATA]["task"]
+    assert create_processor(family).prompts(TASKS, state) == expected
+
+
+def test_processor_without_task_text_cleans_tasks_as_version_0_1_0(tmp_path):
+    create_processor("pi0").save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    settings = json.loads(path.read_text())
+    assert settings["task_text"] == "unchanged"
+    del settings["task_text"], settings["interpolation"], settings["clip_normalized"]
+    path.write_text(json.dumps(settings))
+    loaded = RocketProcessor.from_pretrained(tmp_path)
+    assert loaded.prompts([" open the_drawer\n"], None) == ["open the drawer\n"]
+    assert (loaded.interpolation, loaded.clip_normalized) == ("bilinear", False)
 
 
 def test_prompts_are_padded_to_same_length():
@@ -152,6 +240,37 @@ def test_normalization_of_known_values():
     ]
 
 
+@pytest.mark.parametrize(("mode", "low", "high"), [("min_max", "min", "max"), ("quantile", "q01", "q99")])
+def test_clipped_normalization_equals_public_code_of_openvla(mode, low, high):
+    """The expected values are the formula of the public code, in NumPy; masked dimensions stay unchanged there."""
+    statistics = tiny_statistics(CONFIG)["action"] | {"mask": [True, True, True, True, False]}
+    raw = np.random.default_rng(0).normal(0, 4, (64, 5)).astype(np.float32)
+    first, last = (np.array(statistics[key], dtype=np.float32) for key in (low, high))
+    clipped = np.clip(2 * (raw - first) / (last - first + 1e-8) - 1, -1, 1)
+    expected = np.where(statistics["mask"], clipped, raw)
+    assert np.abs(clipped).max() == 1 and np.abs(expected[:, 4]).max() > 1
+    normalizer = Normalizer("action", 5, mode, statistics, clip=True)
+    torch.testing.assert_close(normalizer.normalize(torch.from_numpy(raw)), torch.from_numpy(expected))
+    unclipped = Normalizer("action", 5, mode, statistics).normalize(torch.from_numpy(raw))
+    assert unclipped[:, :4].abs().max() > 1
+
+
+def test_only_ranges_are_clipped():
+    raw = torch.full((1, 5), 100.0)
+    normalizer = Normalizer("action", 5, "mean_std", tiny_statistics(CONFIG)["action"], clip=True)
+    assert (normalizer.normalize(raw).abs() > 1).all()
+
+
+def test_clipping_of_the_configuration_applies_to_states_and_training_actions():
+    config = tiny_config("openvla-oft", clip_normalized=True, state_normalization="quantile")
+    config = type(config).from_dict(config.to_dict(), action_normalization="quantile")
+    processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
+    encoded = processor.encode_state_and_text(["a"], torch.full((1, 6), 1e3), torch.full((1, 4, 5), -1e3))
+    assert encoded["state"].eq(1).all() and encoded["actions"].eq(-1).all()
+    assert type(config).from_dict({**config.to_dict()}).clip_normalized
+    assert not tiny_config("openvla-oft").clip_normalized  # as in policies of version 0.1.0, which lack the key
+
+
 @pytest.mark.parametrize(
     ("mode", "statistics", "message"),
     [
@@ -163,12 +282,45 @@ def test_normalization_of_known_values():
         ("mean_std", {}, "needs the statistic 'mean' of the action; available: none"),
         ("mean_std", {"mean": [0.0, 0.0], "std": [1.0]}, "'mean' of the action has 2 values, but action_dim is 1"),
         ("mean_std", {"mean": [0.0], "std": [1.0], "mask": [True, True]}, "'mask' of the action has 2 values"),
+        ("mean_std", {"mean": [0.0], "std": [0.0]}, "'std' of the action is 0 in dimension 0, but deviations must be"),
+        ("min_max", {"std": [-2.0], "min": [0.0], "max": [1.0]}, "'std' of the action is -2 in dimension 0"),
+        ("mean_std", {"mean": [float("nan")], "std": [1.0]}, "'mean' of the action is nan in dimension 0"),
+        ("identity", {"q99": [float("inf")]}, "'q99' of the action is inf in dimension 0"),
+        ("mean_std", {"mean": ["high"], "std": [1.0]}, "'mean' of the action is high in dimension 0"),
+        ("min_max", {"min": [2.0], "max": [1.0]}, "min=2 and max=1 in dimension 0, which are reversed"),
+        ("quantile", {"q01": [2.0], "q99": [1.0]}, "q01=2 and q99=1 in dimension 0, which are reversed"),
         ("z", {}, "action_normalization must be one of identity, mean_std, min_max, quantile, got 'z'"),
     ],
 )
 def test_missing_and_misshapen_statistics_are_rejected(mode, statistics, message):
     with pytest.raises(ValueError, match=message):
         Normalizer("action", 1, mode, statistics)
+
+
+def test_constant_dimension_may_have_equal_limits_and_masked_ones_no_deviation():
+    Normalizer("action", 1, "quantile", {"q01": [1.0], "q99": [1.0]})
+    Normalizer("action", 2, "mean_std", {"mean": [0.0, 0.0], "std": [1.0, 0.0], "mask": [True, False]})
+
+
+def test_state_that_is_not_finite_never_reaches_a_prompt():
+    """lerobot's tools normalize states themselves, and only ask the processor for the prompt."""
+    with pytest.raises(ValueError, match="the input 'state' is not finite"):
+        create_processor("pi05").encode_text(["a"], torch.full((1, 6), torch.nan))
+
+
+def test_actions_that_are_not_finite_are_not_converted_to_robot_units():
+    with pytest.raises(ValueError, match="the input 'action' is not finite"):
+        create_processor().unnormalize_actions(torch.tensor([0.0, 0.0, 0.0, torch.inf, 0.0]))
+
+
+def test_range_check_of_images_on_a_device_equals_that_on_the_cpu():
+    """The check of images on other devices is the same function, called for all cameras together."""
+    good, bad = torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    check_image_range({"front": good, "wrist": bad})
+    for value, message in ((torch.nan, "not finite"), (torch.inf, r"0, 1\], got .* inf"), (-0.5, "got -0.5")):
+        bad[0, 1, 2, 3] = value
+        with pytest.raises(ValueError, match=f"camera 'wrist': .*{message}"):
+            check_image_range({"front": good, "wrist": bad})
 
 
 def test_loaded_processor_equals_saved_processor(family, tmp_path):

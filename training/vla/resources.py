@@ -22,6 +22,7 @@ from ..data.dataset_statistics import compute_dataset_statistics
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
+from ..input_fingerprints import Fingerprints, dataset_fingerprints, policy_fingerprints, statistics_values
 from ..recipe import VLARecipe
 from .robot import robot_changes
 from .targets import CachedTargets, LiveTargets, TargetSource, image_windows
@@ -54,6 +55,17 @@ def load_training_resources(recipe: VLARecipe, device: torch.device) -> Training
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
     return TrainingResources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
+
+
+def resource_fingerprints(recipe: VLARecipe, resources: TrainingResources) -> Fingerprints:
+    fingerprints = dataset_fingerprints(recipe) | policy_fingerprints(recipe.policy, resources.folder)
+    fingerprints["the normalization statistics"] = statistics_values(resources.processor.statistics)
+    for cache in resources.caches or []:
+        fingerprints[f"the feature cache {cache.folder}"] = {"manifest.json": cache.manifest.fingerprint}
+    if isinstance(resources.targets, LiveTargets):
+        card = resources.targets.teacher.card
+        fingerprints[f"the teacher {card.name}"] = {"weights": card.weights}
+    return fingerprints
 
 
 # Policy and processor

@@ -1,0 +1,100 @@
+"""Resizing of camera images to the square images of a policy, on any device."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PIL_WEIGHT_SCALE = 2**22  # Pillow computes with integers: weights are multiples of 1 / PIL_WEIGHT_SCALE
+# Function that resizes images (B, C, H, W) with values in [0, 1] to (rows, columns).
+Resample = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def bilinear(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize without antialiasing, as openpi and lerobot do."""
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False).clamp(0, 1)
+
+
+def bilinear_antialiased(images: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def pil_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize exactly as Pillow's `Image.resize(..., BICUBIC)` resizes uint8 images, on any device.
+
+    Pillow resizes rows first and then columns, and rounds to uint8 after each. torch's antialiased bicubic rounds
+    neither its weights nor in between, and differs by up to 30 of 255 levels at sharp edges.
+    """
+    dtype = torch.float32 if images.device.type == "mps" else torch.float64  # float32 is off by one level at times
+    levels = (images * 255).round().to(dtype)
+    rows, columns = size
+    if levels.shape[-1] != columns:
+        levels = round_to_uint8(levels @ bicubic_weights(levels.shape[-1], columns, levels.device).T)
+    if levels.shape[-2] != rows:
+        levels = round_to_uint8(bicubic_weights(levels.shape[-2], rows, levels.device) @ levels)
+    return (levels / 255).to(images.dtype)
+
+
+def round_to_uint8(levels: Tensor) -> Tensor:
+    return (levels + 0.5).floor().clamp(0, 255)
+
+
+@lru_cache(maxsize=64)
+def bicubic_weights(source: int, target: int, device: torch.device) -> Tensor:
+    """Return Pillow's weights (target, source) of bicubic resizing from `source` to `target` pixels.
+
+    The cubic (a = -0.5) is widened by the scale when the image shrinks, cut to whole pixels, normalized, and rounded to
+    22 binary digits.
+    """
+    scale = source / target
+    widening, center = max(scale, 1.0), (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    pixel = torch.arange(source)
+    first, end = (center - 2 * widening + 0.5).int().clamp_min(0), (center + 2 * widening + 0.5).int().clamp_max(source)
+    x = ((pixel - center[:, None] + 0.5) / widening).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, -0.5 * (((x - 5) * x + 8) * x - 4)
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    weights = torch.where((pixel >= first[:, None]) & (pixel < end[:, None]), weights, 0.0)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    rounded = (weights * PIL_WEIGHT_SCALE + torch.where(weights < 0, -0.5, 0.5)).trunc()
+    return (rounded / PIL_WEIGHT_SCALE).to(torch.float32 if device.type == "mps" else torch.float64).to(device)
+
+
+def stretch(images: Tensor, size: int, resample: Resample = bilinear_antialiased) -> Tensor:
+    """Resize to size x size, ignoring the aspect ratio."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return resample(images, (size, size))
+
+
+def letterbox(images: Tensor, size: int, resample: Resample = bilinear) -> Tensor:
+    """Resize with the aspect ratio kept and center between black bars, as openpi and lerobot's pi0 do."""
+    resized = resize_longer_side(images, size, resample)
+    down, right = size - resized.shape[-2], size - resized.shape[-1]
+    return F.pad(resized, (right // 2, right - right // 2, down // 2, down - down // 2))
+
+
+def letterbox_top_left(images: Tensor, size: int, resample: Resample = bilinear) -> Tensor:
+    """Resize as in `letterbox`, but put the bars on the left and on top (lerobot's SmolVLA)."""
+    resized = resize_longer_side(images, size, resample)
+    return F.pad(resized, (size - resized.shape[-1], 0, size - resized.shape[-2], 0))
+
+
+def resize_longer_side(images: Tensor, size: int, resample: Resample) -> Tensor:
+    """Resize the longer side to `size` with the aspect ratio kept."""
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    ratio = max(height, width) / size
+    return resample(images, (max(1, int(height / ratio)), max(1, int(width / ratio))))
+
+
+RESIZE_METHODS = {"letterbox": letterbox, "letterbox-top-left": letterbox_top_left, "stretch": stretch}
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def resize_images(images: Tensor, size: int, method: str, interpolation: str) -> Tensor:
+    """Resize images (B, C, H, W) in [0, 1] to (B, C, size, size) with a method of RESIZE_METHODS."""
+    resize = RESIZE_METHODS[method]
+    return resize(images, size, pil_bicubic) if interpolation == "bicubic" else resize(images, size)
