@@ -3,11 +3,9 @@
 Every check raises a UserError that names the first problem.
 """
 
-import ast
 import json
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -21,36 +19,40 @@ from safetensors import SafetensorError, safe_open
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import shipped_files
 from rocket_hf.export.policy_kinds import PROCESSOR_FILES, VLA, PolicyKind, read_policy_kind
+from rocket_hf.foreign_code import check_no_foreign_code
 from rocket_hf.hub import REPO_ID
 from rocket_hf.hub_cards.cards import EVAL_RESULTS, FIGURES, README
+from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.robot_adaptation import ROBOT_FILE
 from rocket_hf.modeling.self_test import SELF_TEST_FILE
 
 from .adapter import WEIGHTS as ADAPTER_WEIGHTS
 from .check_card import check_card, check_eval_results
+from .check_code import check_code_files
 
 CARD_FILES = (README, f"{FIGURES}/*.png", EVAL_RESULTS)
 POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
     SELF_TEST_FILE, *CARD_FILES,
 )  # fmt: skip
-ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE, *PROCESSOR_FILES, *CARD_FILES)
+ADAPTER_FILES = (
+    "adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE, SELF_TEST_FILE, *PROCESSOR_FILES, *CARD_FILES,
+)  # fmt: skip
 REQUIRED_FILES = (README, SELF_TEST_FILE, "config.json", "adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE)
 MAX_FIGURE_BYTES = 300_000  # all figures together
 
-# Packages that published code may import: those that users of AutoModel have, or are told to install.
-PACKAGES = {"torch", "transformers", "numpy", "huggingface_hub", "tokenizers", "safetensors", "PIL", "timm"}
-UNSAFE_MODULES = {"subprocess", "socket", "ctypes", "pickle", "marshal", "shelve", "urllib", "http", "ftplib", "pty"}
-
 SECRETS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{24,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abp]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"\b(hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{24,}|AKIA[0-9A-Z]{16}"
+    r"|xox[abp]-[\w-]{10,}|AIza[\w-]{35}|glpat-[\w-]{20,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})"
+    r"|://[^\s/:@\"'<>{}]+:[^\s/@\"'<>{}]+@|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
 LOCAL_PATH = re.compile(
-    r"(?<![\w.:/~-])(?:/(?:home|root|Users|tmp|mnt|media|scratch|data|work|workspace|opt|var|srv|private)/[\w.-]"
+    r"(?<![\w.:/~-])(?:/(?:home|root|Users|tmp|mnt|media|scratch|data|work|workspace|opt|var|srv|private|lustre|nfs"
+    r"|gpfs|beegfs|cephfs|fsx|storage)/[\w.-]"
     r"|[A-Za-z]:\\\\?[\w.-])|file://"
 )
 TRAINING_TENSORS = re.compile(r"alignment_head|\.lora_|base_layer|exp_avg|optimizer")
+ADAPTER_FORBIDDEN_TENSORS = re.compile(r"alignment_head|exp_avg|optimizer")
 TRAINING_KEYS = {"alignment", "teacher", "optimizer", "student_layers", "teacher_layers", "nested_widths"}
 # Messages for a policy whose actions do not depend on one of its inputs.
 IGNORED_INPUTS = {
@@ -64,9 +66,10 @@ VOCABULARY = ("vocab", "merges", "added_tokens")  # keys of tokenizer.json that 
 
 def check_policy(folder: Path) -> None:
     """Check a complete policy, which `AutoModel` loads."""
+    check_no_foreign_code(folder)
     kind = read_policy_kind(folder)
     check_files(folder, (*POLICY_FILES, *kind.extra_files), kind)
-    check_config(folder)
+    check_config(folder, kind)
     check_weights(folder, kind)
     check_self_test(folder, kind)
     check_code_and_card(folder, kind)
@@ -74,14 +77,23 @@ def check_policy(folder: Path) -> None:
 
 def check_adapter(folder: Path) -> None:
     """Check a LoRA adapter, which `PeftModel` loads."""
+    check_no_foreign_code(folder)
     check_files(folder, ADAPTER_FILES, VLA)
+    read_adapter_base(folder)
+    check_tensors(folder / ADAPTER_WEIGHTS, ADAPTER_FORBIDDEN_TENSORS)
+    check_self_test(folder, VLA)
+    check_code_and_card(folder, VLA)
+
+
+def read_adapter_base(folder: Path) -> Source:
+    """Return the base policy of an adapter: its Hub id and its commit."""
     config = read_json(folder / "adapter_config.json")
-    if not REPO_ID.fullmatch(config.get("base_model_name_or_path") or "") or not config.get("revision"):
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not (isinstance(base, str) and REPO_ID.fullmatch(base) and isinstance(revision, str) and revision):
         raise UserError(
             "adapter_config.json must name the base model by Hub id and revision: publish the adapter again"
         )
-    check_tensors(folder / ADAPTER_WEIGHTS, re.compile(r"alignment_head|exp_avg|optimizer"))
-    check_code_and_card(folder, VLA)
+    return Source(base, revision)
 
 
 def check_code_and_card(folder: Path, kind: PolicyKind) -> None:
@@ -120,17 +132,13 @@ def is_allowed(name: str, patterns: tuple[str, ...]) -> bool:
 # Configuration, weights and self-test
 
 
-def check_config(folder: Path) -> None:
+def check_config(folder: Path, kind: PolicyKind) -> None:
     values = read_json(folder / "config.json")
     for key in nested_keys(values):
         if key in TRAINING_KEYS:
             raise UserError(f"config.json contains the training key {key!r}: export the policy again")
-    auto_map = values.get("auto_map")
-    if not isinstance(auto_map, dict) or not {"AutoConfig", "AutoModel"} <= auto_map.keys():
+    if values.get("auto_map") != {name: kind.code[name] for name in ("AutoConfig", "AutoModel")}:
         raise UserError("config.json has no auto_map, so AutoModel cannot find the code: export the policy again")
-    for class_path in auto_map.values():
-        if "--" in str(class_path):
-            raise UserError(f"config.json refers to code in another repository ({class_path}): export the policy again")
 
 
 def nested_keys(value: Any) -> Iterator[str]:
@@ -193,35 +201,7 @@ def check_self_test(folder: Path, kind: PolicyKind) -> None:
             raise UserError(IGNORED_INPUTS[name])
 
 
-# Code, texts and figures
-
-
-def check_code_files(folder: Path) -> None:
-    """Check that the code imports only other files of the folder, allowed packages and safe standard modules."""
-    paths = sorted(folder.glob("*.py"))
-    for path in paths:
-        check_code(path, {other.stem for other in paths})
-
-
-def check_code(path: Path, siblings: set[str]) -> None:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path.name} is not Python code ({error}): export the policy again") from error
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules, level = [alias.name for alias in node.names], 0
-        elif isinstance(node, ast.ImportFrom):
-            modules, level = [node.module or ""], node.level
-        else:
-            continue
-        for module in modules:
-            top = module.split(".")[0]
-            allowed = siblings if level else PACKAGES | sys.stdlib_module_names - UNSAFE_MODULES
-            if level > 1 or (module if level else top) not in allowed:
-                raise UserError(
-                    f"{path.name} imports {'.' * level}{module}, which published code must not: export the policy again"
-                )
+# Texts and figures
 
 
 def check_figures(folder: Path) -> None:

@@ -28,6 +28,7 @@ from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTest
 from rocket_hf.modeling.self_test import SELF_TEST_FILE, SelfTest, library_versions
+from rocket_hf.training.vla.trainable import merge_lora_weights, policy_from_weights
 
 from .adapter import require_base_weights, write_adapter
 from .check import check_adapter, check_policy, refuse_links
@@ -124,6 +125,8 @@ class AdapterPackage(Package):
         base = self.pin_base()
         adapter = write_adapter(self.model, base, folder)
         write_processor(folder, self.processor)
+        merged = policy_from_weights(self.model.config, merge_lora_weights(self.model))
+        record_self_test(merged, merged, self.processor).write(folder / SELF_TEST_FILE)
         artifact = adapter_artifact(self.model, self.processor, repo, revision)
         return adapter_card(artifact, self.provenance, adapter)
 

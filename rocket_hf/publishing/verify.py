@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,20 @@ from transformers import AutoModel, AutoProcessor
 from rocket_hf.errors import UserError
 from rocket_hf.export.policy_kinds import VLA, PolicyKind, read_policy_kind
 from rocket_hf.hub import POLICY_FILES, parse_source, resolve
+from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
-from rocket_hf.modeling.self_test import SELF_TEST_FILE, SelfTest, SelfTestReport, find_self_test, read_self_test
+from rocket_hf.modeling.self_test import (
+    SELF_TEST_FILE,
+    SelfTest,
+    SelfTestReport,
+    find_self_test,
+    read_self_test,
+    run_self_test,
+)
 
-from .check import check_code_files, check_config, check_self_test, check_weights
+from .check import check_config, check_self_test, check_weights
+from .check_code import changed_code_files, check_code_files
+from .verify_adapter import ADAPTER_CONFIG, adapter_snippet, load_adapter
 
 PIXEL = 1 / 255
 LOADING_LINE = '{name} = {auto_class}.from_pretrained("{source}",{revision} trust_remote_code=True)'
@@ -27,11 +38,8 @@ class Verified:
     source: str
     commit: str | None  # None for a local folder
     report: SelfTestReport | Rocket2SelfTestReport
-    kind: PolicyKind
-
-    @property
-    def snippet(self) -> str:
-        return loading_snippet(self.source, self.commit, self.kind)
+    snippet: str  # code that loads the policy
+    unexecuted_code: list[str] = field(default_factory=list)  # names of code files that differ from this package's
 
 
 def loading_snippet(source: str, revision: str | None, kind: PolicyKind = VLA) -> str:
@@ -45,47 +53,70 @@ def loading_snippet(source: str, revision: str | None, kind: PolicyKind = VLA) -
     return "\n".join([f"from transformers import {', '.join(classes.values())}", "", *lines])
 
 
-def verify_policy(source: str, revision: str | None = None) -> Verified:
-    """Check a policy's files and run its self-test with the code that is stored with the weights.
+def verify_policy(source: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Verified:
+    """Check the files of a policy or an adapter and run its self-test. A UserError describes the first problem.
 
-    The imports of that code are checked before it is executed. A UserError describes the first problem.
+    The code that is stored with a policy is executed, as users of AutoModel do, only if it is this package's own, byte
+    for byte. Otherwise this package's classes load the weights, unless `trust_remote_code` is True.
     """
     resolved = resolve(source, POLICY_FILES, revision=revision)
     folder, commit = resolved.folder.resolve(), resolved.commit
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{source} is an adapter, which has no self-test: verify its base policy instead")
+    name = source if commit is None else parse_source(source).id
+    check_code_files(folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return verify_adapter(folder, name, commit)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{source} contains no policy, because config.json is missing: give a policy's folder or repository"
         )
     kind = read_policy_kind(folder)
     find_self_test(str(folder), None)
-    check_config(folder)
-    check_code_files(folder)
+    check_config(folder, kind)
     check_weights(folder, kind)
     check_self_test(folder, kind)
-    name = str(folder) if commit is None else parse_source(source).id
-    with errors_of_published_code(source):
-        model = load(AutoModel, name, commit)
-        processor = load(AutoProcessor, name, commit) if kind.has_processor else None
-        require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
+    changed = [] if trust_remote_code else changed_code_files(folder, kind)
+    with verification_errors(source, is_published_code=not changed):
+        if changed:
+            model: Any = kind.model.from_pretrained(folder)
+            processor: Any = RocketProcessor.from_pretrained(folder) if kind.has_processor else None
+        else:
+            model, processor = load_published_code(str(folder) if commit is None else name, commit, kind)
         report = model.self_test()
         if processor is not None:
             check_processor(processor, read_self_test(folder / SELF_TEST_FILE))
-    return Verified(source if commit is None else name, commit, kind.report(**vars(report)), kind)
+    return Verified(name, commit, kind.report(**vars(report)), loading_snippet(name, commit, kind), changed)
+
+
+def verify_adapter(folder: Path, name: str, commit: str | None) -> Verified:
+    """Load an adapter on its base policy with PEFT, and compare the actions with the recorded ones."""
+    base, policy = load_adapter(folder)
+    test = read_self_test(folder / SELF_TEST_FILE)
+    try:
+        report = run_self_test(policy, test)
+        check_processor(RocketProcessor.from_pretrained(folder), test)
+    except UserError as error:
+        raise UserError(f"the adapter {name} fails its verification: {error}") from error
+    return Verified(name, commit, report, adapter_snippet(name, commit, base))
+
+
+def load_published_code(name: str, commit: str | None, kind: PolicyKind) -> tuple[Any, Any]:
+    """Load the policy and its processor, or None, with the code that is stored with the weights."""
+    model = load(AutoModel, name, commit)
+    processor = load(AutoProcessor, name, commit) if kind.has_processor else None
+    require_one_commit([model, model.config, *([processor] if processor is not None else [])], commit)
+    return model, processor
 
 
 @contextmanager
-def errors_of_published_code(source: str) -> Iterator[None]:
-    """Raise a UserError in place of any exception, because the policy's code is not part of this package.
+def verification_errors(source: str, *, is_published_code: bool) -> Iterator[None]:
+    """Raise a UserError that names the policy in place of a UserError.
 
-    It has its own class UserError, which is another one than this package's.
+    Published code may raise any exception: it is not part of this package, and has its own class UserError.
     """
+    caught: type[Exception] = Exception if is_published_code else UserError
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:
+    except caught as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the policy {source} fails its verification: {reason}") from error
 
