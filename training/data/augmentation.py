@@ -44,16 +44,18 @@ def draw_augmentation(config: AugmentationConfig, camera: str, generator: Genera
     return torch.tensor(geometry + color)
 
 
-def augment(images: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, parameters: Tensor, aspect: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Augment images (B, 3, H, W) in [0, 1] by one row of parameters each; return them and their warps, (B, 2, 3).
 
     A warp maps a point of the augmented image, (x, y, 1) with x to the right and y down, 0..1 from edge to edge, to the
-    point of the original that is shown there. Points outside of the original are black.
+    point of the original that is shown there. Points outside of the original are black. `aspect` is width / height of
+    the camera's images if these are resized to another ratio.
     """
     changes = find_changes(parameters)
     parameters = parameters.to(images.device, images.dtype, non_blocking=True)
     side, left, top, angle, brightness, contrast, saturation, hue = parameters.unbind(dim=1)
-    warp = crop_and_rotation(side, left, top, angle, images.shape[-1] / images.shape[-2])
+    ratio = images.shape[-1] / images.shape[-2] if aspect is None else aspect.to(images.device, non_blocking=True)
+    warp = crop_and_rotation(side, left, top, angle, ratio)
     if changes["side"] or changes["angle"]:
         moved = (side != 1) | (angle != 0)
         images = torch.where(per_image(moved), resample(images, warp), images)
@@ -79,7 +81,7 @@ def find_changes(parameters: Tensor) -> dict[str, bool]:
     return dict(zip(PARAMETERS, (parameters != neutral).any(dim=0).tolist(), strict=True))
 
 
-def crop_and_rotation(side: Tensor, left: Tensor, top: Tensor, angle: Tensor, aspect: float) -> Tensor:
+def crop_and_rotation(side: Tensor, left: Tensor, top: Tensor, angle: Tensor, aspect: float | Tensor) -> Tensor:
     """Return the warps (B, 2, 3) of crop windows that are rotated around their centers.
 
     `aspect` is width / height of the image: the rotation is one of pixels, whereas points are fractions of the sides.

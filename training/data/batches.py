@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 class LoaderBatch(TypedDict, total=False):
     """Batch on the CPU, collated in a worker: B samples, V cameras in the policy's order.
 
-    Images are still uint8 in the size of the dataset; everything else is ready for the model.
+    Images are still uint8, in the size of the dataset or resized by an ImageResizer. Everything else is ready for the
+    model.
     """
 
     images: list[Tensor]  # one tensor per camera, (B, 3, H, W) uint8; each camera has its own size
@@ -26,6 +27,7 @@ class LoaderBatch(TypedDict, total=False):
     noise: Tensor  # (B, chunk, max_action_dim), if the policy draws noise
     time: Tensor  # (B,) flow-matching times, if the policy draws noise
     augmentation: Tensor  # (B, V, parameters), see training/data/augmentation.py
+    image_aspects: Tensor  # (V,) width / height of the camera's images, if they have been resized
     dataset: Tensor  # (B,) index of the dataset in the mixture
     episode_index: Tensor  # (B,)
     frame_index: Tensor  # (B,) index of the frame in its episode

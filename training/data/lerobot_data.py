@@ -20,6 +20,7 @@ from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
 from ..recipe import DatasetConfig
+from .image_resizer import ImageResizer
 from .images import ArrowImageReader, ImageReader, InMemoryImageReader, VideoImageReader
 from .lerobot_files import (
     DatasetFiles,
@@ -39,11 +40,18 @@ class RobotDataset:
     Frames are identified by lerobot's `index`, their index in the whole dataset, even if only some episodes are used.
     """
 
-    def __init__(self, config: DatasetConfig, policy: RocketConfig, streaming: bool = False, in_memory: bool = False):
+    def __init__(
+        self,
+        config: DatasetConfig,
+        policy: RocketConfig,
+        streaming: bool = False,
+        in_memory: bool = False,
+        resizer: ImageResizer | None = None,
+    ):
         """Open a dataset.
 
         `streaming` fetches frames of videos on the Hub on access instead of downloading the videos; `in_memory` decodes
-        all images once, now.
+        all images once, now; `resizer` resizes large images when they are read.
         """
         root, self.revision = locate_dataset(config.id)
         files = read_dataset_files(config.id, root)
@@ -58,6 +66,10 @@ class RobotDataset:
 
         self.camera_keys = match_cameras(config, list(policy.cameras), files.camera_keys())
         self.camera_sizes = camera_sizes(files, self.camera_keys)
+        self.resizer = resizer
+        self.image_sizes = self.camera_sizes  # of the images that `sample` returns
+        if resizer is not None:
+            self.image_sizes = {camera: resizer.target_size(size) for camera, size in self.camera_sizes.items()}
         columns = read_sample_columns(config, files)
         self.state = to_vectors(config, columns[config.state], policy.state_dim, "state")
         self.actions = to_vectors(config, columns[config.action], policy.action_dim, "action")
@@ -102,7 +114,7 @@ class RobotDataset:
     def sample(self, index: int) -> dict[str, Any]:
         """Return one frame in robot units.
 
-        Its images, by camera, are (3, H, W) uint8, black for missing cameras.
+        Its images, by camera, are (3, H, W) uint8 of `image_sizes`, black for missing cameras.
         """
         episode = self.episode_of_frame(index)
         actions = self.future_actions(index)
@@ -125,9 +137,17 @@ class RobotDataset:
     def read_image(self, camera: str, index: int, episode: int) -> Tensor:
         key = self.camera_keys[camera]
         if key is None:
-            return torch.zeros(3, *self.camera_sizes[camera], dtype=torch.uint8)
+            return torch.zeros(3, *self.image_sizes[camera], dtype=torch.uint8)
+        reader = self.image_readers[key]
+        if isinstance(reader, InMemoryImageReader):
+            return reader.read(index, episode)
+        image = self.decode_image(reader, camera, index, episode)
+        return image if self.resizer is None else self.resizer(image)
+
+    def decode_image(self, reader: ImageReader, camera: str, index: int, episode: int) -> Tensor:
+        """Return an image in the size of the camera."""
         try:
-            image = self.image_readers[key].read(index, episode)
+            image = reader.read(index, episode)
         except UserError as error:
             raise UserError(
                 f"the image of camera {camera!r} of {self.id} at {self.describe_frame(index)} cannot be read: {error}"
@@ -143,7 +163,7 @@ class RobotDataset:
     def load_images(self, camera: str) -> InMemoryImageReader:
         """Decode all images of a camera in the selected episodes, in order, which is many times faster than random."""
         frames = [index for episode in self.episodes for index in self.frame_range(episode)]
-        pixels = torch.empty(len(frames), 3, *self.camera_sizes[camera], dtype=torch.uint8)
+        pixels = torch.empty(len(frames), 3, *self.image_sizes[camera], dtype=torch.uint8)
         rows = torch.zeros(len(self), dtype=torch.long)
         rows[frames] = torch.arange(len(frames))
         for row, index in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):

@@ -97,7 +97,8 @@ class BatchDataset(Dataset):
     ):
         self.datasets, self.order, self.processor, self.seed = list(datasets), order, processor, seed
         self.cameras = list(rocket_config.cameras)
-        self.image_sizes = common_image_sizes(self.datasets, self.cameras)
+        self.image_sizes = common_image_sizes(self.datasets, self.cameras, after_resizing=True)
+        self.image_aspects = resized_image_aspects(self.datasets, self.cameras)
         policy = rocket_config.policy_config
         self.noise_shape = (rocket_config.chunk_size, policy.max_action_dim) if policy.draws_noise else None
         augmentation = data_config.augmentation
@@ -163,6 +164,8 @@ class BatchDataset(Dataset):
         for key in ("camera_mask", "action_is_pad", "augmentation", "noise", "time"):
             if key in samples[0]:
                 batch[key] = torch.stack([sample[key] for sample in samples])
+        if self.image_aspects is not None:
+            batch["image_aspects"] = self.image_aspects
         for key in ("dataset", "episode_index", "frame_index", "index", "position"):
             batch[key] = torch.tensor([sample[key] for sample in samples])
         if self.feature_caches is not None:
@@ -183,13 +186,20 @@ class BatchDataset(Dataset):
                 )
 
 
-def common_image_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return one size per camera, so that images of all datasets fit into one batch: the smallest of the datasets."""
+def common_image_sizes(
+    datasets: Sequence[RobotDataset], cameras: Sequence[str], after_resizing: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Return one size per camera, so that images of all datasets fit into one batch: the smallest of the datasets.
+
+    By default these are the sizes that the datasets record, otherwise those of the images that they return.
+    """
     sizes = {}
     for index, camera in enumerate(cameras):
         with_camera = [data for data in datasets if data.camera_mask[index]] or list(datasets)
-        sizes[camera] = min(data.camera_sizes[camera] for data in with_camera)
-        height, width = sizes[camera]
+        height, width = min(data.camera_sizes[camera] for data in with_camera)
+        sizes[camera] = (height, width)
+        if after_resizing:
+            sizes[camera] = min(data.image_sizes[camera] for data in with_camera)
         for data in with_camera:
             rows, columns = data.camera_sizes[camera]
             if abs(columns * height / (rows * width) - 1) > MAX_ASPECT_DIFFERENCE:
@@ -198,6 +208,14 @@ def common_image_sizes(datasets: Sequence[RobotDataset], cameras: Sequence[str])
                     "another dataset of the mixture: crop one of them to the same aspect ratio"
                 )
     return sizes
+
+
+def resized_image_aspects(datasets: Sequence[RobotDataset], cameras: Sequence[str]) -> Tensor | None:
+    """Return width / height of each camera's images before resizing, (V,), or None if no image is resized."""
+    if all(data.image_sizes == data.camera_sizes for data in datasets):
+        return None
+    sizes = common_image_sizes(datasets, cameras).values()
+    return torch.tensor([width / height for height, width in sizes])
 
 
 def resize_to(image: Tensor, size: tuple[int, int]) -> Tensor:

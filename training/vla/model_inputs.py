@@ -49,7 +49,8 @@ class ModelInputs:
         warp = None
         if "augmentation" in raw:
             parameters = raw["augmentation"].unbind(dim=1)
-            augmented = [augment(image, rows) for image, rows in zip(images, parameters, strict=True)]
+            aspects = raw["image_aspects"].unbind() if "image_aspects" in raw else [None] * len(images)
+            augmented = [augment(*arguments) for arguments in zip(images, parameters, aspects, strict=True)]
             images = [image for image, _ in augmented]
             warp = torch.stack([camera_warp for _, camera_warp in augmented], dim=1)
         batch["images"] = self.prepare_images(images, batch["camera_mask"])

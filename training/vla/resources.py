@@ -19,6 +19,7 @@ from rocket_hf.teachers.registration import Registration
 from ..base_policy import find_policy_folder
 from ..data.baselines import validation_baselines
 from ..data.dataset_statistics import compute_dataset_statistics
+from ..data.image_resizer import ImageResizer
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
@@ -44,8 +45,10 @@ class TrainingResources:
 def load_training_resources(recipe: VLARecipe, device: torch.device) -> TrainingResources:
     folder = find_policy_folder(recipe.policy)
     config = policy_config(folder, recipe)
+    resizer = create_image_resizer(recipe, folder, config)
     datasets = [
-        RobotDataset(dataset, config, recipe.data.streaming, recipe.data.in_memory) for dataset in recipe.data.datasets
+        RobotDataset(dataset, config, recipe.data.streaming, recipe.data.in_memory, resizer)
+        for dataset in recipe.data.datasets
     ]
     order, held_out = split_frames(recipe, datasets)
     processor = create_processor(folder, config, compute_dataset_statistics(datasets))
@@ -115,6 +118,13 @@ def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: VLAReci
 
 
 # Data
+
+
+def create_image_resizer(recipe: VLARecipe, folder: Path, config: RocketConfig) -> ImageResizer | None:
+    """Return the resizer of large images; None if a teacher reads the images in the size of the cameras."""
+    if recipe.alignment is not None and not recipe.teacher.caches:
+        return None
+    return ImageResizer.for_processor(RocketProcessor.from_pretrained(folder), config.policy_config.image_size)
 
 
 def split_frames(recipe: VLARecipe, datasets: Sequence[RobotDataset]) -> tuple[MixtureOrder, EvenlySpacedOrder | None]:
