@@ -53,15 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from rocket_hf.folder_lock import FolderLock
     from rocket_hf.study.ablation import Ablation
     from rocket_hf.study.ablation_report import format_ablation_summary, write_ablation_report
 
     sizes = read_sizes(arguments)
     recipes = [name for name in arguments.recipes.split(",") if name]
-    ablation = Ablation(
-        arguments.out, recipes, arguments.seeds, sizes, arguments.data, programs(), workers=arguments.workers
-    )
-    ablation(write_ablation_report)
+    with FolderLock(arguments.out):
+        ablation = Ablation(
+            arguments.out, recipes, arguments.seeds, sizes, arguments.data, programs(), workers=arguments.workers
+        )
+        ablation(write_ablation_report)
     print(format_ablation_summary(ablation))
     return 0
 

@@ -8,6 +8,7 @@ A build can be stopped at any time. Run the same command again to resume it.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,6 +104,7 @@ def build(arguments: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
+    from rocket_hf.folder_lock import FolderLock
     from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
     from rocket_hf.teachers.license import license_note
     from rocket_hf.teachers.load import load_teacher
@@ -126,12 +128,13 @@ def build(arguments: argparse.Namespace) -> int:
         arguments.out, plan, frames, teacher, arguments.batch_size, arguments.workers,
         state.process_index, state.num_processes,
     )  # fmt: skip
-    if state.is_main_process:
-        if note := license_note(teacher.card.name, teacher.card.license):
-            print(note)
-        writer.prepare()
-    state.wait_for_everyone()
-    writer.write()
+    with FolderLock(arguments.out) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            if note := license_note(teacher.card.name, teacher.card.license):
+                print(note)
+            writer.prepare()
+        state.wait_for_everyone()
+        writer.write()
     if state.is_main_process:
         print(f"finished   {len(frames):,} frames in {arguments.out}")
         options = f"--teacher {arguments.teacher} --cache {arguments.out}"

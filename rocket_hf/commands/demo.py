@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
+    from rocket_hf.folder_lock import FolderLock
     from rocket_hf.study.demo import Demo
     from rocket_hf.study.demo_report import format_demo_summary, write_demo_report
 
@@ -31,9 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     require_at_least_one(arguments, *sizes, "workers")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    demo = Demo(arguments.out, sizes, programs(), arguments.workers)
-    results = demo()
-    write_demo_report(arguments.out, results)
+    with FolderLock(arguments.out):
+        demo = Demo(arguments.out, sizes, programs(), arguments.workers)
+        results = demo()
+        write_demo_report(arguments.out, results)
     print(format_demo_summary(arguments.out, results))
     return 0
 

@@ -55,11 +55,11 @@ def image_encoder() -> Any:
     return RGBEncoderConfig(vcodec="h264", pix_fmt="yuv444p", crf=18, preset="veryfast", extra_options=options)
 
 
-def open_writer(folder: Path, environment: Environment, image_size: int, depth: bool, resume: bool) -> Any:
+def writer_options(folder: Path) -> dict[str, Any]:
+    """Return the arguments that lerobot's `create` and `resume` have in common."""
     from lerobot.configs import DepthEncoderConfig
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    options = {
+    return {
         "repo_id": f"local/{folder.name}",
         "root": folder,
         "streaming_encoding": True,
@@ -76,14 +76,25 @@ def open_writer(folder: Path, environment: Environment, image_size: int, depth: 
         ),
         "video_backend": "pyav",  # used only for reading; the default would require torchcodec
     }
-    if resume:
-        return LeRobotDataset.resume(**options)
+
+
+def create_dataset(folder: Path, environment: Environment, image_size: int, depth: bool) -> Any:
+    """Create an empty dataset with the columns of an environment."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
     return LeRobotDataset.create(
         fps=environment.fps,
         features=demonstration_features(environment, image_size, depth),
         robot_type=environment.suite,
-        **options,
+        **writer_options(folder),
     )
+
+
+def resume_dataset(folder: Path) -> Any:
+    """Open a dataset to append episodes."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return LeRobotDataset.resume(**writer_options(folder))
 
 
 def write_episode(dataset: Any, demonstration: Demonstration) -> None:

@@ -2,9 +2,10 @@
 
 Simulator processes run and render the episodes; this process writes them in a fixed order, so that the dataset does not
 depend on the number of processes. An interrupted recording is a readable dataset of the finished episodes, and the same
-call resumes it.
+call resumes it. After kill -9 the same call resumes it too, but until then the dataset may be unreadable.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,24 @@ from typing import Any
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import create_folder
+from rocket_hf.folder_lock import FolderLock, is_unused
 
-from .dataset_writer import open_writer, write_episode
+from .dataset_writer import create_dataset, resume_dataset
 from .expert import Demonstration, DemonstrationRequest, ExpertSimulator
 from .interruption import Interruption
 from .names import require_known
 from .process_pool import Simulator, SimulatorPool
-from .recording import RecordingPlan, RecordingProgress, load_progress, save_recording
+from .recording import (
+    RecordingPlan,
+    RecordingProgress,
+    read_recording,
+    require_complete_dataset,
+    require_same_plan,
+    save_recording,
+)
+from .recording_journal import JOURNAL, RecordingJournal
+from .recording_writer import COMMIT_BYTES_AFTER_KILL, RecordingWriter, write_errors_reported
 from .suites import make_environment, require_expert, task_names
 
 
@@ -32,18 +44,18 @@ def record(
     workers: int = 2,
     first_seed: int = 0,
 ) -> RecordingProgress:
-    """Record `episodes` demonstrations of each task. After a KeyboardInterrupt the same call resumes the recording."""
+    """Record `episodes` demonstrations of each task. After an interruption the same call resumes the recording."""
     plan = RecordingPlan(suite, tuple(tasks), episodes, image_size, depth, first_seed)
     check_plan(plan, workers)
 
-    def open_dataset(resume: bool) -> Any:
+    def create(path: Path) -> Any:
         environment = make_environment(suite, plan.tasks[0], image_size)
-        dataset = open_writer(folder, environment, image_size, depth, resume)
+        dataset = create_dataset(path, environment, image_size, depth)
         environment.close()
         return dataset
 
     requests = [DemonstrationRequest(suite, task, seed, image_size, depth) for task, seed in plan.episode_seeds()]
-    return record_episodes(folder, plan, requests, ExpertSimulator, workers, open_dataset)
+    return record_episodes(folder, plan, requests, ExpertSimulator, workers, create, resume_dataset)
 
 
 def record_episodes(
@@ -52,15 +64,59 @@ def record_episodes(
     requests: Sequence[Any],
     make_simulator: Callable[[], Simulator[Any, Demonstration]],
     workers: int,
-    open_dataset: Callable[[bool], Any],
+    create_dataset: Callable[[Path], Any],
+    resume_dataset: Callable[[Path], Any],
 ) -> RecordingProgress:
     """Record one episode for each request, in their order. Resume the recording if the folder contains a part of it.
 
-    A request has a `task`. `open_dataset(resume)` returns lerobot's dataset for writing.
+    A request has a `task`. `create_dataset` creates lerobot's dataset in a folder, and `resume_dataset` opens it for
+    writing.
     """
-    progress = load_progress(folder, plan)
-    if progress.episodes < len(requests):
-        write_episodes(folder, plan, progress, requests, make_simulator, workers, open_dataset)
+    with FolderLock(folder):
+        progress = load_progress(folder, plan)
+        if progress is not None and progress.episodes == len(requests):
+            RecordingJournal(folder).remove()  # It exists if the process was killed at the very end.
+            return progress
+        with SimulatorPool(make_simulator, processes=0 if workers == 1 else workers) as pool:
+            if progress is None:
+                progress = start_recording(folder, plan, create_dataset)
+            writer = RecordingWriter(folder, plan, progress, requests, resume_dataset)
+            write_episodes(writer, pool)
+    return progress
+
+
+def load_progress(folder: Path, plan: Any) -> RecordingProgress | None:
+    """Return the progress of the recording in this folder, or None if there is none yet.
+
+    The dataset of a killed recording is restored to its last readable state; the journal has the episodes since then.
+    """
+    journal = RecordingJournal(folder)
+    if journal.state is not None:
+        require_same_plan(folder, journal.state, plan)
+        journal.restore()
+        return RecordingProgress(**journal.state["progress"])
+    journal.remove()  # It may lack a state, if the process was killed when it started or ended.
+    if is_unused(folder):
+        return None
+    recording = read_recording(folder)
+    require_same_plan(folder, recording, plan)
+    progress = RecordingProgress(**recording["progress"])
+    require_complete_dataset(folder, progress)
+    return progress
+
+
+def start_recording(folder: Path, plan: Any, create_dataset: Callable[[Path], Any]) -> RecordingProgress:
+    """Create a dataset without episodes. It appears in the folder completely or not at all."""
+    progress = RecordingProgress()
+    new = folder / JOURNAL / folder.name
+    create_folder(new.parent)
+    try:
+        with write_errors_reported(folder):
+            create_dataset(new).finalize()
+            save_recording(new, plan, progress)
+            (new / "meta").rename(folder / "meta")
+    finally:
+        shutil.rmtree(folder / JOURNAL)
     return progress
 
 
@@ -80,32 +136,23 @@ def check_plan(plan: RecordingPlan, workers: int) -> None:
         )
 
 
-def write_episodes(
-    folder: Path,
-    plan: Any,
-    progress: RecordingProgress,
-    requests: Sequence[Any],
-    make_simulator: Callable[[], Simulator[Any, Demonstration]],
-    workers: int,
-    open_dataset: Callable[[bool], Any],
-) -> None:
+def write_episodes(writer: RecordingWriter, pool: SimulatorPool[Any, Demonstration]) -> None:
+    """Record all remaining episodes of the plan."""
     interruption = Interruption()
-    bar = tqdm(total=len(requests), initial=progress.episodes, desc="episodes", leave=False, disable=None)
-    with SimulatorPool(make_simulator, processes=0 if workers == 1 else workers) as pool:
+    progress, count = writer.progress, len(writer.requests)
+    bar = tqdm(total=count, initial=progress.episodes, desc="episodes", leave=False, disable=None)
+    with interruption.listen(), bar:
         try:
-            dataset = open_dataset(progress.episodes > 0)
-        except OSError as error:
-            raise UserError(f"the dataset {folder} cannot be written: {error}") from error
-        save_recording(folder, plan, progress)
-        with interruption.listen(), bar:
-            try:
-                for request, demonstration in pool.map_in_order(requests[progress.episodes :]):
-                    with interruption.shield():
-                        write_episode(dataset, demonstration)
-                        progress.add(request.task, len(demonstration.frames), demonstration.failed_attempts)
-                    bar.set_postfix_str(request.task)
-                    bar.update()
-            finally:
-                interruption.shielded = True  # A second Ctrl-C must not cut off the end of the files.
-                dataset.finalize()
-                save_recording(folder, plan, progress)
+            writer.start_journal()
+            for demonstration, size in writer.episodes_in_journal():
+                with interruption.shield():
+                    writer.write(demonstration, size, COMMIT_BYTES_AFTER_KILL)
+                bar.update()
+            for request, demonstration in pool.map_in_order(writer.requests[progress.episodes :]):
+                with interruption.shield():
+                    writer.add(demonstration)
+                bar.set_postfix_str(request.task)
+                bar.update()
+        finally:
+            interruption.shielded = True  # A second Ctrl-C must not cut off the end of the files.
+            writer.close()

@@ -1,11 +1,9 @@
 """Plan and progress of a recording, stored in the dataset's meta/simulation.json.
 
-An interrupted recording is resumed. A recording with another plan is refused, and so is one that was killed during a
-write. The field names of the plan and the progress are the keys of the file.
+The field names of the plan and the progress are the keys of the file.
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +67,7 @@ def read_recording(folder: Path) -> dict[str, Any]:
     return recording
 
 
-def load_progress(folder: Path, plan: Any) -> RecordingProgress:
-    """Return the progress of a recording in this folder. Remove a recording without episodes, to start it again."""
-    if not folder.exists():
-        return RecordingProgress()
-    recording = read_recording(folder)
+def require_same_plan(folder: Path, recording: dict[str, Any], plan: Any) -> None:
     for key, requested in json.loads(json.dumps(asdict(plan))).items():
         recorded = recording["plan"].get(key)
         if recorded != requested:
@@ -81,12 +75,16 @@ def load_progress(folder: Path, plan: Any) -> RecordingProgress:
                 f"{folder} contains a recording with {key} {format_setting(recorded)}, "
                 f"not {format_setting(requested)}: choose another folder"
             )
-    progress = RecordingProgress(**recording["progress"])
-    if progress.episodes == 0:
-        shutil.rmtree(folder)
-    elif read_json_file(folder / "meta" / "info.json").get("total_episodes") != progress.episodes:
-        raise UserError(f"{folder} is damaged, its recording was killed during a write: remove it and record again")
-    return progress
+
+
+def require_complete_dataset(folder: Path, progress: RecordingProgress) -> None:
+    """Reject recordings that version 0.1.0, which had no journal, could not complete."""
+    episodes = read_json_file(folder / "meta" / "info.json").get("total_episodes")
+    if episodes != progress.episodes:
+        raise UserError(
+            f"{folder} is damaged: it has {episodes} episodes, and its {RECORDING_FILE} lists {progress.episodes}, "
+            "because its recording was killed during a write: remove it and record again"
+        )
 
 
 def read_json_file(path: Path) -> Any:

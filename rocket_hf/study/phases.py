@@ -16,6 +16,7 @@ import yaml
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import create_folder, write_json, write_text
+from rocket_hf.folder_lock import is_unused
 from rocket_hf.training.recipe_files import read_recipe_values, set_value
 
 PROGRESS, LOG = "progress.json", "log.txt"
@@ -34,7 +35,7 @@ class Phases:
         self.seconds: dict[str, float] = {}
         if (folder / PROGRESS).is_file():
             self.read()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif not is_unused(folder):
             raise UserError(f"{folder} is not empty and contains no experiment: choose another folder with --out")
 
     def read(self) -> None:

@@ -273,11 +273,13 @@ def test_invalid_plan_raises_before_anything_is_written(arguments, message, tmp_
 
 
 def test_folder_with_other_content_raises(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(
         UserError,
         match=r"is not a recording of .*: it has no meta/simulation.json. Choose another folder",
     ):
         record(tmp_path, "metaworld", ["reach-v3"], 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_recording_with_other_plan_raises(recorded):

@@ -5,7 +5,6 @@ it.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,17 @@ def record_rooms(folder: Path, rooms: int, views: int, workers: int = 2, first_s
     require_engine()
     plan = RoomRecordingPlan("vizdoom", rooms, views, first_seed)
     requests = episode_requests(rooms, first_seed, views)
-    return record_episodes(folder, plan, requests, DoomSimulator, workers, partial(open_dataset, folder))
+    return record_episodes(folder, plan, requests, DoomSimulator, workers, create_dataset, resume_dataset)
 
 
-def open_dataset(folder: Path, resume: bool) -> Any:
+def create_dataset(folder: Path) -> Any:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    options = {"repo_id": f"local/{folder.name}", "root": folder}
-    if resume:
-        return LeRobotDataset.resume(**options)
-    features = room_features()
-    return LeRobotDataset.create(fps=FPS, features=features, robot_type="vizdoom", use_videos=False, **options)
+    options = {"repo_id": f"local/{folder.name}", "root": folder, "features": room_features()}
+    return LeRobotDataset.create(fps=FPS, robot_type="vizdoom", use_videos=False, **options)
+
+
+def resume_dataset(folder: Path) -> Any:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    return LeRobotDataset.resume(repo_id=f"local/{folder.name}", root=folder)
