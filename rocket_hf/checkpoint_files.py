@@ -16,6 +16,16 @@ from torch import Tensor
 from .errors import UserError
 from .foreign_code import check_file_names
 
+# Types of JSON values, as error messages name them.
+JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "a truth value",
+    int: "an integer",
+    float: "a number",
+}
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -50,7 +60,9 @@ class Checkpoint:
         if index.exists():
             content = read_json(index)
             check_file_names(index, content)
-            weight_map: dict[str, str] = json_value(content, "weight_map", index)
+            weight_map: dict[str, str] = json_value(content, "weight_map", index, dict)
+            for key in weight_map:
+                json_value(weight_map, key, index, str)
             for name in sorted(set(weight_map.values())):
                 self.add_safetensors(self.folder / name)
             if missing := sorted(key for key in weight_map if key not in self.entries):
@@ -78,7 +90,7 @@ class Checkpoint:
         path, adapter = folder / "adapter_config.json", Checkpoint(folder)
         settings = read_json(path)
         adapter.add_weights("adapter_model")
-        scale = json_value(settings, "lora_alpha", path) / json_value(settings, "r", path)
+        scale = lora_scale(settings, path)
         for name, entry in adapter.entries.items():
             target, is_lora_a, _ = name.removeprefix("base_model.model.").partition(".lora_A.weight")
             if is_lora_a:
@@ -121,15 +133,22 @@ class Checkpoint:
         update = delta.scale * up.flatten(1) @ down.flatten(1)  # convolution kernels are updated in flattened form
         return (tensor.float() + update.reshape(tensor.shape)).to(tensor.dtype)
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, length: int | None = None) -> tuple[int, ...]:
+        """Return the shape of a tensor; raise UserError if it is missing or has not `length` dimensions."""
         if name not in self.entries:
             raise missing_tensor(name)
-        return self.entries[name].shape
+        return check_length(name, self.entries[name].shape, length)
 
     def digest(self) -> str:
         """Return a SHA-256 over the names, files and shapes of all tensors, which identifies the layout."""
         rows = [[name, entry.file.name, list(entry.shape)] for name, entry in sorted(self.entries.items())]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def check_length(name: str, shape: tuple[int, ...], length: int | None) -> tuple[int, ...]:
+    if length is not None and len(shape) != length:
+        raise UserError(f"{name} has shape {shape}, expected {length} dimensions: the checkpoint is not supported")
+    return shape
 
 
 def missing_tensor(name: str) -> UserError:
@@ -143,6 +162,17 @@ def read_entry(entry: TensorEntry) -> Tensor:
         with open_safetensors(entry.file) as file:
             tensor = file.get_tensor(entry.key)
     return tensor if entry.rows is None else tensor[slice(*entry.rows)]
+
+
+def lora_scale(settings: Any, path: Path) -> float:
+    """Return the factor of a PEFT adapter's updates; raise UserError for settings that are not implemented."""
+    rank, alpha = json_value(settings, "r", path, int), json_value(settings, "lora_alpha", path, int | float)
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out"):
+        if settings.get(key):
+            raise UserError(f"{path} sets {key}, which is not supported: merge the adapter with PEFT first")
+    if rank < 1:
+        raise UserError(f"{path} sets r={rank}, expected a positive rank: download or copy it again")
+    return alpha / rank
 
 
 @contextmanager
@@ -180,11 +210,27 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}): download or copy it again") from error
 
 
-def json_value(content: Any, key: str, path: Path) -> Any:
-    """Return `content[key]`; raise UserError if the JSON file at `path` lacks it."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file; raise UserError if it contains anything else than an object."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} contains {json_kind(content)}, expected an object: download or copy it again")
+    return content
+
+
+def json_value(content: Any, key: str, path: Path, kind: Any = object) -> Any:
+    """Return `content[key]`; raise UserError if the JSON file at `path` lacks it, or if it is not of type `kind`."""
     if not isinstance(content, dict) or key not in content:
         raise UserError(f"{path} has no key {key!r}: check that the checkpoint is complete and of the expected kind")
-    return content[key]
+    value = content[key]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = JSON_KINDS.get(kind, "a number")
+        raise UserError(f"{path} has {json_kind(value)} for {key!r}, expected {expected}: download or copy it again")
+    return value
+
+
+def json_kind(value: Any) -> str:
+    return next((text for kind, text in JSON_KINDS.items() if isinstance(value, kind)), "null")
 
 
 def require_file(path: Path) -> None:

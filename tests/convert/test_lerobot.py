@@ -314,6 +314,21 @@ def test_missing_source_is_reported(tmp_path, capsys):
     assert "neither a local folder nor a Hub repository" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("clip_normalized", True), ("interpolation", "bicubic"), ("prompt_template", "{task}"), ("resize", "stretch")],
+)
+def test_preparation_that_lerobot_does_not_have_is_not_dropped_silently(setting, value, tmp_path, capsys):
+    from rocket_hf.export.export_files import export_policy
+
+    config = tiny_config(alignment=None)
+    processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config), **{setting: value})
+    folder = export_policy(RocketForActionPrediction(config), processor, tmp_path / "policy")
+    assert main(["convert", "to-lerobot", str(folder), str(tmp_path / "back")]) == 2
+    assert f"The processor of this policy has {setting}={value!r}" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
 def test_folder_without_a_policy_cannot_be_converted_to_lerobot(tmp_path, capsys):
     assert main(["convert", "to-lerobot", str(tmp_path), str(tmp_path / "back")]) == 2
     assert "is not a policy: it has no config.json" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from rocket_hf.modeling.rocket2_minecraft import decode_action
 from .published_rocket2 import KEYS, ReferenceRocket2
 
 STEPS = 7
+HEADS = ["--heads", "rgb=1", "--heads", "mask=1"]  # of the reference's tiny encoders
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def store(weights, folder):
 def converted(published, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rocket2")
     source = store(published.state_dict(), folder / "public")
-    assert main(["convert", "rocket2", str(source), str(folder / "ours")]) == 0
+    assert main(["convert", "rocket2", str(source), str(folder / "ours"), *HEADS]) == 0
     return folder / "ours"
 
 
@@ -129,7 +130,7 @@ def test_unexpected_layout_is_reported_in_one_sentence(published, tmp_path, caps
     weights = dict(published.state_dict())
     change(weights)
     source = store(weights, tmp_path / "public")
-    assert main(["convert", "rocket2", str(source), str(tmp_path / "ours")]) == 2
+    assert main(["convert", "rocket2", str(source), str(tmp_path / "ours"), *HEADS]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
