@@ -66,7 +66,10 @@ def check_alignment(recipe: VLARecipe) -> None:
     if alignment is None:
         return
     if (alignment.schedule == "constant") != (alignment.until is None):
-        raise UserError("alignment.until, a step, must be given exactly when alignment.schedule is linear or stop")
+        raise UserError(
+            f"alignment.until={alignment.until} does not fit alignment.schedule={alignment.schedule}: set it to a step "
+            "for the schedules linear and stop, and leave it out for constant"
+        )
     require_at_least("alignment.until", alignment.until, 1)
     if alignment.weight <= 0:
         raise UserError(
@@ -133,7 +136,9 @@ def check_schedule(schedule: ScheduleConfig) -> None:
             "the step at which the decay begins"
         )
     if schedule.at and (schedule.kind != "step" or schedule.at != sorted(schedule.at)):
-        raise UserError("schedule.at must be ascending steps and needs schedule.kind=step")
+        raise UserError(
+            f"schedule.at must be ascending steps and needs schedule.kind=step, got {schedule.at} and {schedule.kind}"
+        )
 
 
 def require_above_zero(name: str, value: float | None) -> None:

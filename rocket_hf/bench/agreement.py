@@ -19,7 +19,8 @@ from rocket_hf.training.run import TrainState
 from rocket_hf.training.vla.targets import CachedTargets
 from rocket_hf.training.vla.task import VLATrainingTask
 
-EVERY, ROUNDS = 100, 3
+MEASUREMENT_INTERVAL = 100  # training steps between two measurements
+ROUNDS = 3
 MODES = ("cached", "live")
 
 
@@ -58,9 +59,9 @@ def measure(policy: str = "25m") -> dict[str, Any]:
                 "step": round(statistics.median(seconds["step"]), 4),
                 "agreement": round(statistics.median(seconds["agreement"]), 4),
                 "steps": round(ratio, 3),
-                "share": round(ratio / EVERY, 5),
+                "share": round(ratio / MEASUREMENT_INTERVAL, 5),
             }
-    return {"policy": policy, "pairs": pairs, "every": EVERY} | figures
+    return {"policy": policy, "pairs": pairs, "every": MEASUREMENT_INTERVAL} | figures
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -68,7 +69,7 @@ def report(figures: dict[str, Any]) -> str:
         f"gradient agreement of {figures['pairs']} layer pairs and the action loss, {figures['policy']} policy; CPU "
         "seconds, medians",
         "",
-        f"{'':10}{'step':>10}{'measurement':>13}{'in steps':>10}{f'every {EVERY} steps':>18}",
+        f"{'':10}{'step':>10}{'measurement':>13}{'in steps':>10}{f'every {MEASUREMENT_INTERVAL} steps':>18}",
     ]
     for mode in MODES:
         row = figures[mode]

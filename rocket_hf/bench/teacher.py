@@ -22,16 +22,16 @@ from rocket_hf.teachers.vggt import VggtAggregator, VggtConfig, VggtTeacher, vgg
 
 DEPTH, PATCH_ENCODER_DEPTH, WIDTH, HEADS = 8, 4, 256, 4
 TEACHER_SIZE, CAMERA_SIZE, CAMERAS = 518, 224, ("front", "wrist")
-EVERY, CHOSEN = tuple(range(1, DEPTH + 1)), tuple(range(2, DEPTH + 1, 2))
+ALL_LAYERS, SELECTED_LAYERS = tuple(range(1, DEPTH + 1)), tuple(range(2, DEPTH + 1, 2))
 ROWS = 16  # rows of the cache: more than there are rounds, so that every round reads a new row
 THREADS = 1  # several threads would wait for each other on a busy machine, and waiting counts as CPU time
 M_MMAP_THRESHOLD = -3  # parameter of glibc's mallopt
 # Resolution and layers of each mode. "cache" is read from a cache of all layers at the camera's resolution.
 MODES: dict[str, tuple[str, tuple[int, ...]] | None] = {
-    "full": ("teacher", EVERY),
-    "chosen": ("teacher", CHOSEN),
-    "half_depth": ("teacher", EVERY[: DEPTH // 2]),
-    "native": ("camera", EVERY),
+    "full": ("teacher", ALL_LAYERS),
+    "chosen": ("teacher", SELECTED_LAYERS),
+    "half_depth": ("teacher", ALL_LAYERS[: DEPTH // 2]),
+    "native": ("camera", ALL_LAYERS),
     "cache": None,
 }
 
@@ -77,7 +77,7 @@ def cache_job() -> Job:
     """Create a job that reads one row of a cache, a new one each time, and decodes it as a batch."""
     temporary = tempfile.TemporaryDirectory()
     frames, teacher, folder = noise_frames(), create_teacher("camera"), Path(temporary.name) / "cache"
-    writer = CacheWriter(folder, plan_cache(frames, teacher, EVERY), frames, teacher)
+    writer = CacheWriter(folder, plan_cache(frames, teacher, ALL_LAYERS), frames, teacher)
     writer.prepare(report=lambda line: None)
     writer.write()
     cache, rows = FeatureCache(folder), count()
@@ -102,7 +102,7 @@ def measure() -> dict[str, Any]:
 def report(figures: dict[str, Any]) -> str:
     names = {
         "full": f"{TEACHER_SIZE} px, all {DEPTH} layers kept",
-        "chosen": f"{TEACHER_SIZE} px, {len(CHOSEN)} layers kept",
+        "chosen": f"{TEACHER_SIZE} px, {len(SELECTED_LAYERS)} layers kept",
         "half_depth": f"{TEACHER_SIZE} px, up to layer {DEPTH // 2}",
         "native": f"{CAMERA_SIZE} px, all {DEPTH} layers kept",
         "cache": f"read from the cache, {CAMERA_SIZE} px",

@@ -32,7 +32,7 @@ def check_card(path: Path, kind: PolicyKind) -> None:
         if not (is_optional or is_valid(values.get(name))):
             raise UserError(f"the card needs {name}: {expected}, got {values.get(name)!r}")
     if values["license"] == "other" and not values.get("license_name"):
-        raise UserError("the card has license: other, so it needs a license_name")
+        raise UserError("the card has license: other, so it needs a license_name: add it to the card's metadata")
     if not all(math.isfinite(number) for number in numbers(values)):
         raise UserError("the card contains a metric that is not a finite number: remove it")
     if "more information needed" in path.read_text(encoding="utf-8").lower():

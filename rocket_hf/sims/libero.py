@@ -14,7 +14,7 @@ import numpy as np
 from .environment import DepthView, Environment, Observation
 from .libero_expert import PickAndPlace
 from .libero_files import benchmark_file, import_libero, load_initial_states
-from .libero_tasks import GROUPS, SETTLING_ACTION, SETTLING_STEPS, STEP_LIMITS
+from .libero_tasks import SETTLING_ACTION, SETTLING_STEPS, STEP_LIMITS, TASK_GROUPS
 from .mujoco_camera import close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
 
@@ -163,8 +163,8 @@ class SimulationSnapshot:
 def parse_libero_task(task: str) -> tuple[str, int]:
     """Return the suite and the 0-based number of a task such as `libero_spatial/3`."""
     benchmark, _, number = task.partition("/")
-    require_known("LIBERO", "suite", benchmark, GROUPS)
-    require_known(benchmark, "task", task, GROUPS[benchmark])
+    require_known("LIBERO", "suite", benchmark, TASK_GROUPS)
+    require_known(benchmark, "task", task, TASK_GROUPS[benchmark])
     return benchmark, int(number)
 
 

@@ -17,7 +17,7 @@ from rocket_hf.errors import UserError
 from .environment import Observation
 from .libero import LiberoEnvironment, LiberoTask, make_control_env
 from .libero_plus_files import benchmark_names, find_models, import_libero_plus, plus_folder, require_archive
-from .libero_plus_tasks import GROUPS, TASKS, parse_variation
+from .libero_plus_tasks import TASK_GROUPS, TASKS, parse_variation
 from .names import require_known
 
 NOISE_IMAGE_SIZE = 256  # the benchmark's noise supports only this size (because of its fog)
@@ -90,6 +90,6 @@ def parse_libero_plus_task(task: str) -> tuple[str, str, int]:
     benchmark, _, rest = task.partition("/")
     group, _, number = task.rpartition("/")
     require_known("LIBERO-Plus", "suite", benchmark, TASKS)
-    require_known(benchmark, "axis", group, [name for name in GROUPS if name.startswith(benchmark)])
-    require_known(group, "task", task, GROUPS[group])
+    require_known(benchmark, "axis", group, [name for name in TASK_GROUPS if name.startswith(benchmark)])
+    require_known(group, "task", task, TASK_GROUPS[group])
     return benchmark, rest.partition("/")[0], int(number)

@@ -15,12 +15,14 @@ TASKS = {
     "libero_goal": (408, 409, 410, 379, 185, 279, 281, 240),
     "libero_10": (419, 393, 383, 449, 139, 274, 289, 173),
 }
-GROUPS = {
+TASK_GROUPS = {
     f"{suite}/{axis}": [f"{suite}/{axis}/{number}" for number in range(count)]
     for suite, counts in TASKS.items()
     for axis, count in zip(AXES, counts, strict=True)
 }
-GROUPS |= {f"{suite}/layout": GROUPS[f"{suite}/layout-moved"] + GROUPS[f"{suite}/layout-added"] for suite in TASKS}
+TASK_GROUPS |= {
+    f"{suite}/layout": TASK_GROUPS[f"{suite}/layout-moved"] + TASK_GROUPS[f"{suite}/layout-added"] for suite in TASKS
+}
 
 VIEW_NAME = re.compile(
     r"(?P<base>.+?)(?P<language>_language_\d+)?_view_(?P<view>\d+_\d+_\d+_\d+_\d+)_initstate_(?P<robot>\d+)"

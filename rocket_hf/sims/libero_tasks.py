@@ -14,4 +14,4 @@ STEP_LIMITS = {
 }
 SETTLING_STEPS = 10  # steps in which objects fall onto the table, before the first observation; not part of the limit
 SETTLING_ACTION = (0, 0, 0, 0, 0, 0, -1)  # no motion, gripper open
-GROUPS = {suite: [f"{suite}/{number}" for number in range(count)] for suite, count in TASKS.items()}
+TASK_GROUPS = {suite: [f"{suite}/{number}" for number in range(count)] for suite, count in TASKS.items()}

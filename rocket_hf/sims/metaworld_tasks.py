@@ -58,5 +58,5 @@ VERY_HARD = {
     "stick-push-v3": "push the thermos with the stick",
     "pick-place-wall-v3": "carry the puck over the wall to the target",
 }
-GROUPS = {"easy": EASY, "medium": MEDIUM, "hard": HARD, "very_hard": VERY_HARD}
-INSTRUCTIONS = {task: instruction for tasks in GROUPS.values() for task, instruction in tasks.items()}
+TASK_GROUPS = {"easy": EASY, "medium": MEDIUM, "hard": HARD, "very_hard": VERY_HARD}
+INSTRUCTIONS = {task: instruction for tasks in TASK_GROUPS.values() for task, instruction in tasks.items()}

@@ -34,14 +34,14 @@ def task_groups(suite: str) -> dict[str, list[str]]:
     """Return the tasks of each named group of a suite, such as "easy" or "libero_goal"."""
     require_known("rocket-hf", "suite", suite, SUITES)
     if suite == "libero":
-        from .libero_tasks import GROUPS as LIBERO
+        from .libero_tasks import TASK_GROUPS as LIBERO
 
         return LIBERO
     if suite == "libero-plus":
-        from .libero_plus_tasks import GROUPS as LIBERO_PLUS
+        from .libero_plus_tasks import TASK_GROUPS as LIBERO_PLUS
 
         return LIBERO_PLUS
-    from .metaworld_tasks import GROUPS as METAWORLD
+    from .metaworld_tasks import TASK_GROUPS as METAWORLD
 
     return {name: list(tasks) for name, tasks in METAWORLD.items()}
 

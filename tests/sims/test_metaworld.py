@@ -16,7 +16,7 @@ import pytest
 from rocket_hf.errors import UserError
 from rocket_hf.sims.headless import use_offscreen_rendering
 from rocket_hf.sims.metaworld import MetaWorldEnvironment
-from rocket_hf.sims.metaworld_tasks import GROUPS, INSTRUCTIONS
+from rocket_hf.sims.metaworld_tasks import INSTRUCTIONS, TASK_GROUPS
 from rocket_hf.sims.suites import make_environment as make_suite_environment
 from rocket_hf.sims.suites import select_tasks, task_names
 
@@ -42,7 +42,7 @@ def test_tasks_and_groups_equal_benchmark():
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     assert set(INSTRUCTIONS) == set(ALL_V3_ENVIRONMENTS)
-    assert {name: set(tasks) for name, tasks in GROUPS.items()} == {
+    assert {name: set(tasks) for name, tasks in TASK_GROUPS.items()} == {
         name: set(tasks) for name, tasks in read_lerobot_tasks()["DIFFICULTY_TO_TASKS"].items()
     }
 
@@ -53,7 +53,7 @@ def test_every_task_has_its_own_instruction():
 
 def test_tasks_are_selected_by_name_and_group():
     assert select_tasks("metaworld", ["push-v3", "reach-v3,push-v3"]) == ["push-v3", "reach-v3"]
-    assert select_tasks("metaworld", ["hard"]) == list(GROUPS["hard"])
+    assert select_tasks("metaworld", ["hard"]) == list(TASK_GROUPS["hard"])
     assert select_tasks("metaworld", ["all"]) == task_names("metaworld")
 
 

@@ -141,8 +141,8 @@ def test_unknown_keys_and_wrong_types_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("alignment.schedule=stop", "alignment.until, a step, must be given exactly when"),
-        ("alignment.until=5", "alignment.until, a step, must be given exactly when"),
+        ("alignment.schedule=stop", "alignment.until=None does not fit alignment.schedule=stop"),
+        ("alignment.until=5", "alignment.until=5 does not fit alignment.schedule=constant"),
         ("alignment.weight=0", "to train without it set alignment=null"),
         ("teacher.resolution=best", "teacher.resolution must be camera, teacher or a number of pixels, got 'best'"),
         ("schedule.kind=step", "schedule.kind=step needs schedule.at"),
