@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -42,22 +43,25 @@ def lerobot_model(request):
 
 
 @pytest.fixture
-def source(lerobot_model, tmp_path, monkeypatch):
-    """Folder as written by lerobot-train: the policy, its preprocessor and its postprocessor."""
+def source(lerobot_model, tmp_path):
+    return save_lerobot_policy(lerobot_model, tmp_path)
+
+
+def save_lerobot_policy(policy, tmp_path):
+    """Write a folder as lerobot-train does: the policy, its preprocessor and its postprocessor."""
     from lerobot.policies.factory import make_pre_post_processors
     from lerobot.processor import tokenizer_processor
 
-    monkeypatch.setattr(tokenizer_processor.AutoTokenizer, "from_pretrained", lambda name: character_tokenizer())
     folder = tmp_path / "lerobot"
-    lerobot_model.save_pretrained(folder)
+    policy.save_pretrained(folder)
     statistics = tiny_statistics(tiny_config())
     stats = {"observation.state": statistics["state"], "action": statistics["action"]}
     stats = {key: {name: torch.tensor(value) for name, value in each.items()} for key, each in stats.items()}
-    processors = make_pre_post_processors(lerobot_model.config, dataset_stats=stats)
+    with patch.object(tokenizer_processor.AutoTokenizer, "from_pretrained", lambda name: character_tokenizer()):
+        processors = make_pre_post_processors(policy.config, dataset_stats=stats)
     for processor in processors:
         processor.save_pretrained(folder)
-    monkeypatch.undo()
-    lerobot_model.processors = processors
+    policy.processors = processors
     character_tokenizer().save_pretrained(tmp_path / "tokenizer")
     return folder
 
@@ -66,11 +70,12 @@ def policy_type(folder) -> str:
     return json.loads((folder / "config.json").read_text())["type"]
 
 
-def convert(source, destination, *options) -> int:
+def convert(source, destination, *options, heads=None) -> int:
     tokenizer = str(source.parent / "tokenizer")
     family = policy_type(source)
     arguments = ["convert", f"lerobot-{family}", str(source), str(destination), "--tokenizer", tokenizer]
-    return main([*arguments, *HEADS[family], *options])
+    given = HEADS[family] if heads is None else [word for part in heads for word in ("--heads", part)]
+    return main([*arguments, *given, *options])
 
 
 def test_converted_policy_predicts_the_same_actions_in_robot_units(lerobot_model, source, tmp_path, capsys):
