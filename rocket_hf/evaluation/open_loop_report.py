@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ def mean_with_interval(values: Sequence[float]) -> MeanWithInterval:
     return MeanWithInterval(mean, mean - half, mean + half)
 
 
+def mean_error(errors: Sequence[float]) -> MeanWithInterval:
+    """Return the mean of errors, which are not negative, so that neither is their interval."""
+    value = mean_with_interval(errors)
+    return replace(value, low=max(0.0, value.low))
+
+
 @dataclass(frozen=True)
 class OpenLoopReport:
     """Errors of a policy and of the baselines on one dataset, by action dimension."""
@@ -66,8 +72,8 @@ class OpenLoopReport:
     def joint_errors(self, predictor: str) -> dict[str, MeanWithInterval]:
         """Return the error of each joint, and of the mean of all joints."""
         table = self.errors(predictor)
-        by_joint = {joint: mean_with_interval(table[:, number]) for number, joint in enumerate(self.joints)}
-        return by_joint | {"mean": mean_with_interval(table.mean(axis=1))}
+        by_joint = {joint: mean_error(table[:, number]) for number, joint in enumerate(self.joints)}
+        return by_joint | {"mean": mean_error(table.mean(axis=1))}
 
     def differences(self) -> dict[str, MeanWithInterval]:
         """Return the policy's mean error minus that of each baseline, paired by episode."""
