@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
 from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import export_policy
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -153,11 +154,15 @@ def test_rocket2_checks_sizes_against_its_weights(tmp_path):
 
 
 def test_command_prints_one_sentence_for_a_bomb(tmp_path, capsys):
-    RocketForActionPrediction(tiny_config(alignment=None)).save_pretrained(tmp_path)
-    change_policy_config(tmp_path, depth=BOMB)
-    assert main(["convert", "to-lerobot", str(tmp_path), str(tmp_path / "lerobot")]) == 2
-    printed = capsys.readouterr().err
-    assert "Pi0Config.depth must be at most 512" in printed and "Traceback" not in printed
+    config = tiny_config(alignment=None)
+    processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
+    folder = export_policy(RocketForActionPrediction(config), processor, tmp_path / "policy")
+    change_policy_config(folder, depth=BOMB)
+    capsys.readouterr()
+    assert main(["convert", "to-lerobot", str(folder), str(tmp_path / "lerobot")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and f"Pi0Config.depth must be at most 512, got {BOMB}" in lines[0]
+    assert not (tmp_path / "lerobot").exists()
 
 
 def test_weights_whose_file_is_damaged_are_reported(policy):
