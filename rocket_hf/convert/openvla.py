@@ -118,7 +118,7 @@ def infer_openvla_sizes(checkpoint: Checkpoint, variant: str, heads: HeadCounts,
 
 
 def language_settings(checkpoint: Checkpoint, width: int, heads: HeadCounts, text: Configuration) -> dict[str, Any]:
-    """Return the settings of the Llama model that its tensors do not tell. `text` is the source's `text_config`."""
+    """Return the Llama model's settings that do not follow from its tensors. `text` is the source's `text_config`."""
     if text.get("rope_scaling"):
         raise UserError(f"config.json sets rope_scaling={text['rope_scaling']} in text_config, which is not supported")
     count = heads.of("language", width, LLAMA_HEADS, stated_heads(text, width, LLAMA_DEFAULTS) if text else None)

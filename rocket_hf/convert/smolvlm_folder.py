@@ -29,7 +29,7 @@ SPECIAL_TOKENS = {
 
 @dataclass(frozen=True)
 class SmolVLMSettings:
-    """Settings of a vision-language model that the tensors of a policy do not tell. They are empty if unknown."""
+    """Settings of a vision-language model that do not follow from tensors. They are empty if unknown."""
 
     text: Configuration = field(default_factory=dict)
     vision: Configuration = field(default_factory=dict)

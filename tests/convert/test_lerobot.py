@@ -21,7 +21,7 @@ from rocket_hf.tiny import PI0_SIZES, SMOLVLA_SIZES, character_tokenizer, tiny_c
 pytestmark = pytest.mark.needs_lerobot
 PI = PI0_SIZES | {"vision_heads": 3}
 SMOL = SMOLVLA_SIZES | {"vision_heads": 3, "expert_mlp_width": 256}  # lerobot computes 256 from the expert's width
-# Heads that tensors of these sizes do not tell.
+# Numbers of heads, which do not follow from tensors of these sizes.
 HEADS = {"pi0": ["--heads", "vision=3"], "pi05": ["--heads", "vision=3"]}
 HEADS["smolvla"] = ["--heads", "vision=3", "--heads", "language=4"]
 POLICIES = {

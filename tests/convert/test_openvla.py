@@ -133,7 +133,7 @@ def oft(openvla):
 
 
 def convert(family, source, destination, *options) -> int:
-    heads = ["--heads", "dino=1", "--heads", "siglip=1"]  # the tensors of these tiny towers do not tell them
+    heads = ["--heads", "dino=1", "--heads", "siglip=1"]  # the they do not follow from tensors
     return main(["convert", family, str(source), str(destination), *heads, *options])
 
 
@@ -197,6 +197,23 @@ def test_openvla_with_several_statistics_requires_a_choice(openvla, tmp_path, ca
     assert "has no statistics of the dataset 'c'" in capsys.readouterr().err
     assert convert("openvla", openvla, tmp_path / "ours", "--statistics", "b") == 0
     assert predict_actions(tmp_path / "ours").shape == (1, 1, ACTION)
+
+
+def test_statistics_come_from_both_files(oft, tmp_path, capsys):
+    """dataset_statistics.json applies without a choice, and before norm_stats of config.json for a key in both."""
+    path = oft / "dataset_statistics.json"
+    own = json.loads(path.read_text())
+    own["b"] = json.loads(json.dumps(own["libero_spatial_no_noops"]).replace("-9.0", "-8.0"))
+    path.write_text(json.dumps(own))
+    assert convert("openvla-oft", oft, tmp_path / "ours") == 2
+    message = "from libero_spatial_no_noops, b (dataset_statistics.json) and a (config.json)"
+    assert message in capsys.readouterr().err
+    for key, minimum in {"a": -9.0, "b": -8.0, "libero_spatial_no_noops": -9.0}.items():
+        assert convert("openvla-oft", oft, tmp_path / key, "--statistics", key) == 0
+        assert RocketProcessor.from_pretrained(tmp_path / key).statistics["action"]["min"][0] == minimum
+    del own["b"]
+    path.write_text(json.dumps(own))
+    assert convert("openvla-oft", oft, tmp_path / "default") == 0
 
 
 def test_adapter_is_merged_into_its_base_model(oft, tmp_path, capsys):
