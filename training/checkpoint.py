@@ -1,9 +1,11 @@
 """Checkpoints of a run, each written atomically: an interrupted write leaves the previous checkpoints intact.
 
-A checkpoint is a folder `step-00001000` with safetensors files and a state.json. It is written under a temporary name,
-flushed to disk and renamed. Tensors are stored unsharded and by name, so a run can be resumed with any number of ranks.
+A checkpoint is a folder `step-00001000` with safetensors files and a state.json, which contains their checksums. It is
+written under a temporary name, flushed to disk and renamed. Tensors are stored unsharded and by name, so a run can be
+resumed with any number of ranks.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import sync
+from rocket_hf.files import file_digest, sync
 
 from .distributed.placement import Optimizer, optimizer_state, prepare_optimizer_for_loading
 from .distributed.tensor_storage import StoredTensor, gather_tensor, overwrite_tensor, stored_tensor
@@ -30,6 +32,7 @@ NAME = "step-{:08d}"
 NAME_PATTERN = re.compile(r"step-(\d{8})")
 TEMPORARY_PREFIX = ".partial-"
 STATE = "state.json"
+CHECKSUMS, OWN_CHECKSUM = "files", "checksum"  # keys of state.json, in addition to the progress
 
 
 @dataclass
@@ -109,7 +112,8 @@ class Checkpoints:
                 if tensors:
                     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
                     save_file(contiguous, temporary / f"{name}.safetensors")
-            (temporary / STATE).write_text(json.dumps(asdict(progress)))
+            checksums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+            (temporary / STATE).write_text(format_state(progress, checksums))
             for path in [*temporary.iterdir(), temporary]:
                 sync(path)
             target = self.path(progress.step)
@@ -143,22 +147,52 @@ class Checkpoints:
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Read one file of a checkpoint: "model", "optimizer", "average" or "random"."""
     path = folder / f"{name}.safetensors"
+    _, checksums = read_state(folder)
     try:
+        if checksums and file_digest(path) != checksums.get(path.name):
+            raise damaged_file(path, f"its checksum differs from the one in {STATE}")
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise unreadable_file(path, error) from error
+        raise damaged_file(path, str(error)) from error
 
 
 def read_progress(folder: Path) -> Progress:
+    return read_state(folder)[0]
+
+
+def read_state(folder: Path) -> tuple[Progress, dict[str, str]]:
+    """Return the progress and the checksum of each file. Checkpoints of version 0.1.0 have no checksums."""
     path = folder / STATE
     try:
-        return Progress(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise unreadable_file(path, error) from error
+        values = json.loads(path.read_text())
+        checksums, own_checksum = values.pop(CHECKSUMS, {}), values.pop(OWN_CHECKSUM, None)
+        progress = Progress(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise damaged_file(path, str(error)) from error
+    if (checksums or own_checksum) and own_checksum != state_checksum(values, checksums):
+        raise damaged_file(path, "its values differ from the checksum in it")
+    return progress, checksums
 
 
-def unreadable_file(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({error}): remove {path.parent.name} to resume from an earlier checkpoint")
+def format_state(progress: Progress, checksums: dict[str, str]) -> str:
+    values = asdict(progress)
+    return json.dumps(values | {CHECKSUMS: checksums, OWN_CHECKSUM: state_checksum(values, checksums)})
+
+
+def state_checksum(values: dict[str, Any], checksums: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([values, checksums], sort_keys=True).encode()).hexdigest()
+
+
+def damaged_file(path: Path, reason: str) -> UserError:
+    folder = path.parent
+    match = NAME_PATTERN.fullmatch(folder.name)
+    earlier = [step for step in Checkpoints(folder.parent, keep=1).steps() if match and step < int(match[1])]
+    fix = (
+        f"remove the folder {folder} to resume from the checkpoint before it, of step {earlier[-1]}"
+        if earlier
+        else "there is no earlier checkpoint, so start the run again with another --out"
+    )
+    return UserError(f"the checkpoint file {path} cannot be read, {reason}: {fix}")
 
 
 def load_trainable_weights(model: nn.Module, values: Mapping[str, Tensor], folder: Path) -> None:

@@ -31,8 +31,8 @@ def summary(run: Run, folder: Path) -> str:
     """Return a table of the run: losses of the first and last tenth of its steps, validation errors, and its files."""
     records = read_journal(run.out / JOURNAL)
     steps = [record for record in records if "loss" in record]
-    rows = [("trained", f"{len(steps)} steps of {run.recipe.run.batch_size} samples")]
-    for name in [name for name in steps[-1] if name.startswith(LOSS_PREFIXES)]:
+    rows = [("trained", f"{run.progress.step} steps of {run.recipe.run.batch_size} samples")]
+    for name in [name for name in (steps[-1] if steps else ()) if name.startswith(LOSS_PREFIXES)]:
         values = [record[name] for record in steps if name in record]
         count = max(1, len(values) // 10)
         rows.append(("", f"{name} {mean(values[:count]):.3f} -> {mean(values[-count:]):.3f}"))

@@ -14,8 +14,11 @@ from rocket_hf.errors import UserError
 from rocket_hf.folder_lock import LOCK, FolderLock
 
 from .checkpoint import Checkpoints, Progress
+from .distributed.agreement import on_main_process
 from .distributed.placement import Optimizer
-from .journal import Journal, StepTimer
+from .input_fingerprints import INPUTS, Fingerprints, write_fingerprints
+from .input_origins import ORIGINS, write_origins
+from .journal import Journal, StepTimer, read_journal
 from .optimization import MovingAverage
 from .recipe import BaseRecipe, VLARecipe
 from .recipe_files import changed_settings, different_keys, read_recipe, write_recipe
@@ -24,7 +27,9 @@ from .vla.gradient_projection import GradientProjection
 
 # Contents of the folder of a run.
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
-TEMPORARY_RECIPE = f"{RECIPE}.tmp"  # the only file in the folder of a run that was killed before it started
+TEMPORARY_RECIPE = f"{RECIPE}.tmp"
+# Files in the folder of a run that was killed before it started.
+FILES_BEFORE_START = (TEMPORARY_RECIPE, INPUTS, ORIGINS, LOCK)
 
 # Settings that may change when a run is resumed. Any other change would make it a different run.
 CHANGEABLE_ON_RESUME = (
@@ -77,44 +82,58 @@ def locked_run_folder(out: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def find_resume_step(recipe: BaseRecipe, out: Path, resume: bool) -> int | None:
-    """Return the step of the last checkpoint if a run is resumed, after checking its folder and its recipe.
+@dataclass
+class StartedRun:
+    """A run that is resumed: its recipe, and the step of its last checkpoint, if it has any."""
 
-    A new run, for which this returns None, needs an empty folder.
-    """
+    recipe: BaseRecipe
+    step: int | None
+
+
+def find_started_run(out: Path, resume: bool) -> StartedRun | None:
+    """Return the run in a folder if it is resumed. A new run, for which this returns None, needs an empty folder."""
     recipe_file = out / RECIPE
     if resume and not recipe_file.is_file():
         raise UserError(f"there is no run to resume in {out}: remove --resume to start one")
     if resume:
-        check_same_recipe(read_recipe(str(recipe_file)), recipe, out)
-        steps = Checkpoints(out / CHECKPOINTS, recipe.run.keep).steps()
-        return steps[-1] if steps else None
+        steps = Checkpoints(out / CHECKPOINTS, keep=1).steps()
+        return StartedRun(read_recipe(str(recipe_file)), steps[-1] if steps else None)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    if out.exists() and any(path.name not in (TEMPORARY_RECIPE, LOCK) for path in out.iterdir()):
+    if out.exists() and any(path.name not in FILES_BEFORE_START for path in out.iterdir()):
         raise UserError(f"{out} is not empty: pass --resume to resume the run in it, or choose another --out")
     return None
 
 
-def check_same_recipe(previous: BaseRecipe, recipe: BaseRecipe, out: Path) -> None:
+def check_same_recipe(started: StartedRun, recipe: BaseRecipe, out: Path) -> None:
+    previous = started.recipe
     if type(previous) is not type(recipe):
         kinds = f"a {type(previous).__name__}, the given recipe is a {type(recipe).__name__}"
         raise UserError(f"the run in {out} was started with {kinds}: pass its own recipe")
     keys = [key for key in different_keys(previous, recipe) if key not in CHANGEABLE_ON_RESUME]
     if keys:
         raise UserError(f"{', '.join(keys)} differ from the run in {out}: use the values of {out / RECIPE}")
+    if started.step is not None and recipe.run.steps < started.step:
+        raise UserError(
+            f"the run in {out} has already done {started.step} steps, but the recipe asks for {recipe.run.steps}: "
+            f"pass --set run.steps=N with N of at least {started.step}"
+        )
 
 
-def create_run_folder(recipe: BaseRecipe, out: Path, accelerator: Accelerator) -> None:
+def create_run_folder(recipe: BaseRecipe, fingerprints: Fingerprints, out: Path, accelerator: Accelerator) -> None:
     """Create the folder with the recipe, and start the trackers. Called after everything else has been checked."""
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+
+    def write() -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
             write_recipe(recipe, out / TEMPORARY_RECIPE)
+            write_fingerprints(fingerprints, out)
+            write_origins(recipe, out)
             (out / TEMPORARY_RECIPE).replace(out / RECIPE)
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+
+    on_main_process(accelerator, write)
     if recipe.run.trackers:
         accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe))
 
@@ -141,7 +160,9 @@ def create_journal(
     journal.truncate_after(progress.step)
     if isinstance(recipe, VLARecipe) and not progress.step:
         journal.write([{"step": 0, "robot": asdict(recipe.robot)}])
+    written = {record.get("note") for record in read_journal(out / JOURNAL)}
     for note in filter(None, notes):
         accelerator.print(f"note: {note}")
-        journal.write([{"step": progress.step, "note": note}])
+        if note not in written:  # a resumed run has the notes of its start
+            journal.write([{"step": progress.step, "note": note}])
     return journal

@@ -10,13 +10,23 @@ from accelerate import Accelerator
 from rocket_hf.errors import UserError
 
 from .checkpoint import Checkpoints, Progress
+from .distributed.agreement import on_main_process
 from .distributed.placement import place
+from .input_fingerprints import INPUTS, Fingerprints, check_same_inputs
 from .journal import StepTimer
 from .optimization import MovingAverage
 from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
-from .recipe_files import read_recipe
 from .rocket2.task import create_rocket2_task
-from .run import CHECKPOINTS, RECIPE, Run, TrainState, create_journal, create_run_folder, find_resume_step
+from .run import (
+    CHECKPOINTS,
+    Run,
+    StartedRun,
+    TrainState,
+    check_same_recipe,
+    create_journal,
+    create_run_folder,
+    find_started_run,
+)
 from .task import TrainingTask
 from .vla.gradient_projection import GradientProjection
 from .vla.robot import complete_robot
@@ -24,10 +34,14 @@ from .vla.task import create_vla_task
 
 
 def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
+    started = on_main_process(accelerator, lambda: find_started_run(out, resume))
     if isinstance(recipe, VLARecipe):
-        recipe = read_robot(recipe, out, resume, accelerator)
-    resume_step = find_resume_step(recipe, out, resume)
+        recipe = read_robot(recipe, started, accelerator)
+    if started is not None:
+        check_same_recipe(started, recipe, out)
+    resume_step = None if started is None else started.step
     task = create_task(recipe, accelerator)
+    fingerprints = on_main_process(accelerator, lambda: fingerprint_inputs(task, out, resume))
     state = create_train_state(task, recipe, accelerator)
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
     batches = task.batches(resume_step or 0)
@@ -36,7 +50,7 @@ def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Acceler
     progress = Progress()
     if resume_step is not None:  # after the loader has started, because it draws from the restored random state
         progress = checkpoints.load(resume_step, accelerator, state.policy, state.optimizer, state.average)
-    create_run_folder(recipe, out, accelerator)
+    create_run_folder(recipe, fingerprints, out, accelerator)
     return Run(
         **vars(state),
         out=out,
@@ -47,10 +61,18 @@ def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Acceler
     )
 
 
-def read_robot(recipe: VLARecipe, out: Path, resume: bool, accelerator: Accelerator) -> VLARecipe:
+def fingerprint_inputs(task: TrainingTask, out: Path, resume: bool) -> Fingerprints:
+    """Return the fingerprints of the inputs; raise a UserError if those of a resumed run have changed."""
+    fingerprints = task.input_fingerprints()
+    if resume and not check_same_inputs(fingerprints, out):
+        task.notes.append(f"the run in {out} has no {INPUTS}, so changes of its inputs until now cannot be detected")
+    return fingerprints
+
+
+def read_robot(recipe: VLARecipe, started: StartedRun | None, accelerator: Accelerator) -> VLARecipe:
     """Return the recipe with the robot of its datasets, or of the resumed run; print it beside the policy's robot."""
-    started = read_recipe(str(out / RECIPE)) if resume and (out / RECIPE).is_file() else None
-    recipe, comparison = complete_robot(recipe, accelerator, started if isinstance(started, VLARecipe) else None)
+    previous = started.recipe if started is not None and isinstance(started.recipe, VLARecipe) else None
+    recipe, comparison = complete_robot(recipe, accelerator, previous)
     accelerator.print("\n".join(comparison))
     return recipe
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .input_fingerprints import Fingerprints
 from .journal import StepTimer
 
 Losses = dict[str, Tensor]  # by name: "action/...", "alignment/..." and "auxiliary/..."
@@ -28,6 +29,10 @@ class TrainingTask(ABC):
     @abstractmethod
     def make_trainable(self) -> None:
         """Freeze and unfreeze weights. Called before the policy is placed on its devices."""
+
+    @abstractmethod
+    def input_fingerprints(self) -> Fingerprints:
+        """Return the fingerprints of everything that the run reads. Called in the main process."""
 
     @abstractmethod
     def batches(self, first_step: int) -> Iterator[list[Any]]:

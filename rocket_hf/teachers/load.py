@@ -1,7 +1,6 @@
 """Loader of teachers by name: a local folder, a Hub repository, or the teacher embedded in this package."""
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers import AutoModel
 
 from rocket_hf.checkpoint_files import read_json
 from rocket_hf.errors import UserError
+from rocket_hf.files import file_digest
 from rocket_hf.hub import resolve
 
 from .frozen import FrozenTeacher
@@ -150,12 +150,3 @@ def weights_digest(files: list[Path]) -> str:
     """Return the SHA-256 of one file, or a SHA-256 over the digests of several files."""
     digests = [file_digest(path) for path in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file. The Hub's cache names large files by it, so that those need not be read."""
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
-        return blob.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

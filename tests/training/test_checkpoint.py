@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -152,15 +153,36 @@ def truncate_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
+def flip_exponent_bit(folder: Path) -> None:
+    """Flip one bit, so that the file is valid, and one weight 2**64 times larger."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0b0001_0000
+    path.write_bytes(content)
+
+
+def change_best_step(folder: Path) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"best_step": 2}))
+
+
 def remove_optimizer(folder: Path) -> None:
     (folder / "optimizer.safetensors").unlink()
 
 
+def remove_checksums(folder: Path) -> None:
+    """Make a checkpoint as version 0.1.0 wrote it."""
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({key: state[key] for key in asdict(Progress())}))
+
+
 def replace_weights(folder: Path) -> None:
+    remove_checksums(folder)
     save_file({"policy.other.weight": torch.zeros(2)}, folder / "model.safetensors")
 
 
 def reshape_bias(folder: Path) -> None:
+    remove_checksums(folder)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"policy.action_out.bias": torch.zeros(3)}, folder / "model.safetensors")
 
@@ -176,7 +198,9 @@ def write_unknown_state(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate_weights, "model.safetensors cannot be read"),
+        (truncate_weights, "model.safetensors cannot be read, its checksum differs"),
+        (flip_exponent_bit, "model.safetensors cannot be read, its checksum differs"),
+        (change_best_step, "state.json cannot be read, its values differ from the checksum in it"),
         (remove_optimizer, "optimizer.safetensors cannot be read"),
         (replace_weights, "belongs to another model or recipe: 3 tensors differ, for example policy.action_out."),
         (
@@ -195,3 +219,23 @@ def test_damaged_or_unrelated_checkpoint_is_refused(tmp_path, damage, message):
         checkpoints.load(3, single_process(), *training_state())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_error_of_damaged_checkpoint_offers_the_previous_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2)
+    save_checkpoint(checkpoints, 3)
+    damaged = save_checkpoint(checkpoints, 5)
+    flip_exponent_bit(damaged)
+    with pytest.raises(UserError, match=f"remove the folder {damaged} to resume from .* of step 3"):
+        checkpoints.load(5, single_process(), *training_state())
+    flip_exponent_bit(checkpoints.path(3))
+    with pytest.raises(UserError, match="there is no earlier checkpoint, so start the run again with another --out"):
+        checkpoints.load(3, single_process(), *training_state())
+
+
+def test_checkpoint_without_checksums_is_read(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1)
+    remove_checksums(save_checkpoint(checkpoints, 3))
+    model, *others = training_state(value=9.0)
+    assert checkpoints.load(3, single_process(), model, *others).step == 3
+    assert model.policy["action_out"].bias.unique().tolist() == [3.0]

@@ -1,9 +1,14 @@
 """A run that is interrupted and resumed equals an uninterrupted run."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from .conftest import (
     checkpoint_tensors,
@@ -138,3 +143,126 @@ def test_resume_refuses_changed_settings_except_those_that_may_change(
     assert outcome.code == 2 and "teacher.name differ from the run" in outcome.stderr
     tiny_run(tmp_path, "--resume", run__steps=3, run__log_every=1, run__save_every=1, run__device_batch_size=2)
     assert [line["step"] for line in step_records(tmp_path)] == [1, 2, 3]
+
+
+def test_resume_refuses_fewer_steps_than_done(tiny_run, image_dataset, policies, teacher, tmp_path):
+    tiny_run(tmp_path / "run", run__steps=2)
+    arguments = ["--recipe", "tiny", "--policy", policies("smolvla"), "--dataset", image_dataset, "--teacher", teacher]
+    outcome = run_training(*arguments, "--out", tmp_path / "run", "--resume", *set_options(run__steps=1))
+    assert (outcome.code, len(outcome.stderr.splitlines())) == (2, 1)
+    assert "has already done 2 steps, but the recipe asks for 1: pass --set run.steps=N with N of at least 2" in (
+        outcome.stderr
+    )
+    assert not (tmp_path / "run" / "policy-earlier-1").exists()
+
+
+def test_run_without_its_journal_resumes_and_is_summarized(tiny_run, tmp_path):
+    tiny_run(tmp_path / "run", run__steps=2)
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    assert "trained     2 steps of 4 samples" in tiny_run(tmp_path / "run", "--resume", run__steps=2).stdout
+    (tmp_path / "run" / "journal.jsonl").unlink(missing_ok=True)
+    tiny_run(tmp_path / "run", "--resume", run__steps=3)
+    assert [line["step"] for line in step_records(tmp_path / "run")] == [3]
+
+
+# Changed inputs
+
+
+def change_actions(data: Path) -> None:
+    (path,) = (data / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    rows = [[-value for value in row] for row in table["action"].to_pylist()]
+    column = pa.array(rows, type=table["action"].type)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), path)
+
+
+def change_video(data: Path) -> None:
+    path = next((data / "videos").rglob("*.mp4"))
+    path.write_bytes(path.read_bytes() + b"1")
+
+
+def change_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.dtype == torch.float32)
+    save_file(weights | {name: weights[name] + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def copied_run(tiny_run, video_dataset, policies, teacher, tmp_path_factory) -> Callable[[Path], list]:
+    """Function that copies a run of one step with its inputs into a folder, and returns the arguments to resume it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    sources = {"dataset": video_dataset, "policy": policies("smolvla"), "teacher": teacher}
+    inputs = {name: shutil.copytree(path, folder / name) for name, path in sources.items()}
+    words = ["--recipe", "tiny", *(word for name, path in inputs.items() for word in (f"--{name}", path))]
+    assert run_training(*words, "--out", folder / "run", *set_options(run__steps=1)).code == 0
+
+    def copy(target: Path) -> list:
+        for name in (*inputs, "run"):
+            shutil.copytree(folder / name, target / name)
+        recipe = target / "run" / "recipe.yaml"
+        recipe.write_text(recipe.read_text().replace(str(folder), str(target)))
+        inputs_file = target / "run" / "inputs.json"
+        inputs_file.write_text(inputs_file.read_text().replace(str(folder), str(target)))
+        words = ["--recipe", "tiny", *(word for name in inputs for word in (f"--{name}", target / name))]
+        return [*words, "--out", target / "run", "--resume", *set_options(run__steps=2)]
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "messages"),
+    [
+        ("dataset", change_actions, ["dataset (data/chunk-000/file-000.parquet)", "statistics (action."]),
+        ("dataset", change_video, ["the dataset ", "(videos/"]),
+        ("policy", change_weights, ["the policy ", "(model.safetensors)"]),
+        ("teacher", change_weights, ["the teacher teacher (weights)"]),
+    ],
+)
+def test_resume_refuses_changed_inputs_by_name(copied_run, tmp_path, name, change, messages):
+    arguments = copied_run(tmp_path)
+    change(tmp_path / name)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    outcome = run_training(*arguments)
+    assert (outcome.code, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert "have changed since it was started: " in outcome.stderr
+    for message in messages:
+        assert message in outcome.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_resume_accepts_unchanged_inputs_and_runs_without_fingerprints(copied_run, tmp_path):
+    arguments = copied_run(tmp_path)
+    assert run_training(*arguments).code == 0
+    (tmp_path / "run" / "inputs.json").unlink()
+    outcome = run_training(*arguments, *set_options(run__steps=3))
+    assert outcome.code == 0
+    assert "has no inputs.json, so changes of its inputs until now cannot be detected" in outcome.stdout
+    assert (tmp_path / "run" / "inputs.json").is_file()
+
+
+def test_resume_refuses_another_feature_cache_in_the_same_folder(
+    tiny_run, image_dataset, policies, teacher, caches, tmp_path
+):
+    cache = shutil.copytree(caches("int8"), tmp_path / "cache")
+    words = ["--recipe", "tiny", "--policy", policies("smolvla"), "--dataset", image_dataset, "--teacher", teacher]
+    words += ["--cache", cache, "--out", tmp_path / "run"]
+    assert run_training(*words, *set_options(run__steps=1)).code == 0
+    shutil.rmtree(cache)
+    shutil.copytree(caches("bf16"), cache)
+    outcome = run_training(*words, "--resume", *set_options(run__steps=2))
+    assert outcome.code == 2 and f"the feature cache {cache} (manifest.json)" in outcome.stderr
+
+
+def test_damaged_checkpoint_stops_the_resumed_run_and_the_previous_one_is_offered(tiny_run, copied_run, tmp_path):
+    arguments = copied_run(tmp_path)
+    assert run_training(*arguments).code == 0
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000002"
+    content = bytearray((damaged / "model.safetensors").read_bytes())
+    content[-1] ^= 0b0001_0000
+    (damaged / "model.safetensors").write_bytes(content)
+    outcome = run_training(*arguments, *set_options(run__steps=3))
+    assert (outcome.code, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert f"remove the folder {damaged} to resume from the checkpoint before it, of step 1" in outcome.stderr
+    shutil.rmtree(damaged)
+    assert run_training(*arguments, *set_options(run__steps=3)).code == 0
+    assert [line["step"] for line in step_records(tmp_path / "run")] == [1, 2, 3]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rocket_hf.errors import UserError
 from rocket_hf.hub import resolve
 from rocket_hf.modeling.strict_config import suggest_name
+from rocket_hf.sims.recording_journal import is_killed_recording
 from rocket_hf.teachers.cache_manifest import LOCAL
 
 
@@ -91,6 +92,11 @@ def read_dataset_files(id: str, root: Path) -> DatasetFiles:
 
     lerobot's own reader would search the Hub for missing files, even those of a local dataset.
     """
+    if is_killed_recording(root):
+        raise UserError(
+            f"the dataset {id} is incomplete, because its recording was killed: run the same `rocket-hf simulate` "
+            "command again, which keeps all recorded episodes"
+        )
     check_info(id, root / "meta" / "info.json")
     for name, content in (("tasks.parquet", "tasks"), ("episodes/*/*.parquet", "table of episodes")):
         if not (tables := list((root / "meta").glob(name))):

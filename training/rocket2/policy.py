@@ -1,5 +1,7 @@
 """ROCKET-2 policy that a run starts from, and checks that the datasets fit it."""
 
+from pathlib import Path
+
 import torch
 
 from rocket_hf.errors import UserError
@@ -15,11 +17,15 @@ from .dataset import RecordedRooms
 CONFIG_FILES = ("config.json",)
 
 
+def find_rocket2_folder(name: str) -> Path:
+    return find_policy_folder(name, Rocket2Config, CONFIG_FILES)
+
+
 def rocket2_policy_config(recipe: Rocket2Recipe) -> Rocket2Config:
     """Return the configuration of the policy with the auxiliary heads that the recipe trains."""
     if not recipe.policy:
         return new_policy_config(recipe.rocket2)
-    folder = find_policy_folder(recipe.policy, Rocket2Config, CONFIG_FILES)
+    folder = find_rocket2_folder(recipe.policy)
     return Rocket2Config.from_pretrained(folder, auxiliary_heads=auxiliary_heads(recipe.rocket2))
 
 
@@ -38,7 +44,7 @@ def load_rocket2_policy(recipe: Rocket2Recipe, config: Rocket2Config) -> Rocket2
     torch.manual_seed(recipe.run.seed)
     if not recipe.policy:
         return Rocket2ForActionPrediction(config)
-    folder = find_policy_folder(recipe.policy, Rocket2Config, CONFIG_FILES)
+    folder = find_rocket2_folder(recipe.policy)
     return Rocket2ForActionPrediction.from_pretrained(folder, config=config, dtype=torch.float32)
 
 

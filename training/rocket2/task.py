@@ -15,13 +15,21 @@ from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import AUXILIARY_PREFIX, Rocket2ForActionPrediction
 
 from ..data.mixture import split_episodes
+from ..distributed.agreement import main_process_first
+from ..input_fingerprints import Fingerprints, dataset_fingerprints, policy_fingerprints
 from ..journal import StepTimer
 from ..recipe import Rocket2Recipe
 from ..recipe_checks import split_batch
 from ..task import Losses, TrainingTask
 from .batches import Rocket2Batches, Rocket2Chunk, rocket2_batch
 from .dataset import RecordedRooms
-from .policy import check_no_sharding, check_policy_fits_data, load_rocket2_policy, rocket2_policy_config
+from .policy import (
+    check_no_sharding,
+    check_policy_fits_data,
+    find_rocket2_folder,
+    load_rocket2_policy,
+    rocket2_policy_config,
+)
 from .samples import Rocket2Samples
 from .validation import Rocket2Validation
 from .visibility_index import VisibilityIndex
@@ -34,7 +42,7 @@ def create_rocket2_task(recipe: Rocket2Recipe, accelerator: Accelerator) -> "Roc
     check_no_sharding()
     rank, world_size = accelerator.process_index, accelerator.num_processes
     samples_per_pass, passes = split_batch(recipe, world_size)
-    with accelerator.main_process_first():  # so that datasets and policy are downloaded once
+    with main_process_first(accelerator):  # so that datasets and policy are downloaded once
         config, data = open_policy_config_and_data(recipe)
     data.load_images()
     visibility = VisibilityIndex(data)
@@ -80,6 +88,12 @@ class Rocket2TrainingTask(TrainingTask):
         """Prepare the policy for training. All weights train, except an encoder that its configuration freezes."""
         if self.recipe.run.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def input_fingerprints(self) -> Fingerprints:
+        fingerprints = dataset_fingerprints(self.recipe)
+        if not self.recipe.policy:
+            return fingerprints
+        return fingerprints | policy_fingerprints(self.recipe.policy, find_rocket2_folder(self.recipe.policy))
 
     def batches(self, first_step: int) -> Iterator[list[Rocket2Chunk]]:
         return (self.training.chunks_of_step(step) for step in count(first_step))

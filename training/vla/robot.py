@@ -9,6 +9,7 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 
 from ..base_policy import find_policy_folder
 from ..data.robot_from_dataset import format_robot_comparison, read_robot_from_datasets
+from ..distributed.agreement import main_process_first
 from ..recipe import RobotConfig, VLARecipe
 
 
@@ -20,7 +21,7 @@ def complete_robot(
     Settings of the recipe itself come first. A resumed run keeps those with which it was `started`.
     """
     chosen = robot_changes(recipe)
-    with accelerator.main_process_first():  # so that downloads happen once
+    with main_process_first(accelerator):  # so that downloads happen once
         policy = RocketConfig.from_pretrained(find_policy_folder(recipe.policy), alignment=None)
         if started is not None:
             robot = robot_changes(started)

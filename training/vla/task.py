@@ -18,6 +18,8 @@ from rocket_hf.teachers.load import DTYPES
 
 from ..data.batches import LoaderBatch
 from ..data.loader import BatchLoader, make_loader
+from ..distributed.agreement import main_process_first
+from ..input_fingerprints import Fingerprints
 from ..journal import StepTimer
 from ..optimization import alignment_weight
 from ..recipe import AugmentationConfig, VLARecipe
@@ -29,7 +31,7 @@ from .loss_gradients import ALIGNMENT_PREFIX
 from .model_inputs import ModelInputs
 from .parts import part_of
 from .quantize import quantize_frozen
-from .resources import TrainingResources, load_policy, load_training_resources
+from .resources import TrainingResources, load_policy, load_training_resources, resource_fingerprints
 from .shared_weights import check_gradient_agreement
 from .trainable import make_trainable, merge_lora_weights, policy_from_weights
 
@@ -74,6 +76,10 @@ class VLATrainingTask(TrainingTask):
         check_gradient_agreement(recipe, policy)
         check_gradient_projection(recipe)
         enable_checkpointing_and_compile(policy, recipe)
+
+    def input_fingerprints(self) -> Fingerprints:
+        assert self.resources is not None
+        return resource_fingerprints(self.recipe, self.resources)
 
     def batches(self, first_step: int) -> Iterator[list[LoaderBatch]]:
         assert self.resources is not None
@@ -151,7 +157,7 @@ class VLATrainingTask(TrainingTask):
 def load_resources_once(recipe: VLARecipe, accelerator: Accelerator) -> TrainingResources:
     """Load the resources in the main process first, so that downloads and indexing happen once."""
     device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # without an index
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         return load_training_resources(recipe, device)
 
 
