@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .escaping import code, markdown, one_line, python
 from .facts import (
     AdapterFacts,
     Artifact,
@@ -33,6 +34,7 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+ENVIRONMENT.filters |= {"markdown": markdown, "code": code, "python": python, "one_line": one_line}
 
 
 @dataclass

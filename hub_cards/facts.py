@@ -133,6 +133,8 @@ class RobotFacts:
     action_normalization: str
     state_names: list[str] | None = None
     action_names: list[str] | None = None
+    fps: float | None = None  # control rate in Hz
+    example_task: str | None = None
 
 
 @dataclass

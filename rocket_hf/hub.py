@@ -24,9 +24,12 @@ from huggingface_hub.errors import (
 )
 
 from .errors import HTTPError, UserError
+from .files import expand_user
 from .foreign_code import check_files_inside, check_no_foreign_code
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TAG = re.compile(r"\w[\w./+-]{0,254}", re.ASCII)
+INVALID_IN_TAG = re.compile(r"\.\.|//|/\.|\.lock(/|$)|[./]$")
 # LeRobot tags the last commit of each version of its dataset format.
 LEROBOT_FORMAT_TAG = "v3.0"
 
@@ -59,6 +62,15 @@ class Resolved:
 def require_repo_id(text: str) -> None:
     if not REPO_ID.fullmatch(text):
         raise UserError(f"invalid repository id {text!r}: expected OWNER/NAME")
+
+
+def require_tag(name: str) -> None:
+    """Raise UserError if git does not accept `name` as the name of a tag, before anything is committed."""
+    if not TAG.fullmatch(name) or INVALID_IN_TAG.search(name):
+        raise UserError(
+            f"invalid tag {name!r}: use letters, digits, dots, dashes, underscores and slashes, as in v1.0, without "
+            "'..', '//' or a dot, slash or '.lock' at the end of a part"
+        )
 
 
 def parse_source(text: str, kind: str = "repository", revision: str | None = None) -> HubSource:
@@ -94,7 +106,7 @@ def resolve(
 def find_folder(
     source: str | Path, patterns: Sequence[str], revision: str | None, repo_type: str, kind: str
 ) -> Resolved:
-    folder = Path(source).expanduser()
+    folder = expand_user(source)
     if str(source) and folder.is_dir():
         if revision is not None:
             raise UserError(f"{source} is a folder, which has no revision {revision!r}: remove the revision")

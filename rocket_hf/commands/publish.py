@@ -5,6 +5,7 @@ again after any failure; an unchanged policy makes no commit.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hub repository of the base model (default: read from the run's recipe)",
     )  # fmt: skip
     parser.add_argument(
+        "--dataset", action="append", default=[], metavar="OWNER/NAME[@REVISION]",
+        help="Hub repository of the training data (default: the run's datasets that are on the Hub); repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep", metavar="HEAD,...",
         help="auxiliary heads of ROCKET-2 to keep: visibility, point, box, or none (default: those of the run)",
     )  # fmt: skip
@@ -40,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", default="5GB", metavar="SIZE", help="maximum weight file size (default: %(default)s)"
     )
-    parser.add_argument("--license", metavar="ID", help="license id of the Hub (default: license of the base model)")
+    parser.add_argument(
+        "--license", metavar="ID", help="license id of the Hub (default: license in the base model's card)"
+    )
     parser.add_argument(
         "--success", action="append", default=[], metavar="SUITE=48/50",
         help="success rate for the card: successes and episodes on a suite; repeatable",
@@ -60,8 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rocket_hf.export.policy_kinds import ROCKET2
     from rocket_hf.publishing import push, write_to_folder
 
-    if (arguments.repo is None) == (arguments.to is None):
-        raise UserError("choose where to publish: either --repo OWNER/NAME or --to FOLDER")
+    check_values(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     source = find_trained_policy(arguments.source)
@@ -75,6 +81,27 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_commit(push(package, arguments.repo, private=arguments.private, tag=arguments.tag), package)
     return 0
+
+
+def check_values(arguments: argparse.Namespace) -> None:
+    """Check the options that need no file, before anything is read or loaded."""
+    from rocket_hf.hub import require_repo_id, require_tag
+    from rocket_hf.publishing.package import require_shard_size
+
+    if arguments.repo is not None:
+        require_repo_id(arguments.repo)
+    if arguments.tag is not None:
+        require_tag(arguments.tag)
+    require_shard_size(arguments.shard)
+    if arguments.rate is not None and not 0 < arguments.rate < math.inf:
+        raise UserError(f"--rate must be a positive number of steps per second, got {arguments.rate:g}")
+
+
+def missing_destination(arguments: argparse.Namespace) -> list[str]:
+    """Return a sentence if the destination is missing or not unique."""
+    if (arguments.repo is None) == (arguments.to is None):
+        return ["choose where to publish: either --repo OWNER/NAME or --to FOLDER"]
+    return []
 
 
 def policy_kind_of(source: "TrainedPolicySource") -> "PolicyKind":
@@ -101,7 +128,8 @@ def collect_provenance(arguments: argparse.Namespace, source: "TrainedPolicySour
 
     provenance = build_provenance(
         source.recipe, source.policy, source.run, source.checkpoint,
-        base=arguments.base, license=arguments.license, is_rocket2=is_rocket2,
+        base=arguments.base, license=arguments.license, datasets=arguments.dataset, is_rocket2=is_rocket2,
+        missing=missing_destination(arguments),
     )  # fmt: skip
     provenance.control_rate = arguments.rate or provenance.control_rate
     provenance.conventions = arguments.conventions

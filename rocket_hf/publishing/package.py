@@ -18,7 +18,7 @@ from rocket_hf.export.export_files import staged_folder, write_policy_files, wri
 from rocket_hf.export.policy_kinds import ROCKET2, VLA, PolicyKind
 from rocket_hf.export.rocket2_self_test import cast_copy, record_rocket2_self_test
 from rocket_hf.export.self_test import cast_weights, record_self_test
-from rocket_hf.hub import require_repo_id
+from rocket_hf.hub import require_repo_id, require_tag
 from rocket_hf.hub_cards.cards import Card, adapter_card, model_card, rocket2_card
 from rocket_hf.hub_cards.facts import Artifact, CardError, Provenance, RobotFacts, Rocket2Artifact, Source
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -68,6 +68,8 @@ def push(
     If the repository already has the same files, no commit is made.
     """
     require_repo_id(repo)
+    if tag is not None:
+        require_tag(tag)
     with TemporaryDirectory(prefix="rocket-hf-") as temporary:
         folder = Path(temporary) / "package"
         folder.mkdir()
@@ -77,6 +79,8 @@ def push(
 
 def write_to_folder(package: Package, folder: str | Path, *, repo: str | None = None, tag: str | None = None) -> Path:
     """Write a package to a new folder, completely or not at all. Its card refers to `repo`."""
+    if tag is not None:
+        require_tag(tag)
     with staged_folder(folder) as staging:
         package.build(staging, repo or f"you/{Path(folder).name}", tag)
     return Path(folder)
@@ -172,11 +176,16 @@ class Rocket2Package(Package):
 
 
 def save_weights(policy: RocketForActionPrediction | Rocket2ForActionPrediction, folder: Path, shard_size: str) -> None:
-    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", shard_size, re.IGNORECASE):
-        raise UserError(
-            f"invalid shard size {shard_size!r}: write a number with KB, MB, GB or TB, such as {SHARD_SIZE}"
-        )
+    require_shard_size(shard_size)
     policy.save_pretrained(folder, max_shard_size=shard_size)
+
+
+def require_shard_size(text: str) -> None:
+    match = re.fullmatch(r"(\d+(\.\d+)?)\s*[KMGT]B", text, re.IGNORECASE)
+    if match is None or not float(match[1]) > 0:
+        raise UserError(
+            f"invalid shard size {text!r}: write a positive number with KB, MB, GB or TB, such as {SHARD_SIZE}"
+        )
 
 
 # Facts for the card, read from the policy
@@ -255,4 +264,6 @@ def robot_facts(config: RocketConfig, processor: RocketProcessor) -> RobotFacts:
         action_normalization=processor.action_normalization,
         state_names=list(config.state_names) if config.state_names else None,
         action_names=list(config.action_names) if config.action_names else None,
+        fps=config.fps,
+        example_task=config.example_task,
     )

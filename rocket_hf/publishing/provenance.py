@@ -1,11 +1,12 @@
 """Facts for the card about a policy's origin: base model, datasets, training run, teacher.
 
-They are read from the run's files and from the Hub cache. Nothing is downloaded, and they contain no path of this
-machine.
+They are read from the run's files and from the Hub cache; only the card of the base model may be downloaded, for its
+license. They contain no path of this machine.
 """
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,23 @@ from safetensors import SafetensorError, safe_open
 
 from rocket_hf.convert.write import REPORT
 from rocket_hf.errors import UserError
-from rocket_hf.hub import REPO_ID, HubSource, cached_commit, cached_file, parse_source
+from rocket_hf.hub import REPO_ID, cached_file, parse_source
 from rocket_hf.hub_cards.facts import Provenance, Source, TeacherFacts, TrainingFacts
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.license import KNOWN_LICENSES, UNKNOWN_LICENSE, license_note, read_license
-from rocket_hf.teachers.load import local_teacher_folder
+from rocket_hf.teachers.load import EMBEDDED, local_teacher_folder
+from rocket_hf.training.checkpoint import read_progress
 from rocket_hf.training.journal import read_journal
 from rocket_hf.training.recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 from rocket_hf.training.recipe_files import changed_settings
 from rocket_hf.training.run import JOURNAL
 from rocket_hf.training.vla.resources import alignment_config
 
+from .inputs import INFO, RunInputs, card_license
+
 # Settings that the card shows elsewhere.
 SHOWN_ELSEWHERE = ("name", "about", "policy", "teacher.", "data.datasets", "alignment", "compared_with", "run.trackers")
 ALIGNMENT, ACTION, AUXILIARY = "alignment/", "action/", "auxiliary/"  # prefixes of the journal's losses
-INFO = "meta/info.json"  # of a LeRobot dataset
 FIRST_PROJECTOR_WEIGHT = "alignment_head.projectors.0.fc1.weight"
 
 
@@ -39,43 +42,73 @@ def build_provenance(
     *,
     base: str | None = None,
     license: str | None = None,
+    datasets: Sequence[str] = (),
     is_rocket2: bool = False,
+    missing: Sequence[str] = (),
 ) -> Provenance:
-    """Collect the facts of a run and its policy. `base` (OWNER/NAME[@REVISION]) and `license` override the run's."""
-    if base is not None:
-        source = parse_source(base, "base model")
-        base_model: Source | None = Source(source.id, source.revision)
-    else:
-        base_model = base_of(recipe) if recipe else converted_from(policy) if is_rocket2 else None
-    if base_model is None and not is_rocket2:
-        raise UserError("the base model on the Hub is unknown: pass --base OWNER/NAME")
-    license = license or (base_license(recipe) if recipe else None)
-    if license is None:
-        name = f"the base model {base_model.id}" if base_model else "this policy"
-        raise UserError(f"the license of {name} is unknown: pass --license")
+    """Collect the facts of a run and its policy.
+
+    `base`, `datasets` (each OWNER/NAME[@REVISION]) and `license` override the run's. One UserError names all facts that
+    are missing, beside the sentences in `missing`.
+    """
+    inputs = RunInputs(run)
+    base_model, license, missing_facts = find_base_and_license(recipe, policy, inputs, base, license, is_rocket2)
+    if all_missing := [*missing, *missing_facts]:
+        raise UserError("; ".join(all_missing))
+    assert license is not None
     return Provenance(
         license=license,
         base_model=base_model,
-        datasets=datasets_of(recipe) if recipe else [],
-        training=training_facts(recipe, run, checkpoint) if recipe and run else None,
-        control_rate=control_rate(recipe) if recipe else None,
+        datasets=[to_source(name, "dataset") for name in datasets] or (datasets_of(recipe, inputs) if recipe else []),
+        training=training_facts(recipe, run, checkpoint, inputs) if recipe and run else None,
+        control_rate=control_rate(recipe, inputs) if recipe else None,
     )
 
 
-def training_facts(recipe: BaseRecipe, run: Path, checkpoint: Path | None) -> TrainingFacts:
-    records = read_journal(run / JOURNAL)
+def find_base_and_license(
+    recipe: BaseRecipe | None,
+    policy: Path | None,
+    inputs: RunInputs,
+    base: str | None,
+    license: str | None,
+    is_rocket2: bool,
+) -> tuple[Source | None, str | None, list[str]]:
+    """Return the base model, the license, and a sentence for each of them that is missing."""
+    if base is not None:
+        base_model: Source | None = to_source(base, "base model")
+    else:
+        base_model = base_of(recipe, inputs) if recipe else converted_from(policy) if is_rocket2 else None
+    missing = []
+    if base_model is None and not is_rocket2:
+        missing.append("the base model on the Hub is unknown: pass --base OWNER/NAME")
+    license = license or (base_license(recipe, inputs) if recipe else None)
+    license = license or (card_license(base_model) if base_model else None)
+    if license is None:
+        name = f"the base model {base_model.id}" if base_model else "this policy"
+        missing.append(f"the license of {name} is unknown: pass --license")
+    return base_model, license, missing
+
+
+def to_source(text: str, kind: str) -> Source:
+    source = parse_source(text, kind)
+    return Source(source.id, source.revision)
+
+
+def training_facts(recipe: BaseRecipe, run: Path, checkpoint: Path | None, inputs: RunInputs) -> TrainingFacts:
+    trained_steps = recipe.run.steps if checkpoint is None else read_progress(checkpoint).step
+    records = [record for record in read_journal(run / JOURNAL) if record["step"] <= trained_steps]
     steps = [record for record in records if "loss" in record]
     rows = [(name, value) for name, value in changed_settings(recipe) if not name.startswith(SHOWN_ELSEWHERE)]
     return TrainingFacts(
         recipe=recipe.name,
         about=recipe.about,
-        steps=steps[-1]["step"] if steps else recipe.run.steps,
+        steps=trained_steps,
         batch_size=recipe.run.batch_size,
         settings=rows,
         pairs=layer_pairs(recipe, checkpoint),
         curves=loss_curves(steps),
-        teacher=teacher_facts(recipe) if isinstance(recipe, VLARecipe) and recipe.alignment is not None else None,
-        compute=compute_facts(records, len(steps) * recipe.run.batch_size, validation_error(recipe)),
+        teacher=teacher_facts(recipe, inputs) if isinstance(recipe, VLARecipe) and recipe.alignment else None,
+        compute=compute_facts(records, trained_steps, recipe),
     )
 
 
@@ -115,15 +148,16 @@ def loss_curves(steps: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]
     return curves
 
 
-def teacher_facts(recipe: VLARecipe) -> TeacherFacts:
+def teacher_facts(recipe: VLARecipe, inputs: RunInputs) -> TeacherFacts:
     name, revision = recipe.teacher.name, recipe.teacher.revision
+    folder = local_teacher_folder(name) if name == EMBEDDED else inputs.folder(name)
     if recipe.teacher.caches and Path(recipe.teacher.caches[0]).is_dir():
         manifest = Manifest.load(Path(recipe.teacher.caches[0]))
         name, license = manifest.teacher, manifest.license
-    elif folder := local_teacher_folder(name):
+    elif folder is not None:
         name = folder.resolve().name
         license = read_license(folder, name)
-    elif hub_source(name) is None:  # a folder of the machine on which the run was trained
+    elif inputs.hub_source(name) is None and name not in KNOWN_LICENSES:  # a folder of another machine
         name, license = Path(name).name, UNKNOWN_LICENSE
     else:
         readme = cached_file(f"{name}@{revision}" if revision else name, "README.md")
@@ -138,8 +172,9 @@ def validation_error(recipe: BaseRecipe) -> tuple[str, str]:
     return "distance to held-out actions", "robot units"
 
 
-def compute_facts(records: list[dict[str, Any]], samples: int, error: tuple[str, str]) -> list[tuple[str, str]]:
-    rows = []
+def compute_facts(records: list[dict[str, Any]], trained_steps: int, recipe: BaseRecipe) -> list[tuple[str, str]]:
+    """Return speed, memory and validation error of the first `trained_steps` steps of a run."""
+    rows, samples = [], trained_steps * recipe.run.batch_size
     speeds = [record["samples_per_second"] for record in records if record.get("samples_per_second")]
     if speeds:
         speed = statistics.median(speeds)
@@ -147,10 +182,10 @@ def compute_facts(records: list[dict[str, Any]], samples: int, error: tuple[str,
     memory = [record["memory_mib"] for record in records if "memory_mib" in record]
     if memory:
         rows.append(("peak GPU memory", f"{max(memory) / 1024:.3g} GiB"))
-    errors = [record["validation/error"] for record in records if "validation/error" in record]
+    errors = [(record["step"], record["validation/error"]) for record in records if "validation/error" in record]
     if errors:
-        name, unit = error
-        rows.append((f"final {name}", f"{errors[-1]:.4g} {unit}"))
+        (name, unit), (step, error) = validation_error(recipe), errors[-1]
+        rows.append((name, f"{error:.4g} {unit}" + (f", at step {step}" if step != trained_steps else "")))
     return rows
 
 
@@ -158,23 +193,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} hours" if seconds > 1800 else f"{seconds / 60:.3g} minutes"
 
 
-def hub_source(name: str) -> HubSource | None:
-    """Return the Hub repository of a recipe's policy or dataset; None for a folder, also of another machine."""
-    if Path(name).is_dir() or not REPO_ID.fullmatch(name.partition("@")[0]):
-        return None
-    return parse_source(name)
-
-
-def base_of(recipe: BaseRecipe) -> Source | None:
+def base_of(recipe: BaseRecipe, inputs: RunInputs) -> Source | None:
     """Return the Hub repository that a run started from, or that its local base policy was converted from.
 
     None for a policy that was trained from scratch, and for a local base policy of unknown origin.
     """
     if not recipe.policy:
         return None
-    if source := hub_source(recipe.policy):
-        return Source(source.id, source.revision or cached_commit(recipe.policy, "config.json"))
-    return converted_from(Path(recipe.policy))
+    return inputs.card_source(recipe.policy) or converted_from(inputs.folder(recipe.policy))
 
 
 def converted_from(folder: Path | None) -> Source | None:
@@ -183,38 +209,32 @@ def converted_from(folder: Path | None) -> Source | None:
     if report is None or not report.is_file():
         return None
     values = read_json_object(report)
-    return Source(values["source"], values["revision"]) if "/" in str(values.get("source")) else None
+    source, revision = str(values.get("source")), values.get("revision")
+    return Source(source, str(revision) if revision else None) if REPO_ID.fullmatch(source) else None
 
 
-def datasets_of(recipe: BaseRecipe) -> list[Source]:
+def datasets_of(recipe: BaseRecipe, inputs: RunInputs) -> list[Source]:
     """Return the datasets on the Hub that a run was trained on, without local folders."""
-    sources = []
-    for dataset in recipe.data.datasets:
-        if source := hub_source(dataset.id):
-            sources.append(Source(source.id, source.revision or cached_commit(dataset.id, INFO, "dataset")))
-    return sources
+    sources = [inputs.card_source(dataset.id, "dataset") for dataset in recipe.data.datasets]
+    return [source for source in sources if source is not None]
 
 
-def control_rate(recipe: BaseRecipe) -> float | None:
+def control_rate(recipe: BaseRecipe, inputs: RunInputs) -> float | None:
     """Return the frames per second of the run's first dataset, or None if its files are not on this machine."""
     for dataset in recipe.data.datasets[:1]:
-        path = cached_file(dataset.id, INFO, "dataset") if hub_source(dataset.id) else Path(dataset.id) / INFO
+        folder = inputs.folder(dataset.id)
+        path = folder / INFO if folder is not None else None
+        if inputs.hub_source(dataset.id, "dataset"):
+            path = cached_file(dataset.id, INFO, "dataset")
         if path is not None and path.is_file():
             return float(read_json_object(path)["fps"])
     return None
 
 
-def base_license(recipe: BaseRecipe) -> str | None:
-    """Return the license in the README.md of the base policy, or None if it is unknown."""
-    if not recipe.policy:
-        return None
-    folder: Path | None = Path(recipe.policy)
-    if hub_source(recipe.policy):
-        readme = cached_file(recipe.policy, "README.md")
-        folder = readme.parent if readme is not None else None
-    if folder is None:
-        return None
-    license = read_license(folder, recipe.policy)
+def base_license(recipe: BaseRecipe, inputs: RunInputs) -> str | None:
+    """Return the license in the README.md of a local base policy, or None if it is unknown."""
+    folder = inputs.folder(recipe.policy) if recipe.policy else None
+    license = read_license(folder, recipe.policy) if folder is not None else UNKNOWN_LICENSE
     return None if license == UNKNOWN_LICENSE else license
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from rocket_hf import __version__
 from rocket_hf.errors import HTTPError, UserError
-from rocket_hf.hub import hub_errors_as_user_errors, require_repo_id
+from rocket_hf.hub import hub_errors_as_user_errors, require_repo_id, require_tag
 from rocket_hf.hub_cards.cards import EVAL_RESULTS, FIGURES
 
 # Patterns of files from earlier uploads, by folder. Those missing from the new folder are deleted, because loaders
@@ -71,6 +71,8 @@ RemoteFiles = dict[str, RepoFile]
 def push_folder(folder: Path, repo: str, private: bool, tag: str | None, token: str | None = None) -> Published:
     """Push `folder` (already checked) to `repo`; return the resulting commit."""
     require_repo_id(repo)
+    if tag is not None:
+        require_tag(tag)
     api = HfApi(token=token, library_name="rocket_hf", library_version=__version__)
     files = local_files(folder)
     with hub_errors_as_user_errors(repo):

@@ -74,6 +74,12 @@ def png(width: int, height: int, text: str = "") -> bytes:
     return buffer.getvalue()
 
 
+# Token shapes and cluster paths, in parts, because no file of this project may contain one.
+MORE_SECRETS = [
+    "api_" + "org_" + "a" * 34, "AI" + "za" + "b" * 35, "glp" + "at-" + "c" * 20, "https://ada" + ":secret@host/x",
+    ".".join(["ey" + "JhbGciOiJIUzI1", "ey" + "JzdWIiOiIxMjM0", "d" * 43]),
+]  # fmt: skip
+CLUSTER_PATHS = ["/" + name + "/ada/data" for name in ("lustre", "nfs", "gpfs", "storage", "scratch")]
 NAN = torch.tensor([float("nan")] * 16)
 SECRET = "hf_" + "a" * 34
 HOME = "/" + "home/ada/data"  # in two parts, because no file of this project may contain such a path
@@ -160,6 +166,20 @@ def test_folder_with_a_problem_is_rejected(folder, damage, message):
     with pytest.raises(UserError, match=message) as refusal:
         check_policy(folder)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", MORE_SECRETS)
+def test_tokens_and_passwords_are_found(folder, text):
+    in_text("README.md", "# policy", f"# policy {text} ")(folder)
+    with pytest.raises(UserError, match=r"README\.md contains a possible secret"):
+        check_policy(folder)
+
+
+@pytest.mark.parametrize("path", CLUSTER_PATHS)
+def test_paths_of_clusters_are_found(folder, path):
+    in_text("README.md", "# policy", f"# policy from {path} ")(folder)
+    with pytest.raises(UserError, match=r"README\.md contains a path of this machine"):
+        check_policy(folder)
 
 
 def test_symbolic_links_are_rejected(folder):

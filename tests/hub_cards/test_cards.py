@@ -1,6 +1,7 @@
 """Tests that cards contain all known facts and no unknown ones, and that their figures show the facts."""
 
 import ast
+import html
 import io
 import math
 import re
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from rocket_hf.hub_cards.cards import EVAL_RESULTS, adapter_card, dataset_card, model_card, rocket2_card
@@ -261,3 +263,45 @@ def test_facts_that_are_not_finite_are_rejected():
         model_card(ARTIFACT, replace(PROVENANCE, training=broken))
     with pytest.raises(ValueError, match="3 of 2 episodes"):
         Evaluation("x", 3, 2)
+
+
+# Text from datasets and users
+
+HOSTILE = 'x`|</td>[a](https://evil.example) **b**\n```\nimport os"]\n'
+
+
+def test_hostile_names_are_text_in_markdown_and_strings_in_python():
+    robot = replace(ROBOT, cameras=[HOSTILE, "front"], state_names=[HOSTILE], action_names=[HOSTILE])
+    teacher = TeacherFacts(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    training = replace(TRAINING, recipe=HOSTILE, about=HOSTILE, settings=[(HOSTILE, HOSTILE)], teacher=teacher)
+    evaluation = Evaluation(HOSTILE, 1, 2)
+    provenance = replace(PROVENANCE, conventions=HOSTILE, training=training, evaluations=[evaluation])
+    artifact = replace(ARTIFACT, robot=robot, revision='v1"\n')
+    rocket2 = replace(ROCKET2_ARTIFACT, actions=[(HOSTILE, 3, 0)])
+    cards = [
+        model_card(artifact, provenance).text,
+        adapter_card(artifact, provenance, replace(ADAPTER, full=[HOSTILE])).text,
+        rocket2_card(rocket2, replace(provenance, evaluations=[])).text,
+        dataset_card(replace(DATASET, tasks=[HOSTILE], cameras={HOSTILE: (1, 1)}, robot=HOSTILE, command=HOSTILE)),
+    ]
+    shown = " ".join(HOSTILE.split())
+    renderer = MarkdownIt("commonmark", {"html": True}).enable("table")
+    for card in cards:
+        metadata(card)
+        body = card.split("---\n", 2)[2]
+        page = renderer.render(body)
+        text = html.unescape(re.sub(r"<[^>]*>", "", page))
+        assert shown in text and 'evil.example"' not in page and "<strong>b</strong>" not in page
+        assert page.count("</td>") == page.count("<td>") + page.count("<td style")
+        snippets = [token.content for token in renderer.parse(body) if token.info == "python"]
+        assert snippets
+        for snippet in snippets:
+            ast.parse(snippet)
+    names = ast.parse(re.findall(r"images=(\{.*?\}),\n", cards[0])[0], mode="eval").body
+    assert isinstance(names, ast.Dict) and [key.value for key in names.keys] == [HOSTILE, "front"]
+
+
+def test_links_of_datasets_lead_to_datasets_and_links_of_models_to_models():
+    assert "](https://huggingface.co/datasets/ada/data) at `v3`" in MODEL_CARD
+    assert "](https://huggingface.co/lerobot/pi05_base)" in MODEL_CARD
+    assert "](https://huggingface.co/datasets/ada/data)" in ADAPTER_CARD

@@ -17,7 +17,7 @@ from ..hub import policies
 from ..hub.clients import run as run_client
 from ..hub.policies import predict
 from ..hub.server import LoopbackHub
-from .conftest import exported_weights, write_policy
+from .conftest import exported_weights, journal_records, write_policy
 
 PROVENANCE = ("--base", "ada/base", "--license", "apache-2.0")
 LORA = {"parts__heads": "full", "lora__rank": 4, "run__steps": 4, "run__save_every": 2, "run__ema": 0.5}
@@ -62,22 +62,46 @@ def test_interrupted_run_is_published_from_its_last_checkpoint(finished_run, tmp
 
 def test_card_describes_the_run(finished_run, tmp_path):
     options = ("--tag", "v1", "--success", "reach=9/10", "--conventions", "gripper 0 open, 1 closed", "--rate", 12.5)
+    options += ("--dataset", "ada/data@v2", "--dataset", "ada/more")
     assert publish(finished_run, "--to", tmp_path / "policy", *PROVENANCE, *options) == 0
     card = (tmp_path / "policy" / "README.md").read_text()
     for words in (
         "| 1 | 2 | 6 |", "| -1 | 4 | 32 |", "Teacher: `vggt`, under apache-2.0.", "4 steps of 4 samples",
         "| `lora.rank` | `4` |", "| action/flow_matching |", "| alignment (mean) |", "| control rate | 12.5 Hz |",
+        "(https://huggingface.co/datasets/ada/data) at `v2`", "(https://huggingface.co/datasets/ada/more)",
         "| reach | 90.0 % | 10 | 59.6 - 98.2 % |", "gripper 0 open, 1 closed", 'revision = "you/policy", "v1"',
     ):  # fmt: skip
         assert words in card, words
     assert str(finished_run.parent) not in card
 
 
+def test_card_of_a_checkpoint_states_its_own_steps_and_error(tiny_run, tmp_path):
+    """Validation is more frequent than saving. Each validation that improves saves its policy."""
+    changes = {"run__steps": 6, "run__save_every": 6, "run__validate_every": 2, "run__keep": 9, "optimizer__lr": 0.05}
+    outcome = tiny_run(tmp_path / "run", **LORA | changes)
+    records = journal_records(tmp_path / "run")
+    errors = {record["step"]: record["validation/error"] for record in records if "validation/error" in record}
+    assert list(errors) == [2, 4, 6] and errors[2] < errors[6]
+    best = min(errors, key=lambda step: errors[step])
+    checkpoint = tmp_path / "run" / "checkpoints" / f"step-{best:08d}"
+    assert f"of the last step, 6; the best policy, of step {best}, can be published from {checkpoint}" in outcome.stdout
+    for source, step in ((checkpoint, best), (tmp_path / "run", 6)):
+        assert publish(source, "--to", tmp_path / f"policy-{step}", *PROVENANCE) == 0
+        card = (tmp_path / f"policy-{step}" / "README.md").read_text()
+        assert f"{step} steps of 4 samples" in card
+        assert f"| distance to held-out actions | {errors[step]:.4g} robot units |" in card
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--repo", "you/name", "--to", "x"), "either --repo OWNER/NAME or --to FOLDER"),
-        ((), "either --repo OWNER/NAME or --to FOLDER"),
+        (
+            (),
+            "either --repo OWNER/NAME or --to FOLDER; the base model on the Hub is unknown: pass --base OWNER/NAME; "
+            "the license of this policy is unknown: pass --license",
+        ),
+        (("--to", "x", *PROVENANCE, "--dataset", "data"), "invalid dataset 'data': expected OWNER/NAME"),
         (("--to", "x"), "the base model on the Hub is unknown: pass --base OWNER/NAME"),
         (("--to", "x", "--base", "ada/base"), "the license of the base model ada/base is unknown: pass --license"),
         (("--to", "x", *PROVENANCE, "--success", "reach=11/10"), "reach: 11 of 10 episodes cannot have succeeded"),
@@ -91,6 +115,23 @@ def test_missing_or_invalid_provenance_is_refused(finished_run, tmp_path, monkey
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("rocket-hf publish: ") and message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_local_folders_stay_local_in_any_working_directory(
+    tiny_run, policies, image_dataset, tmp_path, monkeypatch, capsys
+):
+    """`models/base` and `data/arm` have the form of Hub ids, and publishing runs where they do not exist."""
+    home = tmp_path / "home"
+    shutil.copytree(policies("smolvla"), home / "models" / "base")
+    shutil.copytree(image_dataset, home / "data" / "arm")
+    monkeypatch.chdir(home)
+    tiny_run(tmp_path / "run", policy="models/base", data__datasets=[{"id": "data/arm"}])
+    monkeypatch.chdir(tmp_path)
+    assert publish(tmp_path / "run", "--to", "x", "--license", "mit") == 2
+    assert "the base model on the Hub is unknown: pass --base OWNER/NAME" in capsys.readouterr().err
+    assert publish(tmp_path / "run", "--to", "x", *PROVENANCE) == 0
+    card = Path("x", "README.md").read_text()
+    assert "models/base" not in card and "data/arm" not in card and "control rate | 10 Hz" in card
 
 
 def test_folders_that_cannot_be_published_are_refused(tmp_path, finished_run, capsys):
@@ -113,11 +154,17 @@ base, run = sys.argv[1:]
 more = ["--license", "apache-2.0"]
 assert main(["publish", base, "--repo", "ada/base", "--tag", "v0", "--base", "ada/first", *more]) == 0
 assert main(["verify", "ada/base", "--revision", "v0"]) == 0
-assert main(["publish", run, "--repo", "ada/arm", "--tag", "v1", "--base", "ada/base@v0", *more]) == 0
+assert main(["publish", run, "--repo", "ada/arm", "--tag", "v1", "--base", "ada/base@v0"]) == 0  # license of its card
 for _ in range(2):
     assert main(["publish", run, "--adapter", "--repo", "ada/lora", "--tag", "v1", "--base", "ada/base@v0", *more]) == 0
 assert main(["publish", run, "--adapter", "--repo", "ada/no", "--base", "ada/arm", *more]) == 2
-assert main(["verify", "ada/lora"]) == main(["verify", "ada/none"]) == 2
+assert main(["verify", "ada/lora"]) == 0
+assert main(["verify", "ada/none"]) == 2
+from transformers import AutoModel
+try:
+    AutoModel.from_pretrained("ada/lora", trust_remote_code=True)
+except ValueError as error:
+    print("AutoModel:", error)
 """
 
 LOAD_ADAPTER = """
@@ -149,7 +196,12 @@ def test_published_adapter_on_its_base_equals_the_trained_policy_in_clean_proces
         assert f'revision="{hub.model("ada/arm").tags["v1"]}"' in printed
         assert "unchanged  ada/lora" in printed and len(hub.model("ada/lora").commits) == 2
         assert "is not the file that the adapter was trained on" in errors
-        assert "ada/lora is an adapter" in errors and "the repository ada/none does not exist" in errors
+        assert "the repository ada/none does not exist" in errors
+        assert f"verified   ada/lora at {hub.model('ada/lora').tags['v1']}" in printed
+        assert (
+            "AutoModel: ada/lora is an adapter" in printed and 'PeftModel.from_pretrained(base.for_robot("' in printed
+        )
+        assert "license: apache-2.0" in hub.model("ada/arm").head.files["README.md"].data.decode()
         lora = {path: file.data for path, file in hub.model("ada/lora").head.files.items()}
         config = json.loads(lora["adapter_config.json"])
         assert config["auto_mapping"] is None and config["base_model_name_or_path"] == "ada/base"
