@@ -41,6 +41,8 @@ class StrictModel(PreTrainedModel):
         """
         kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names of the weights
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if adapter := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):
+            raise adapter_error(str(adapter), str(source))  # AutoModel was called with the repository of an adapter
         if isinstance(source, (str, os.PathLike)) and "state_dict" not in kwargs:
             cls.check_stored_weights(source, kwargs)
         try:
@@ -57,6 +59,10 @@ class StrictModel(PreTrainedModel):
         }
         cls.raise_on_problems(names, {name for name, _ in model.named_parameters()})
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
+
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Raise UserError: transformers would load an adapter without the robot that it was trained for."""
+        raise adapter_error(str(peft_model_id), self.config._name_or_path)
 
     @classmethod
     def check_stored_weights(cls, source: str | os.PathLike, kwargs: Mapping[str, Any]) -> None:
@@ -93,3 +99,12 @@ class StrictModel(PreTrainedModel):
             if affected:
                 listed = ", ".join(sorted(affected)[:3]) + (" ..." if len(affected) > 3 else "")
                 raise UserError(f"these weights do not fit the configuration: {len(affected)} {problem}: {listed}")
+
+
+def adapter_error(adapter: str, base: str) -> UserError:
+    return UserError(
+        f"{adapter} is an adapter, which AutoModel would load with wrong layers. Load its base policy and add the "
+        f'adapter with PEFT: base = AutoModel.from_pretrained("{base}", revision=..., trust_remote_code=True, '
+        'dtype="float32") with the revision in adapter_config.json of the adapter, then policy = '
+        f'PeftModel.from_pretrained(base.for_robot("{adapter}"), "{adapter}").merge_and_unload()'
+    )
