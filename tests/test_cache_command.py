@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from accelerate import PartialState
 
 from rocket_hf.commands import main
+from rocket_hf.teachers.cache_estimate import BatchSeconds, format_estimate, measure_batch
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.cache_shards import shard_path
 from rocket_hf.teachers.dataset_identity import dataset_fingerprint, image_size_of
@@ -218,3 +222,81 @@ def test_accelerate_launch_writes_same_files(built, dataset, vggt, tmp_path):
     assert done.stdout.count("finished ") == 1
     assert read_files(tmp_path / "out") == read_files(built)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"] == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 0}, "rows must be a positive integer, got 0"),
+        ({"rows": -9}, "rows must be a positive integer, got -9"),
+        ({"rows": "9"}, "rows must be a positive integer, got '9'"),
+        ({"rows_per_shard": 0}, "rows_per_shard must be a positive integer, got 0"),
+        ({"rows": 10**18, "rows_per_shard": 1}, "is incomplete, 999999999999999999 of 1000000000000000000 shards"),
+        ({"grid": [0, 5]}, "grid must be two positive integers, got (0, 5)"),
+        ({"storage": "pickle"}, "there is no storage 'pickle'"),
+        ({"width": 10**6}, "numbers per token of 32 channels, are impossible"),
+        ({"layers": [99]}, "layers must be in 1..4, got (99,)"),
+        ({"cameras": []}, "cameras must be names, got ()"),
+    ],
+)
+@pytest.mark.parametrize("action", ["verify", "info"])
+def test_impossible_manifest_is_one_sentence(action, change, message, built, tmp_path, capsys):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    values = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(values | change))
+    capsys.readouterr()
+    assert main(["cache", action, str(copy)]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed or ("rows" in change and "of another cache" in printed and action == "info")
+    assert "Traceback" not in printed
+
+
+def test_verify_reads_the_projection(dataset, vggt, tmp_path, capsys):
+    out = tmp_path / "projected"
+    assert main(arguments(dataset, vggt, out, "--storage", "projected", "--width", "8")) == 0
+    assert main(["cache", "verify", str(out)]) == 0
+    projection = out / "projection.safetensors"
+    content = bytearray(projection.read_bytes())
+    content[-1] ^= 1
+    projection.write_bytes(content)
+    assert main(["cache", "verify", str(out)]) == 2
+    assert f"{projection} is missing, or is not the file that this cache was built with" in capsys.readouterr().err
+    projection.unlink()
+    assert main(["cache", "verify", str(out)]) == 2
+
+
+def test_verify_counts_missing_shards(built, tmp_path, capsys):
+    copy = shutil.copytree(built, tmp_path / "copy")
+    shard_path(copy, 0).unlink()
+    assert main(["cache", "verify", str(copy)]) == 2
+    assert "is incomplete, 1 of 1 shards are missing" in capsys.readouterr().err
+
+
+def test_build_prints_time_and_disk_before_it_starts(dataset, vggt, tmp_path, capsys):
+    assert main(arguments(dataset, vggt, tmp_path / "cache")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = [line.split()[0] for line in lines]
+    assert starts.index("disk") < starts.index("time") < starts.index("finished")
+    assert re.fullmatch(r"time       less than 1 min for 9 frames \(\d+ ms per frame\)", lines[starts.index("time")])
+
+
+def test_resolution_is_suggested_if_a_build_takes_over_an_hour(built):
+    manifest = replace(Manifest.load(built), input_size=(392, 518), rows=8 * 3600)
+    batch = BatchSeconds(reading=0.5, computing=4.0)
+    lines = format_estimate(batch, manifest, 14, manifest.rows, 8, workers=2, processes=2)
+    assert lines == [
+        "time       about 2 h 00 min for 28,800 frames (562 ms per frame)",
+        "           --resolution 224 would take about 22 min: its images have 224 instead of 518 pixels on the longer "
+        "side",
+    ]
+    assert len(format_estimate(batch, manifest, 14, manifest.rows // 2, 8, workers=2, processes=2)) == 1
+    small = replace(manifest, input_size=(168, 224))
+    assert len(format_estimate(batch, small, 14, manifest.rows, 8, workers=2, processes=2)) == 1
+
+
+def test_estimate_is_close_to_the_measured_time(tmp_path):
+    """The frames of this test take a known time to read and to compute."""
+    batch = measure_batch(lambda: time.sleep(0.03), lambda: time.sleep(0.05), torch.device("cpu"))
+    assert batch.reading == pytest.approx(0.03, abs=0.03) and batch.computing == pytest.approx(0.05, abs=0.03)
+    assert BatchSeconds(0.03, 0.05).total(80, 8, workers=0, processes=1) == pytest.approx(0.8)
+    assert BatchSeconds(0.3, 0.05).total(80, 8, workers=2, processes=1) == pytest.approx(1.5)

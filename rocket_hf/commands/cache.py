@@ -10,6 +10,7 @@ import argparse
 import sys
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     add_build_arguments(actions.add_parser("build", help="compute and store the features of a dataset"))
     info = actions.add_parser("info", help="print the contents of a cache and how much of it is finished")
-    verify = actions.add_parser("verify", help="read a whole cache and list its corrupt shards")
+    verify = actions.add_parser("verify", help="read a whole cache and list its missing and corrupt files")
     for action in (info, verify):
         action.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the cache")
 
@@ -132,7 +133,7 @@ def build(arguments: argparse.Namespace) -> int:
         if state.is_main_process:
             if note := license_note(teacher.card.name, teacher.card.license):
                 print(note)
-            writer.prepare()
+            writer.prepare(estimates_time=True)
         state.wait_for_everyone()
         writer.write()
     if state.is_main_process:
@@ -172,7 +173,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 
 def describe_cache(manifest: "Manifest", finished: set[int]) -> list[tuple[str, str]]:
-    from rocket_hf.teachers.cache_writer import format_bytes
+    from rocket_hf.formatting import format_bytes
 
     rows = sum(len(manifest.shard_rows(number)) for number in finished)
     layers = ", ".join(map(str, manifest.layers))
@@ -200,13 +201,23 @@ def verify(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from rocket_hf.teachers.cache_manifest import Manifest
-    from rocket_hf.teachers.cache_shards import verify_shard
+    from rocket_hf.teachers.cache_shards import existing_shards, verify_shard
+    from rocket_hf.teachers.projection import verify_projection
 
-    manifest = Manifest.load(arguments.folder)
+    folder, manifest = arguments.folder, Manifest.load(arguments.folder)
+    present = sorted(existing_shards(folder, manifest))
+    checks = [partial(verify_shard, folder, manifest, number) for number in present]
+    if manifest.projection is not None:
+        checks.append(partial(verify_projection, folder, manifest))
     messages = []
-    for number in tqdm(range(manifest.shards), desc="shards", unit="", disable=None, leave=False):
+    if missing := manifest.shards - len(present):
+        messages.append(
+            f"{folder} is incomplete, {missing} of {manifest.shards} shards are missing: run the same "
+            "`rocket-hf cache build` again to complete it"
+        )
+    for check in tqdm(checks, desc="files", unit="", disable=None, leave=False):
         try:
-            verify_shard(arguments.folder, manifest, number)
+            check()
         except UserError as error:
             messages.append(str(error))
     for message in messages:

@@ -100,12 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.files import create_folder
+    from rocket_hf.evaluation.episode_journal import JOURNAL
+    from rocket_hf.files import require_writable_folder
 
     complete_arguments(arguments)
     for folder in (arguments.out, arguments.videos):
         if folder is not None:
-            create_folder(folder)  # now, so that a wrong path does not cost an evaluation
+            require_writable_folder(folder)  # now, so that a wrong path does not cost an evaluation
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     report: Any
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.as_markdown(), end="")
     if arguments.out is not None:
         report.write(arguments.out)
+        (arguments.out / JOURNAL).unlink(missing_ok=True)
         print(f"\nreport written to {arguments.out}")
     return 0
 
@@ -205,7 +207,8 @@ def evaluate(
     strips: "RolloutStrips | None" = None,
 ) -> "EvaluationResult":
     """Evaluate one policy; `role` names its folder of videos if there are two policies."""
-    from rocket_hf.evaluation.identity import fingerprint
+    from rocket_hf.evaluation.episode_journal import JOURNAL, EpisodeJournal
+    from rocket_hf.evaluation.identity import fingerprint, package_versions
     from rocket_hf.evaluation.report import EvaluationResult, PolicyIdentity
     from rocket_hf.evaluation.rollouts import rollout
 
@@ -214,9 +217,14 @@ def evaluate(
     videos = arguments.videos
     if videos is not None and arguments.against:
         videos = videos / role
+    journal = None
+    if arguments.out is not None and videos is None:
+        dependencies = reported_settings(arguments) | {"episodes": None, "versions": package_versions()}
+        journal = EpisodeJournal(arguments.out / JOURNAL, [identity.fingerprint, arguments.env, dependencies])
     episodes = rollout(
-        policy, processor, arguments.env, tasks, arguments.episodes, videos=videos, strips=strips, **settings
-    )
+        policy, processor, arguments.env, tasks, arguments.episodes,
+        videos=videos, strips=strips, journal=journal, **settings,
+    )  # fmt: skip
     return EvaluationResult(identity, episodes)
 
 

@@ -91,7 +91,7 @@ def record_demonstrations(arguments: argparse.Namespace) -> "RecordingProgress":
         arguments.suite,
         select_tasks(arguments.suite, arguments.tasks),
         arguments.episodes,
-        arguments.image_size or IMAGE_SIZE,
+        IMAGE_SIZE if arguments.image_size is None else arguments.image_size,
         arguments.depth,
         arguments.workers,
         arguments.seed,

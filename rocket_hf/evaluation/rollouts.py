@@ -5,7 +5,7 @@ same starts. The noise of a policy is seeded by task, seed and step. Results do 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.sims.process_pool import SimulatorPool
 from rocket_hf.sims.suites import make_environment
 
+from .episode_journal import EpisodeJournal
 from .episode_simulator import EpisodeReply, EpisodeRequest, EpisodeSimulator, EpisodeStart, StepRequest
 from .policy_runner import PolicyInput, PolicyRunner
 from .protocol import PLAIN, EvaluationProtocol
@@ -54,19 +55,26 @@ def rollout(
     cameras: dict[str, str] | None = None,
     protocol: EvaluationProtocol = PLAIN,
     strips: RolloutStrips | None = None,
+    journal: EpisodeJournal | None = None,
 ) -> list[EpisodeResult]:
     """Run `episodes` episodes of each task; return the results by task, then by seed.
 
     `parallel` environments are distributed over `workers` processes (0: this process). One video of each episode is
-    written to the folder `videos`; `strips` keeps a few frames. See `PolicyRunner` for `execute` and `cameras`.
+    written to the folder `videos`; `strips` keeps a few frames; episodes in the `journal` are not repeated. See
+    `PolicyRunner` for `execute` and `cameras`.
     """
     runner = PolicyRunner(policy.to(device).eval(), processor, execute, cameras or {}, protocol)
     make = partial(make_environment, suite, image_size=image_size, max_steps=max_steps)
     starts = [EpisodeStart(task, first_seed + number) for number in range(episodes) for task in tasks]
+    results = {}
+    if journal is not None:
+        resumed = journal.resumable(tasks, strips is not None)
+        results = {start: EpisodeResult(**resumed[start]) for start in starts if start in resumed}
+    remaining = [start for start in starts if start not in results]
     if videos is not None:
         create_folder(videos)
-    with SimulatorPool(partial(EpisodeSimulator, make, videos), min(workers, len(starts))) as pool:
-        results = run_episodes(runner, pool, starts, parallel, strips)
+    with SimulatorPool(partial(EpisodeSimulator, make, videos), min(workers, len(remaining))) as pool:
+        results |= run_episodes(runner, pool, remaining, parallel, strips, journal)
     return [results[EpisodeStart(task, first_seed + number)] for task in tasks for number in range(episodes)]
 
 
@@ -76,6 +84,7 @@ def run_episodes(
     starts: Sequence[EpisodeStart],
     parallel: int,
     strips: RolloutStrips | None = None,
+    journal: EpisodeJournal | None = None,
 ) -> dict[EpisodeStart, EpisodeResult]:
     """Step all environments, then run the policy on one batch of the unfinished ones; repeat until all episodes end."""
     strips = strips or RolloutStrips(())
@@ -91,6 +100,9 @@ def run_episodes(
                 strips.add(running[simulator], reply, runner)
             ended = {simulator: running.pop(simulator) for simulator, reply in replies.items() if reply.has_ended}
             results |= {start: result_of(start, replies[simulator]) for simulator, start in ended.items()}
+            if journal is not None:
+                for start in ended.values():
+                    journal.add(asdict(results[start]))
             requests = dict(next_steps(runner, running, replies, strips))
             for simulator, start in ended.items():
                 if waiting:

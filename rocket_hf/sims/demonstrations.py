@@ -17,7 +17,7 @@ from rocket_hf.files import create_folder
 from rocket_hf.folder_lock import FolderLock, is_unused
 
 from .dataset_writer import create_dataset, resume_dataset
-from .expert import Demonstration, DemonstrationRequest, ExpertSimulator
+from .expert import ATTEMPT_SEED_STEP, ATTEMPTS, Demonstration, DemonstrationRequest, ExpertSimulator
 from .interruption import Interruption
 from .names import require_known
 from .process_pool import Simulator, SimulatorPool
@@ -130,6 +130,10 @@ def check_plan(plan: RecordingPlan, workers: int) -> None:
     for name, value in (("tasks", len(plan.tasks)), ("episodes", plan.episodes), ("workers", workers)):
         if value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    last_seed = plan.first_seed + plan.episodes - 1 + (ATTEMPTS - 1) * ATTEMPT_SEED_STEP
+    if plan.first_seed < 0 or last_seed >= 2**32:
+        largest = 2**32 - 1 - last_seed + plan.first_seed
+        raise UserError(f"the seed of the first episode must be between 0 and {largest}, got {plan.first_seed}")
     if plan.image_size < 16 or plan.image_size % 2:
         raise UserError(
             f"the image size must be even and at least 16, because the video encoder requires it: got {plan.image_size}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rocket_hf.errors import UserError
+from rocket_hf.formatting import format_duration
 from rocket_hf.training.recipe_files import read_recipe_values
 
 from .curves import mean
@@ -247,8 +248,3 @@ def run_with_cpu_seconds(run: Callable[[], Result]) -> Result:
 def used_cpu_seconds() -> float:
     usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def format_duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -10,8 +10,9 @@ from rocket_hf.analysis.depth_report import CONSTANT
 from rocket_hf.evaluation.identity import package_versions
 from rocket_hf.evaluation.statistics import format_rate
 from rocket_hf.files import write_csv, write_json, write_text
+from rocket_hf.formatting import format_duration
 
-from .ablation import Ablation, format_duration
+from .ablation import Ablation
 from .ablation_depth import read_depths, summarize_depths
 from .ablation_plots import plot_all
 from .ablation_results import BASELINES, read_variants, summarize_variants

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 
@@ -51,6 +51,28 @@ class Manifest:
     projection: str | None = None  # SHA-256 of the projection file
     kept: tuple[float, ...] | None = None  # share of the squared length that the projection keeps, for each layer
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for impossible values, which a damaged file may contain."""
+        counts = {name: getattr(self, name) for name in ("rows", "rows_per_shard", "depth", "channels", "width")}
+        sides = {name: getattr(self, name) for name in ("input_size", "grid")}
+        for name, value in counts.items():
+            if not is_positive_integer(value):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name, value in sides.items():
+            if not isinstance(value, tuple) or len(value) != 2 or not all(map(is_positive_integer, value)):
+                raise ValueError(f"{name} must be two positive integers, got {value!r}")
+        if self.storage not in get_args(Storage):
+            raise ValueError(f"there is no storage {self.storage!r}")
+        if self.rows_per_shard > self.rows or self.width > self.channels:
+            raise ValueError(
+                f"{self.rows_per_shard} rows per shard of {self.rows} rows, or {self.width} numbers per token of "
+                f"{self.channels} channels, are impossible"
+            )
+        if not self.cameras or not all(isinstance(camera, str) for camera in self.cameras):
+            raise ValueError(f"cameras must be names, got {self.cameras!r}")
+        if not self.layers or not all(isinstance(layer, int) and 0 < abs(layer) <= self.depth for layer in self.layers):
+            raise ValueError(f"layers must be in 1..{self.depth}, got {self.layers!r}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,6 +134,10 @@ class Manifest:
         """Return a phrase for each field whose value differs from the other manifest's."""
         pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return [f"{name} {value} instead of {expected}" for name, value, expected in pairs if value != expected]
+
+
+def is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def format_json(values: dict[str, Any]) -> str:

@@ -79,9 +79,16 @@ def verify_shard(folder: Path, manifest: Manifest, number: int) -> None:
         raise corrupt_shard_error(path, "its content does not match the digest in its header")
 
 
+def existing_shards(folder: Path, manifest: Manifest) -> set[int]:
+    """Return the numbers of the shard files. A damaged manifest may list many more shards than there can be files."""
+    files = [path for path in (folder / SHARDS).glob("*.safetensors") if path.stem.isdecimal() and path.is_file()]
+    numbers = {int(path.stem) for path in files if path == shard_path(folder, int(path.stem))}
+    return {number for number in numbers if number < manifest.shards}
+
+
 def finished_shards(folder: Path, manifest: Manifest) -> set[int]:
     """Return the numbers of the shards that exist. Raise on a foreign shard instead of overwriting it."""
-    finished = {number for number in range(manifest.shards) if shard_path(folder, number).is_file()}
+    finished = existing_shards(folder, manifest)
     for number in finished:
         open_shard(folder, manifest, number)
     return finished

@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import create_folder, remove_temporary_files
+from rocket_hf.formatting import format_bytes
 
+from .cache_estimate import format_estimate, measure_batch
 from .cache_manifest import MANIFEST, Manifest
 from .cache_shards import SHARDS, finished_shards, shard_path, write_shard
 from .feature_codecs import Storage, encode
@@ -31,7 +33,9 @@ from .registration import register_features
 from .scene import scene_images, scene_size
 from .teacher import Features, Grid, Teacher
 
-SHARD_BYTES = 2**28  # a shard is held in memory while it is computed, and lost if the process is killed
+# A shard is held in memory while it is computed, and lost if the process is killed, so small caches have small shards.
+SHARD_BYTES, SMALLEST_SHARD_BYTES = 2**28, 2**22
+SHARDS_OF_SMALL_CACHE = 16
 PROJECTION_FRAMES = 512  # number of random frames from which the projection is computed
 PROJECTION_SEED = 0
 POLL_SECONDS = 1.0
@@ -77,7 +81,7 @@ def plan_cache(
     storage: Storage = "bf16",
     width: int = 256,
     grid: Grid | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> Manifest:
     """Plan the cache (shards, sizes, keys) without computing features. `width` is the size of projected features."""
     card = teacher.card
@@ -106,6 +110,9 @@ def plan_cache(
         width=width if storage == "projected" else card.width,
         rows_per_shard=1,
     )
+    if shard_bytes is None:
+        share = manifest.rows * manifest.row_bytes // SHARDS_OF_SMALL_CACHE
+        shard_bytes = min(max(share, SMALLEST_SHARD_BYTES), SHARD_BYTES)
     return replace(manifest, rows_per_shard=max(1, min(shard_bytes // manifest.row_bytes, manifest.rows)))
 
 
@@ -129,8 +136,13 @@ class CacheWriter:
 
     # Step 1, by the main process only
 
-    def prepare(self, free_bytes: int | None = None, report: Callable[[str], None] = print) -> None:
-        """Check the folder and the disk space before anything is computed, then write the manifest."""
+    def prepare(
+        self, free_bytes: int | None = None, report: Callable[[str], None] = print, estimates_time: bool = False
+    ) -> None:
+        """Check the folder and the disk space before anything is computed, then write the manifest.
+
+        `estimates_time` measures a batch to report how long the build will take.
+        """
         has_manifest = (self.folder / MANIFEST).is_file()
         if has_manifest:
             self.resume_from(Manifest.load(self.folder))
@@ -138,6 +150,8 @@ class CacheWriter:
             raise UserError(f"{self.folder} is not empty and is not a feature cache: choose a new folder with --out")
         finished = finished_shards(self.folder, self.manifest) if has_manifest else set()
         check_disk_space(self.folder, self.manifest, finished, free_bytes, report)
+        if estimates_time:
+            self.report_time(finished, report)
         create_folder(self.folder)
         remove_temporary_files(self.folder)
         if not has_manifest:
@@ -147,12 +161,32 @@ class CacheWriter:
         create_folder(self.folder / SHARDS)
         remove_temporary_files(self.folder / SHARDS)
 
+    def report_time(self, finished: set[int], report: Callable[[str], None]) -> None:
+        rows = self.manifest.rows - sum(len(self.manifest.shard_rows(number)) for number in finished)
+        if not rows:
+            return
+        batch = range(min(self.batch_size, self.manifest.rows))
+        first_batch = FrameBatchDataset(self.frames, [batch])
+        images = first_batch[0]
+        if isinstance(images, Exception):
+            raise images
+
+        def compute() -> None:
+            for layer_features in self.compute_features(images).maps.values():
+                encode(layer_features, self.manifest.storage)
+
+        seconds = measure_batch(lambda: first_batch[0], compute, self.teacher.device)
+        patch_size = self.teacher.card.patch_size
+        counts = (rows, len(batch), self.workers, self.processes)
+        for line in format_estimate(seconds, self.manifest, patch_size, *counts):
+            report(line)
+
     def visible_files(self) -> Iterator[Path]:
         return (path for path in self.folder.iterdir() if not path.name.startswith("."))
 
     def resume_from(self, existing: Manifest) -> None:
         """Take over the manifest of an interrupted build, with its projection. All other fields must be as planned."""
-        planned = self.manifest.with_projection_of(existing)
+        planned = replace(self.manifest.with_projection_of(existing), rows_per_shard=existing.rows_per_shard)
         if differences := existing.differences(planned):
             raise UserError(
                 f"{self.folder} is another cache, with {'; '.join(differences)}: choose a new folder with --out"
@@ -281,11 +315,3 @@ def check_disk_space(
             "choose another folder, --storage int8 or projected, fewer layers, or a smaller --grid"
         )
     report(f"disk       {sizes}; {format_bytes(free)} free")
-
-
-def format_bytes(size: int) -> str:
-    """Format a number of bytes with a decimal unit."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"

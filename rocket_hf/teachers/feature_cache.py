@@ -16,7 +16,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import suggest_name
 
 from .cache_manifest import LOCAL, Manifest
-from .cache_shards import checksum, corrupt_shard_error, open_shard, shard_path, view_as_bytes
+from .cache_shards import checksum, corrupt_shard_error, existing_shards, open_shard, shard_path, view_as_bytes
 from .feature_codecs import decode, layout
 from .projection import load_matrices
 from .teacher import Features
@@ -63,11 +63,10 @@ class FeatureCache:
         return self.manifest.cameras.index(camera)
 
     def _check_complete(self) -> None:
-        shards = range(self.manifest.shards)
-        missing = [number for number in shards if not shard_path(self.folder, number).is_file()]
-        if missing:
+        shards = self.manifest.shards
+        if missing := shards - len(existing_shards(self.folder, self.manifest)):
             raise UserError(
-                f"{self.folder} is incomplete, {len(missing)} of {len(shards)} shards are missing: "
+                f"{self.folder} is incomplete, {missing} of {shards} shards are missing: "
                 "run the same `rocket-hf cache build` again to resume it"
             )
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_atomically
 
+from .cache_manifest import Manifest
+
 PROJECTION = "projection.safetensors"
 
 
@@ -69,3 +71,21 @@ def load_matrices(folder: Path, digest: str) -> dict[int, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): build the cache again") from None
     raise UserError(f"{path} is missing, or is not the file that this cache was built with: build the cache again")
+
+
+def verify_projection(folder: Path, manifest: Manifest) -> None:
+    """Check the projection file of a cache: its digest, its layers, and the shapes and values of its matrices."""
+    assert manifest.projection is not None
+    matrices, path = load_matrices(folder, manifest.projection), folder / PROJECTION
+    if matrices.keys() != set(manifest.layers):
+        raise UserError(
+            f"{path} has matrices for the layers {sorted(matrices)}, and the manifest lists {sorted(manifest.layers)}: "
+            "build the cache again"
+        )
+    for layer, matrix in matrices.items():
+        expected = (manifest.channels, manifest.width)
+        if tuple(matrix.shape) != expected or not matrix.isfinite().all():
+            raise UserError(
+                f"the matrix of layer {layer} in {path} must have shape {expected} and finite values, and has shape "
+                f"{tuple(matrix.shape)}: build the cache again"
+            )

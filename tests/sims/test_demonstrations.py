@@ -263,6 +263,9 @@ def test_recording_killed_during_write_raises(recorded, tmp_path):
             {"image_size": 33},
             "the image size must be even and at least 16, .*: got 33",
         ),
+        ({"image_size": 0}, "the image size must be even and at least 16, .*: got 0"),
+        ({"first_seed": -1}, "the seed of the first episode must be between 0 and 4245967295, got -1"),
+        ({"first_seed": 2**32 - 1}, "the seed of the first episode must be between 0 and 4245967295, got 4294967295"),
     ],
 )
 def test_invalid_plan_raises_before_anything_is_written(arguments, message, tmp_path):
@@ -304,3 +307,18 @@ def test_command_records_and_prints_table(tmp_path, capsys):
 def test_command_prints_suggestion_for_mistyped_task(tmp_path, capsys):
     assert main(["simulate", "metaworld", "--tasks", "eazy", "--episodes", "1", "--out", str(tmp_path / "new")]) == 2
     assert capsys.readouterr().err.startswith("rocket-hf simulate: metaworld has no task 'eazy': ")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--image-size", "0"], "the image size must be even and at least 16"),
+        (["--seed", "-1"], "the seed of the first episode must be between 0 and"),
+    ],
+)
+def test_command_rejects_impossible_numbers_in_one_sentence(option, message, tmp_path, capsys):
+    words = ["simulate", "metaworld", "--tasks", "reach-v3", "--episodes", "1", "--out", str(tmp_path / "new")]
+    assert main([*words, *option]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,9 @@ from rocket_hf.errors import UserError
 from rocket_hf.rgbd_dataset import RgbdFrames
 from rocket_hf.sims.expert import Demonstration
 from rocket_hf.sims.recording_journal import RecordingJournal
+from rocket_hf.tiny import tiny_config
+from rocket_hf.training.data.lerobot_data import RobotDataset
+from rocket_hf.training.recipe import DatasetConfig
 
 from .conftest import TASKS
 
@@ -93,13 +96,15 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture
-def server(tmp_path):
-    with (tmp_path / "server.txt").open("w") as log:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
         )
-        assert process.stdout.readline() == "ready\n", (tmp_path / "server.txt").read_text()
+        process.log = log
+        assert process.stdout.readline() == "ready\n", log.read_text()
         yield process
         process.stdin.close()
         process.wait(60)
@@ -149,7 +154,7 @@ def assert_same_for_lerobot(first, second):
 def test_recording_killed_at_random_times_keeps_every_stored_episode(server, tmp_path):
     uninterrupted, folder = tmp_path / "uninterrupted", tmp_path / "killed"
     start_recording(server, uninterrupted)
-    assert server.stdout.readline() == "0\n", (tmp_path / "server.txt").read_text()
+    assert server.stdout.readline() == "0\n", server.log.read_text()
     (tmp_path / "killed").mkdir()
     draw, kills, longest, reached = random.Random(0), 0, 0.5, (0, 0)
     while True:
@@ -160,7 +165,7 @@ def test_recording_killed_at_random_times_keeps_every_stored_episode(server, tmp
         code = server.stdout.readline()
         if code == "0\n":
             break
-        assert code == f"{-signal.SIGKILL}\n", (tmp_path / "server.txt").read_text()
+        assert code == f"{-signal.SIGKILL}\n", server.log.read_text()
         kills += 1
         now = (committed_episodes(folder), stored_episodes(folder))
         assert now >= reached and now[1] >= reached[1], "a kill lost an episode"
@@ -182,11 +187,14 @@ def test_files_of_the_user_survive_a_killed_recording(server, tmp_path):
     os.kill(child, signal.SIGKILL)
     server.stdout.readline()
     (folder / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="is incomplete, because its recording was killed: run the same `rocket-hf sim"):
+        RobotDataset(DatasetConfig(id=str(folder)), tiny_config())
     start_recording(server, folder)
-    assert server.stdout.readline() == "0\n", (tmp_path / "server.txt").read_text()
+    assert server.stdout.readline() == "0\n", server.log.read_text()
     assert (folder / "README.md").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_simulate_command_resumes_after_each_of_two_kills(recorded, tmp_path, capsys):
     folder = tmp_path / "demonstrations"
     words = ["simulate", "metaworld", "--tasks", *TASKS, "--episodes", "2", "--image-size", "32", "--depth"]
@@ -238,7 +246,7 @@ def test_damaged_journal_is_a_user_error(tmp_path):
         list(RecordingJournal(tmp_path).read_episodes(0))
 
 
-@pytest.mark.parametrize("limit", [20_000, 60_000])
+@pytest.mark.parametrize("limit", [20_000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_full_disk_is_one_sentence_and_loses_no_episode(limit, recorded, tmp_path, capsys):
     """The limit of a file's size makes writes fail like a full disk, in lerobot's writer or in the journal."""
     folder = tmp_path / "demonstrations"

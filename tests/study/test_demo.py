@@ -1,6 +1,7 @@
 """Interrupting and resuming the demo. The tests of the README run a short demo without interruption."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -43,3 +44,36 @@ def test_interrupted_demo_is_resumed_without_repeating_phases(tmp_path):
     longer = subprocess.run([*COMMAND, "--steps", "7"], cwd=tmp_path, capture_output=True, text=True)
     assert longer.returncode == 2
     assert "was started with steps 6, not 7" in longer.stderr
+
+
+@pytest.mark.slow
+def test_demo_completes_however_often_it_is_killed(tmp_path):
+    """The time until a kill grows only if a process was killed before it could finish anything."""
+    demo, draw, longest, kills = tmp_path / "runs" / "demo", random.Random(0), 10.0, 0
+    reached: set[str] = set()
+    while True:
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            _, errors = process.communicate(timeout=draw.uniform(1, longest))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            progress = stored_progress(demo)
+            assert reached <= progress, "a kill lost results"
+            longest, reached = (longest, progress) if progress > reached else (longest * 1.3, progress)
+            assert kills < 100
+            continue
+        assert process.returncode == 0, errors
+        break
+    assert kills > 3
+    report = json.loads((demo / "report.json").read_text())
+    assert list(report["seconds"]) == PHASES
+    assert report["loaded"]["distance"] <= report["loaded"]["tolerance"]
+    assert not list(tmp_path.rglob(".*.partial-*")) and not list(tmp_path.rglob(".lock"))
+
+
+def stored_progress(demo):
+    """Return the completed phases of a demo."""
+    path = demo / "progress.json"
+    return set(json.loads(path.read_text())["results"]) if path.is_file() else set()
