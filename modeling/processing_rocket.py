@@ -20,6 +20,7 @@ from .finite_checks import check_image_range
 from .image_resizing import INTERPOLATIONS, RESIZE_METHODS, resize_images
 from .normalization import Normalizer, Statistics
 from .policy_interface import Batch  # noqa: F401
+from .processor_settings import check_kinds
 from .prompts import PromptTemplate
 from .size_limits import check_size
 from .strict_config import suggest_name
@@ -86,6 +87,15 @@ class RocketProcessor(ProcessorMixin):
         statistics: dict[str, Statistics] | None = None,
     ):
         super().__init__(tokenizer)
+        texts = {
+            "resize": resize,
+            "interpolation": interpolation,
+            "prompt_template": prompt_template,
+            "task_text": task_text,
+            "state_normalization": state_normalization,
+            "action_normalization": action_normalization,
+        }
+        check_kinds(texts, cameras, statistics)
         if resize not in RESIZE_METHODS:
             raise UserError(f"resize must be one of {', '.join(RESIZE_METHODS)}, got {resize!r}")
         if interpolation not in INTERPOLATIONS:
@@ -268,10 +278,16 @@ class RocketProcessor(ProcessorMixin):
         }
         if not resized:
             raise UserError(f"all cameras are None: pass an image of at least one of {', '.join(self.cameras)}")
+        counts = {name: len(image) for name, image in resized.items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise UserError(f"the cameras have different numbers of images: {listed}; pass one per camera and sample")
         blank = torch.zeros_like(next(iter(resized.values())))
         pixels = torch.stack([resized.get(name, blank) for name in self.cameras], dim=1)
         always = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
         all_masks = {name: torch.as_tensor(masks.get(name, always), device=always.device) for name in self.cameras}
+        for name, mask in all_masks.items():
+            check_sample_count(f"the mask of camera {name!r}", mask.reshape(-1), len(pixels))
         columns = [mask.bool().reshape(-1) & (name in resized) for name, mask in all_masks.items()]
         present = torch.stack(columns, dim=1)
         return pixels * present[:, :, None, None, None], present
@@ -282,6 +298,8 @@ class RocketProcessor(ProcessorMixin):
 
     def tokenize(self, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` of prompts, padded to (B, max_prompt_length)."""
+        if self.tokenizer.pad_token is None:
+            raise UserError("the tokenizer has no padding token: set pad_token in tokenizer_config.json")
         encoded = self.tokenizer(prompts, padding="max_length", max_length=self.max_prompt_length, padding_side="right")
         length, longest = max((len(row), prompt) for row, prompt in zip(encoded["input_ids"], prompts, strict=True))
         if length > self.max_prompt_length:
@@ -294,7 +312,7 @@ class RocketProcessor(ProcessorMixin):
 
 def check_sample_count(name: str, value: Sequence[Any] | Tensor, count: int) -> None:
     if len(value) != count:
-        raise ValueError(f"{name} has {len(value)} samples, but there are images of {count}")
+        raise UserError(f"{name} has {len(value)} samples, but there are images of {count}: pass one per sample")
 
 
 def is_float_on_device(image: Any) -> bool:

@@ -5,6 +5,7 @@ test finds a library version that changes the policy when the policy is loaded, 
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,27 @@ def read_self_test(path: Path) -> SelfTest:
     for name, tensor in tensors.items():
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = tensor
-    return SelfTest(batch=parts[BATCH_PREFIX], images=parts[IMAGE_PREFIX], **parts[""], **metadata)  # type: ignore[arg-type]
+    try:
+        test = SelfTest(batch=parts[BATCH_PREFIX], images=parts[IMAGE_PREFIX], **parts[""], **metadata)  # type: ignore
+        check_self_test(test)
+    except (TypeError, ValueError) as error:  # missing or unknown tensors, or metadata of other types
+        raise UserError(f"{path} is not a complete self-test ({error}): publish the policy again") from error
+    return test
+
+
+def check_self_test(test: SelfTest) -> None:
+    """Raise ValueError if the self-test lacks a value or has one of another form."""
+    if not isinstance(test.tolerances, dict) or not {"float32", "bfloat16"} <= test.tolerances.keys():
+        raise ValueError("it has no tolerances for float32 and bfloat16")
+    numbers = [*test.tolerances.values(), test.image_effect]
+    if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
+        raise ValueError("its tolerances and its image effect are not finite numbers")
+    if not isinstance(test.versions, dict) or not set(test.versions) <= set(library_versions()):
+        raise ValueError("its versions are not those of torch and transformers")
+    if not isinstance(test.task, str) or "images" not in test.batch or not test.images:
+        raise ValueError("it has no observation")
+    if test.state.dim() != 1 or test.actions.dim() != 3 or test.actions.shape != test.robot_actions.shape:
+        raise ValueError("its state or its actions have a wrong shape")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -171,6 +192,11 @@ def run_self_test(model: Any, test: SelfTest) -> SelfTestReport:
     actions, inverted_actions = (
         model.predict_action_chunk(**inputs).float().cpu() for inputs in (batch, with_inverted_images(batch))
     )
+    if actions.shape != test.actions.shape:
+        raise UserError(
+            f"recorded are actions of shape {tuple(test.actions.shape)}, but the policy gives {tuple(actions.shape)}: "
+            "the self-test is of another policy, publish it again"
+        )
     report = SelfTestReport(
         dtype=str(model.dtype).removeprefix("torch."),
         distance=relative_distance(actions, test.actions),

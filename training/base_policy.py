@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rocket_hf.checkpoint_files import read_json
+from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.hub import POLICY_FILES, resolve
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import StrictConfig
+from rocket_hf.policy_files import check_policy_files
 
 
 def find_policy_folder(
@@ -20,7 +21,8 @@ def find_policy_folder(
             raise UserError(f"{name} is not a policy: it has no {file}; create a policy with `rocket-hf convert`")
     if not any(folder.glob("model*.safetensors")):
         raise UserError(f"the policy {name} has no weights (model.safetensors): download or export it again")
-    model_type = dict(read_json(folder / "config.json")).get("model_type")
+    check_policy_files(folder)
+    model_type = read_json_object(folder / "config.json").get("model_type")
     if model_type != kind.model_type:
         raise UserError(
             f"{name} cannot be used here: its config.json describes a model of type {model_type!r}, expected "

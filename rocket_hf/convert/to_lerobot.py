@@ -18,7 +18,7 @@ from torch import Tensor
 from rocket_hf.errors import UserError
 from rocket_hf.export.export_files import staged_folder
 from rocket_hf.export.lerobot_pipelines import ACTION, STATE, features, normalization
-from rocket_hf.files import write_json
+from rocket_hf.files import expand_user, write_json
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
@@ -115,7 +115,7 @@ def write_external_files(
 
 def local_name(name: str) -> str:
     """Return the absolute path of a folder, and a Hub id unchanged."""
-    folder = Path(name).expanduser()
+    folder = expand_user(name)
     return str(folder.resolve()) if folder.is_dir() else name
 
 

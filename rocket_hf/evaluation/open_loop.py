@@ -7,13 +7,13 @@ training/data/baselines.py) predict at the same frames.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import expand_user
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.training.data.baselines import HOLD_STILL, MEAN_ACTION, NEAREST_NEIGHBOR, ActionBaselines
@@ -74,7 +74,7 @@ def dataset_config(source: TrainedPolicySource, dataset: str, cameras: dict[str,
 
 def is_same_dataset(one: str, other: str) -> bool:
     """Return whether two texts name the same folder or, without their revisions, the same Hub repository."""
-    paths = [Path(text).expanduser() for text in (one, other)]
+    paths = [expand_user(text) for text in (one, other)]
     if any(path.is_dir() for path in paths):
         return paths[0].resolve() == paths[1].resolve()
     return one.partition("@")[0] == other.partition("@")[0]

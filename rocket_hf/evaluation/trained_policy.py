@@ -12,6 +12,7 @@ from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.policy_files import check_policy_files
 from rocket_hf.training.base_policy import find_policy_folder
 from rocket_hf.training.checkpoint import STATE, Checkpoints, load_tensors_into, load_trainable_weights, read_tensors
 from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics
@@ -147,6 +148,7 @@ def load_processor(source: TrainedPolicySource, recipe: VLARecipe, base: Path, c
 @contextmanager
 def file_errors_as_user_errors(folder: Path) -> Iterator[None]:
     """Raise a UserError for errors of transformers about missing or damaged files of a policy."""
+    check_policy_files(folder)
     try:
         yield
     except (OSError, JSONDecodeError, ImportError) as error:  # ImportError: there is no tokenizer.json

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.finite_checks import check_image_range
 from rocket_hf.modeling.image_resizing import letterbox, pil_bicubic, stretch
 from rocket_hf.modeling.normalization import Normalizer
@@ -339,3 +340,30 @@ def test_loaded_processor_equals_saved_processor(family, tmp_path):
     assert all(torch.equal(expected[key], actual[key]) for key in expected)
     assert loaded.statistics == processor.statistics
     assert AutoTokenizer.from_pretrained(tmp_path)("a").input_ids == processor.tokenizer("a").input_ids
+
+
+@pytest.mark.parametrize("resize", ["letterbox", "letterbox-top-left", "stretch"])
+@pytest.mark.parametrize("size", [(1, 1000), (1000, 1), (1, 1)])
+def test_images_of_extreme_sizes_are_resized(resize, size):
+    processor = create_processor(resize=resize)
+    images = random_images(1, *size)
+    pixels, _ = processor.prepare_images(images, {})
+    assert pixels.shape == (1, *CONFIG.image_shape) and pixels.isfinite().all()
+    assert pixels.max() > 0, "at least one row or column of the image must remain"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": ["a", "b", "c"]}, "task has 3 samples, but there are images of 2: pass one per sample"),
+        ({"state": torch.zeros(3, 6)}, "state has 3 samples, but there are images of 2"),
+        ({"actions": torch.zeros(1, 4, 5)}, "actions has 1 samples, but there are images of 2"),
+        ({"action_is_pad": torch.zeros(3, 4)}, "action_is_pad has 3 samples, but there are images of 2"),
+        ({"camera_mask": {"front": [True] * 3}}, "the mask of camera 'front' has 3 samples"),
+        ({"images": random_images(2) | {"wrist": random_images(3)["wrist"]}}, "different numbers of images"),
+    ],
+)
+def test_mismatched_batch_sizes_are_user_errors(change, message):
+    observation = {"images": random_images(2), "task": ["a", "b"], "state": torch.zeros(2, 6)}
+    with pytest.raises(UserError, match=message):
+        create_processor()(**(observation | change))

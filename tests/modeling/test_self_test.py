@@ -125,3 +125,37 @@ def test_verify_rejects_changed_processor(published, tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match="the processor's actions differ"):
         verify_policy(str(folder))
+
+
+def without(name):
+    return lambda tensors, metadata: tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("actions"), "actions"),
+        (without("batch.images"), "it has no observation"),
+        (lambda tensors, metadata: metadata.pop("tolerances"), "tolerances"),
+        (lambda tensors, metadata: metadata.update(tolerances=[1]), "it has no tolerances"),
+        (lambda tensors, metadata: metadata.update(image_effect="large"), "not finite numbers"),
+        (lambda tensors, metadata: metadata.update(unknown=1), "unknown"),
+        (lambda tensors, metadata: metadata.update(versions={"torch": "2", "other": "1"}), "its versions"),
+        (lambda tensors, metadata: tensors.update(unknown=torch.zeros(1)), "unknown"),
+        (lambda tensors, metadata: tensors.update(state=torch.zeros(2, 2)), "wrong shape"),
+    ],
+)
+def test_malformed_self_test_is_a_user_error(change, message, published, tmp_path):
+    tensors, metadata = self_test.read_tensors(published / SELF_TEST_FILE)
+    change(tensors, metadata)
+    self_test.write_tensors(tmp_path / SELF_TEST_FILE, tensors, metadata)
+    with pytest.raises(UserError, match=f"is not a complete self-test .*{message}"):
+        read_self_test(tmp_path / SELF_TEST_FILE)
+
+
+@pytest.mark.parametrize("metadata", [[], 3, None, "text"])
+def test_self_test_whose_metadata_is_no_table_is_a_user_error(metadata, published, tmp_path):
+    tensors, _ = self_test.read_tensors(published / SELF_TEST_FILE)
+    self_test.write_tensors(tmp_path / SELF_TEST_FILE, tensors, metadata)
+    with pytest.raises(UserError, match="is not a complete self-test"):
+        read_self_test(tmp_path / SELF_TEST_FILE)

@@ -107,7 +107,7 @@ def read_dataset_files(id: str, root: Path) -> DatasetFiles:
 
     try:
         meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
-    except (pa.ArrowException, KeyError, OSError, TypeError, ValueError) as error:  # of damaged metadata
+    except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # damaged metadata
         raise UserError(
             f"lerobot cannot read the metadata of the dataset {id}, meta/*: {type(error).__name__}: "
             f"{first_line(error)}; download or record it again"
@@ -133,6 +133,26 @@ def check_info(id: str, file: Path) -> None:
         )
     if is_empty:
         raise UserError(f"the dataset {id} is empty: record at least one episode")
+    if reason := invalid_info(info):
+        raise UserError(f"meta/info.json of the dataset {id} is damaged: {reason}; download or record it again")
+
+
+def invalid_info(info: dict[str, Any]) -> str:
+    """Return what is wrong with the values that are read from meta/info.json, or an empty text."""
+    fps, features = info.get("fps"), info.get("features")
+    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < float("inf"):
+        return f"fps must be a number above 0, got {fps!r}"
+    for name in ("total_episodes", "total_frames", "total_tasks"):
+        if type(info.get(name)) is not int or info[name] < 1:
+            return f"{name} must be an integer above 0, got {info.get(name)!r:.80}"
+    if not isinstance(features, dict):
+        return f"features must be a table of columns, got {features!r:.80}"
+    for name, feature in features.items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        is_valid = isinstance(shape, list) and shape and all(type(size) is int and size > 0 for size in shape)
+        if not is_valid or not isinstance(feature.get("dtype"), str):
+            return f"the column {name!r} needs a dtype and a shape, got {feature!r:.80}"
+    return ""
 
 
 def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:
