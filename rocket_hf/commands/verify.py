@@ -43,5 +43,5 @@ def print_unexecuted_code(names: list[str]) -> None:
     from rocket_hf import __version__
 
     listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-    print(f"not run    {len(names)} code files that differ from those of rocket-hf {__version__} ({listed}); its own")
-    print("           classes ran the self-test. Read these files before you load them with trust_remote_code=True.")
+    print(f"not run    {listed}: this code differs from that of rocket-hf {__version__}, whose own classes ran the")
+    print("           self-test. Read it before you load the policy with trust_remote_code=True.")

@@ -25,6 +25,8 @@ def load_vision_model(
     folder: Path, config: PreTrainedConfig, name: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load the vision encoder. Also return the names of the checkpoint's tensors that are not part of it."""
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that this file names instead
+        raise UserError(f"{name} cannot be a teacher: it is an adapter; merge it into its base model first")
     try:
         model, report = AutoModel.from_pretrained(
             folder,

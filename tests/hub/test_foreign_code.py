@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from rocket_hf.commands import main
 from rocket_hf.errors import UserError
+from rocket_hf.export.export_files import write_processor
 from rocket_hf.foreign_code import check_files_inside, check_no_foreign_code
+from rocket_hf.modeling.processing_rocket import RocketProcessor
+from rocket_hf.teachers.load import load_teacher
 from rocket_hf.tiny import character_tokenizer
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from tests.tiny_vggt import write_tiny_vggt
@@ -262,6 +266,51 @@ def test_converted_policies_contain_no_code_of_their_source(results):
             converted = Path(case.words[3])
             check_no_foreign_code(converted)
             assert not (converted / "planted.py").exists()
+
+
+def test_processor_never_executes_code_of_its_tokenizer(sources):
+    """The classes that are published ignore a foreign entry even with `trust_remote_code`, and never save one."""
+    folder = plant(sources.copy(sources.policy, "trusted"), "tokenizer_config.json")
+    processor = RocketProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert not (folder / MARKER).exists()
+    write_processor(sources.root, processor)
+    assert "auto_map" not in json.loads((sources.root / "tokenizer_config.json").read_text())
+
+
+def test_plugin_refuses_policy_that_names_foreign_code(sources):
+    from lerobot_policy_rocket.modeling_rocket import LeRobotRocketPolicy
+
+    folder = plant(sources.copy(sources.policy, "plugin"), "tokenizer_config.json")
+    with pytest.raises(UserError, match="names code that does not belong"):
+        LeRobotRocketPolicy.from_pretrained(folder)
+    assert not (folder / MARKER).exists()
+
+
+def test_verify_executes_changed_code_only_on_request(sources, capsys):
+    folder = sources.copy(sources.policy, "changed")
+    code = folder / "modeling_rocket.py"
+    code.write_text(code.read_text() + PLANTED.format(marker=str(folder / MARKER)))
+    assert main(["verify", str(folder)]) == 0
+    assert not (folder / MARKER).exists()
+    assert "not run    modeling_rocket.py: this code differs from that of rocket-hf" in capsys.readouterr().out
+    assert main(["verify", str(folder), "--trust-remote-code"]) == 0
+    assert (folder / MARKER).exists() and "not run" not in capsys.readouterr().out
+    assert main(["verify", str(sources.policy)]) == 0 and "not run" not in capsys.readouterr().out
+
+
+def test_code_in_a_subfolder_is_refused(sources, capsys):
+    folder = sources.copy(sources.policy, "with_subfolder")
+    (folder / "inner").mkdir()
+    (folder / "inner" / "more.py").write_text("")
+    assert main(["verify", str(folder)]) == 2
+    assert "inner/more.py is code in a subfolder" in capsys.readouterr().err
+
+
+def test_teacher_that_is_an_adapter_is_refused(sources):
+    folder = sources.copy(sources.vision_teacher, "adapter_teacher")
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="../teacher")
+    with pytest.raises(UserError, match="it is an adapter"):
+        load_teacher(str(folder))
 
 
 def test_own_code_is_accepted(sources):
