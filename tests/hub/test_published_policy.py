@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +148,17 @@ def test_policy_with_nan_weight_is_rejected_and_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError):
         write_published(tmp_path / "policy", model)
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_peft_example_of_the_card_saves_the_new_layers(tmp_path):
+    """The layers that fit the new robot have no weights in the base, so the adapter must contain them."""
+    folder = write_published(tmp_path / "policy", tiny_policy("openvla-oft"), repo="ada/arm")
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+                  if "get_peft_model" in code]  # fmt: skip
+    names: dict[str, Any] = {}
+    exec(snippet.replace("ada/arm", str(folder)), names)
+    new_layers, policy = names["base"].new_layers, names["policy"]
+    assert new_layers and names["loss"].isfinite()
+    policy.save_pretrained(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(any(name.startswith(f"base_model.model.{layer}.") for name in saved) for layer in new_layers)
