@@ -32,7 +32,10 @@ class NestedProjector(nn.Module):
         self.fc2 = ProjectorLinear(hidden_width, target_width)
 
     def forward(self, stream: Tensor, width: int) -> Tensor:
-        """Project (..., D) to (..., C) with the first `width` hidden units."""
+        """Project (..., stream_width) to (..., target_width) with the first `width` hidden units.
+
+        The norm is computed in float32, also if the weights are bfloat16.
+        """
         normalized = F.layer_norm(
             stream.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.bias.float(), self.norm.eps
         ).to(self.fc1.weight.dtype)
@@ -52,7 +55,7 @@ class AlignmentHead(nn.Module):
     def __init__(self, config: AlignmentConfig, stream_width: int, depth: int):
         super().__init__()
         self.pairs = config.pairs(depth)
-        self.widths = config.widths()
+        self.widths = config.widths()  # number of hidden units that each pair uses
         count = 1 if config.projector == "shared" else len(self.pairs)
         self.projectors = nn.ModuleList(
             NestedProjector(stream_width, config.hidden_width, config.target_width) for _ in range(count)
@@ -64,9 +67,10 @@ class AlignmentHead(nn.Module):
         return sorted({student for student, _ in self.pairs})
 
     def forward(self, taps: dict[int, Tensor], targets: dict[int, Tensor], camera_mask: Tensor) -> dict[str, Tensor]:
-        """Return one loss per layer pair: 1 - cosine, averaged over tokens, then present cameras, then the batch.
+        """Return one loss per layer pair: 1 - cosine, averaged over tokens, then cameras, then the batch.
 
-        Pairs with the same projector and width are computed together.
+        Tokens without a teacher feature and missing cameras do not count. Pairs with the same projector and width are
+        computed together.
 
         Args:
             taps: Residual streams (B, V, T, D) by student layer.

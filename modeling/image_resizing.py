@@ -24,8 +24,9 @@ def bilinear_antialiased(images: Tensor, size: tuple[int, int]) -> Tensor:
 def pil_bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize exactly as Pillow's `Image.resize(..., BICUBIC)` resizes uint8 images, on any device.
 
-    Pillow resizes rows first and then columns, and rounds to uint8 after each. torch's antialiased bicubic rounds
-    neither its weights nor in between, and differs by up to 30 of 255 levels at sharp edges.
+    The images are rounded to uint8 first. Pillow changes the width, then the height, and rounds to uint8 after each.
+    torch's antialiased bicubic rounds neither its weights nor the image in between, and differs by up to 30 of 255
+    levels at sharp edges.
     """
     dtype = torch.float32 if images.device.type == "mps" else torch.float64  # float32 is off by one level at times
     levels = (images * 255).round().to(dtype)
@@ -71,8 +72,9 @@ def stretch(images: Tensor, size: int, resample: Resample = bilinear_antialiased
 def letterbox(images: Tensor, size: int, resample: Resample = bilinear) -> Tensor:
     """Resize with the aspect ratio kept and center between black bars, as openpi and lerobot's pi0 do."""
     resized = resize_longer_side(images, size, resample)
-    down, right = size - resized.shape[-2], size - resized.shape[-1]
-    return F.pad(resized, (right // 2, right - right // 2, down // 2, down - down // 2))
+    missing_rows, missing_columns = size - resized.shape[-2], size - resized.shape[-1]
+    left, top = missing_columns // 2, missing_rows // 2
+    return F.pad(resized, (left, missing_columns - left, top, missing_rows - top))
 
 
 def letterbox_top_left(images: Tensor, size: int, resample: Resample = bilinear) -> Tensor:
@@ -95,6 +97,9 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def resize_images(images: Tensor, size: int, method: str, interpolation: str) -> Tensor:
-    """Resize images (B, C, H, W) in [0, 1] to (B, C, size, size) with a method of RESIZE_METHODS."""
+    """Resize images (B, C, H, W) in [0, 1] to (B, C, size, size) with a method of RESIZE_METHODS.
+
+    "bilinear" interpolation is that of the method: with antialiasing in "stretch", without it in the letterboxes.
+    """
     resize = RESIZE_METHODS[method]
     return resize(images, size, pil_bicubic) if interpolation == "bicubic" else resize(images, size)
