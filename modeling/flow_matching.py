@@ -40,7 +40,7 @@ def embed_time(time: Tensor, width: int) -> Tensor:
 
 
 def flow_matching_loss(velocity: Tensor, noise: Tensor, actions: Tensor, is_pad: Tensor | None) -> Tensor:
-    """Return the mean squared error of the velocity over the steps that are not padding."""
+    """Return the mean squared error of the velocity, whose target is noise - actions, over the steps that exist."""
     error = (velocity - (noise - actions)).square().mean(dim=-1)  # (B, chunk)
     return mean_over_steps(error, is_pad)
 
@@ -49,7 +49,7 @@ def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps
     """Integrate from noise at time 1 to actions at time 0 with Euler steps.
 
     Args:
-        velocity: Function of actions (B, chunk, A) and time (B,).
+        velocity: Function that returns the velocity (B, chunk, A) of actions (B, chunk, A) at time (B,).
         noise: (B, chunk, A).
         steps: Number of Euler steps.
     """

@@ -18,7 +18,10 @@ from .strict_config import suggest_name
 
 
 class Batch(TypedDict, total=False):
-    """Inputs of a model, made by its processor. State and actions are normalized; images are not."""
+    """Inputs of a model: the output of its processor and, optionally, noise, time and the sample's indices.
+
+    State and actions are normalized; images are not.
+    """
 
     images: Tensor  # (B, V, 3, H, W) uint8, or float in [0, 1]
     camera_mask: Tensor  # (B, V) bool, False where the camera is missing
@@ -72,7 +75,7 @@ class Policy(nn.Module, ABC):
     A policy keeps the image tokens of the tapped layers only, and draws all random numbers from the given generator.
     """
 
-    attention_implementations: tuple[str, ...]
+    attention_implementations: tuple[str, ...]  # accepted values of `attn_implementation`
     _no_split_modules: list[str]  # modules that FSDP wraps and that `device_map` must not split
 
     @abstractmethod
@@ -81,7 +84,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
-        """Return normalized actions (B, chunk, at least action_dim)."""
+        """Return normalized actions (B, chunk, at least action_dim); the caller cuts off the dimensions beyond it."""
 
 
 def resolve_layer(layer: int, depth: int) -> int:
@@ -132,7 +135,7 @@ def image_tokens(stream: Tensor, cameras: int, tokens: int, start: int = 0) -> T
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Convert uint8 images to floats in [0, 1]; return float images, which already are, unchanged."""
+    """Convert uint8 images to floats in [0, 1]. Float images must already be in that range and stay unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
