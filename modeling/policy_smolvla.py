@@ -62,8 +62,7 @@ class SmolVLAPolicy(FlowMatchingPolicy):
         return prefix, exists
 
     def embed_images(self, images: Tensor, camera_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed images (B, V, 3, H, W); return their tokens (B, V x n, width) and a mask of those that exist (B, V x
-        n).
+        """Embed images (B, V, 3, H, W); return tokens (B, V x n, width) and a mask (B, V x n) of those that exist.
 
         The n tokens of a camera are its image tokens between the configured start and end tokens. The latter exist even
         if the camera is missing, as in lerobot.
@@ -89,7 +88,7 @@ class SmolVLAPolicy(FlowMatchingPolicy):
         return (position - (prefix_length - 2)).clamp_min(0)
 
     def layer_attention(self, mask: Tensor, positions: Tensor, prefix_length: int) -> list[AttentionInputs]:
-        """Return the inputs of each layer; where the expert attends only to the prefix, actions count from 0 again."""
+        """Return the inputs of each layer. Actions have positions from 0 where they attend only to the prefix."""
         config = self.config
         joint = attention_inputs(mask, positions, config.head_dim, config.rope_theta)
         actions = torch.arange(self.chunk_size, device=positions.device).expand(len(positions), -1)
@@ -104,7 +103,7 @@ class SmolVLAPolicy(FlowMatchingPolicy):
 
 
 def on_device(ids: Sequence[int], device: torch.device) -> Tensor:
-    """Create a tensor of ids by filling it on the device: copying it from the host would synchronize the two."""
+    """Return token ids as a tensor that is filled on the device: copying it from the host would wait for the device."""
     tensor = torch.zeros(len(ids), dtype=torch.long, device=device)
     for position, token_id in enumerate(ids):
         tensor[position] = token_id
@@ -112,7 +111,10 @@ def on_device(ids: Sequence[int], device: torch.device) -> Tensor:
 
 
 def join_patches(features: Tensor, side: int) -> Tensor:
-    """Join each square of side x side patches: (N, rows x columns, C) to (N, rows x columns / side^2, C x side^2)."""
+    """Join each square of side x side patches: (N, rows x columns, C) to (N, rows x columns / side^2, side^2 x C).
+
+    This is SmolVLM's pixel shuffle. The patches form a square image.
+    """
     rows = columns = round(features.shape[1] ** 0.5)
     squares = features.unflatten(1, (rows // side, side, columns // side, side)).transpose(2, 3)
     return squares.flatten(3).flatten(1, 2)

@@ -30,17 +30,19 @@ class AuxiliaryHeads(nn.ModuleDict):
 
     @staticmethod
     def to_predictions(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Convert raw outputs to the probability that the goal is visible (B,) and its position (B, 2 or 4)."""
+        """Convert raw outputs to the probability that the goal is visible (...) and its position (..., 2 or 4)."""
         return {name: value[..., 0].sigmoid() if name == "visibility" else value for name, value in outputs.items()}
 
 
 def auxiliary_losses(outputs: dict[str, Tensor], targets: Mapping[str, Tensor], is_pad: Tensor) -> dict[str, Tensor]:
-    """Return the loss of each head: the mean over steps that exist, and for positions over those with a visible goal.
+    """Return the loss of each head: binary cross-entropy of the visibility, and absolute error of the positions.
+
+    It is the mean over the steps that exist, for positions over those of them with a visible goal.
 
     Args:
         outputs: Raw outputs (B, T, values) by head.
         targets: "visibility" (B, T) bool, and the targets of the other heads, (B, T, values).
-        is_pad: (B, T) bool.
+        is_pad: (B, T) bool, True on steps after the end of the episode.
     """
     visible, losses = targets["visibility"], {}
     for name, value in outputs.items():
@@ -55,11 +57,15 @@ def auxiliary_losses(outputs: dict[str, Tensor], targets: Mapping[str, Tensor], 
 
 
 def auxiliary_targets(masks: Tensor) -> dict[str, Tensor]:
-    """Return the targets of the heads for goal masks (..., H, W): visibility (...), point (..., 2) and box (..., 4)."""
+    """Return the targets of the heads for goal masks (..., H, W), as fractions of the image.
+
+    They are the visibility (...), the center of the pixels as point (y, x), (..., 2), and the bounding box
+    (x0, y0, x1, y1), (..., 4). The coordinates of an empty mask are `NO_POSITION`.
+    """
     masks = masks.bool()
     visible = masks.flatten(-2).any(dim=-1)
-    axes = (mask_extent(masks.any(dim=other), masks.sum(dim=other)) for other in (-1, -2))
-    low, high, center = zip(*axes, strict=True)
+    axes = (mask_extent(masks.any(dim=other_axis), masks.sum(dim=other_axis)) for other_axis in (-1, -2))
+    low, high, center = zip(*axes, strict=True)  # each (y, x)
     point = torch.stack(center, dim=-1)
     box = torch.stack([low[1], low[0], high[1], high[0]], dim=-1)
     invisible = ~visible[..., None]
@@ -71,7 +77,7 @@ def auxiliary_targets(masks: Tensor) -> dict[str, Tensor]:
 
 
 def mask_extent(occupied: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return begin, end and mean of a mask along one image axis, as fractions of its length.
+    """Return begin, end and mean pixel position of a mask along one image axis, as fractions of its length.
 
     Args:
         occupied: (..., n) bool, whether the mask has a pixel at each position.
