@@ -191,11 +191,16 @@ def lerobot_config(config: RocketConfig, processor: RocketProcessor, names: Exte
             "vlm_model_name": names.vlm,
             "load_vlm_weights": False,
         }
-    return settings | {
-        "image_resolution": size,
-        "num_inference_steps": policy.denoising_steps,
-        "dtype": "bfloat16" if config.dtype == torch.bfloat16 else "float32",
-    }
+    names_of_actions = {"action_feature_names": list(config.action_names)} if config.action_names else {}
+    return (
+        settings
+        | names_of_actions
+        | {
+            "image_resolution": size,
+            "num_inference_steps": policy.denoising_steps,
+            "dtype": "bfloat16" if config.dtype == torch.bfloat16 else "float32",
+        }
+    )
 
 
 def expert_factor(policy: SmolVLAConfig) -> float:

@@ -30,8 +30,9 @@ def changed_json(path, change):
     path.write_text(json.dumps(values | change))
 
 
-POLICY_TEXTS = [(name, text) for name in ("config.json", "processor_config.json", "tokenizer.json") for text in
-                ("[]", "null", "3", '{"a": 1}')] + [("tokenizer_config.json", text) for text in ("[]", "3", "{}")]  # fmt: skip
+OBJECTS = ("config.json", "processor_config.json", "tokenizer.json")
+POLICY_TEXTS = [(name, text) for name in OBJECTS for text in ("[]", "null", "3", '{"a": 1}')]
+POLICY_TEXTS += [("tokenizer_config.json", text) for text in ("[]", "3", "{}")]
 
 
 @pytest.mark.parametrize(("name", "text"), POLICY_TEXTS)
