@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import UserError
 
 PREDICTED = "predicted actions"
-IMAGE_TOLERANCE = 1e-3  # by which float images may exceed 1
+IMAGE_TOLERANCE = 1e-3  # by which values of float images may exceed 1
 
 
 def finite_flags(values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -54,4 +54,6 @@ def check_image_range(images: Mapping[str, Tensor]) -> None:
         if low != low or high != high:
             raise UserError(f"camera {name!r}: the image is not finite (it contains NaN): check the camera")
         if not 0 <= low <= high <= 1 + IMAGE_TOLERANCE:
-            raise UserError(f"camera {name!r}: a float image must lie in [0, 1], got {low:g} .. {high:g}")
+            raise UserError(
+                f"camera {name!r}: a float image must lie in [0, 1], got {low:g} .. {high:g}: scale it, or pass uint8"
+            )

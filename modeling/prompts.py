@@ -11,7 +11,7 @@ from .finite_checks import finite_flags, raise_if_not_finite
 
 STATE_BINS = 256  # over [-1, 1], for a state that is part of the prompt
 FIELDS = ("task", "task_lower", "state")
-# How a task is inserted: without surrounding spaces, underscores and line breaks, or as the user wrote it.
+# How a task is inserted (see `PromptTemplate`).
 TASK_TEXTS = ("cleaned", "unchanged")
 
 
@@ -32,7 +32,7 @@ class PromptTemplate:
         self.reads_state = "state" in check_template(template)
 
     def fill(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
-        """Return the prompt of each task, with the bins of its normalized state, (B, S)."""
+        """Return the prompt of each task. The bins of the normalized state (B, S) replace {state}, if it is there."""
         bins: list[list[int]] = [[] for _ in tasks]
         if self.reads_state:
             if state is None:
@@ -45,7 +45,10 @@ class PromptTemplate:
         ]
 
     def prepare(self, task: str) -> str:
-        """Return a task as it is inserted. A line break at its end replaces the one after {task}, as in lerobot."""
+        """Return a task as it is inserted.
+
+        An unchanged task loses its final line break if the template adds one there, as in lerobot.
+        """
         if self.task_text == "cleaned":
             return task.strip().replace("_", " ").replace("\n", " ")
         return task.removesuffix("\n") if self.template.endswith("{task}\n") else task
@@ -67,9 +70,10 @@ def check_template(template: str) -> set[str]:
 
 
 def state_bins(state: Tensor) -> list[list[int]]:
-    """Return the bin of each dimension of normalized states (B, S).
+    """Return the bin, from 0 to STATE_BINS - 1, of each dimension of normalized states (B, S).
 
-    Even NaN would be in some bin, so a state that is not finite is an error.
+    Values above 1 are in the last bin; values below -1 get the number -1, as in openpi. Even NaN would be in some bin,
+    so a state that is not finite is an error.
     """
     values = state.double().cpu()
     raise_if_not_finite(finite_flags({"state": values}))

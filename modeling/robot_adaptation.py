@@ -30,13 +30,13 @@ LIMITED_SETTINGS = ("cameras", "state_dim", "action_dim", "chunk_size")  # a bac
 
 
 def robot_settings(config: RocketConfig) -> dict[str, Any]:
-    """Return the keys of a configuration that describe the robot."""
+    """Return the settings of a configuration that describe the robot, by name."""
     values = config.to_dict()
     return {name: values[name] for name in ROBOT_SETTINGS}
 
 
 def read_robot(source: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """Read the robot of an adapter from its folder or Hub repository."""
+    """Read the settings of an adapter's robot from its folder or Hub repository."""
     path = Path(source) / ROBOT_FILE
     if not Path(source).is_dir():
         with suppress(RemoteEntryNotFoundError):  # reported like a folder without the file
@@ -54,7 +54,8 @@ def read_robot(source: str | Path, revision: str | None = None) -> dict[str, Any
 def config_for_robot(config: RocketConfig, robot: Mapping[str, Any]) -> RocketConfig:
     """Return the configuration of the same backbone for another robot.
 
-    Raise one `UserError` that lists everything in which the robot exceeds the limits of the backbone.
+    Names of dimensions and facts about the training data that the other robot makes invalid, and that `robot` does not
+    give, become None. One `UserError` lists everything in which the robot exceeds the limits of the backbone.
     """
     for name in robot:
         if name not in ROBOT_SETTINGS:
@@ -75,7 +76,7 @@ def config_for_robot(config: RocketConfig, robot: Mapping[str, Any]) -> RocketCo
 
 
 def find_new_layers(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of the layers of a model, which is on the meta device, whose sizes differ from the weights."""
+    """Return the names of the model's layers that `weights` lacks or has in another size; values are not read."""
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     return sorted({
         name.rpartition(".")[0]
