@@ -29,7 +29,7 @@ BUTTONS = (*(button for buttons in BUTTON_GROUPS.values() for button in buttons 
 
 CAMERA_STEPS = 11  # number of steps of each angle; step 5 is 0 degrees
 CAMERA_REST = 5 * CAMERA_STEPS + 5  # index without movement
-MAX_ANGLE = 10.0  # degrees
+MAX_ANGLE = 10.0  # degrees in each direction; larger movements are clipped
 ANGLE_STEP = 2.0  # degrees between two steps before the mu-law
 MU = 10.0  # strength of the mu-law
 
@@ -69,13 +69,14 @@ def decode_action(action: Tensor) -> dict[str, Tensor]:
 def encode_action(action: Mapping[str, Tensor]) -> Tensor:
     """Convert the game's inputs, as `decode_action` returns them, to the nearest action, (..., 2).
 
-    If several buttons of a group are pressed, the last one counts; opposite buttons cancel each other.
+    If several buttons of a group are pressed, the last one counts; opposite buttons cancel each other. The inventory
+    button excludes all others and the camera.
     """
     angles = action["camera"].clamp(-MAX_ANGLE, MAX_ANGLE) / MAX_ANGLE
     compressed = angles.sign() * torch.log1p(MU * angles.abs()) / math.log1p(MU)
     steps = ((compressed + 1) * MAX_ANGLE / ANGLE_STEP).round().long()
     camera = steps[..., 0] * CAMERA_STEPS + steps[..., 1]
-    pressed = {**action, "camera": camera != CAMERA_REST}
+    pressed = {**action, "camera": camera != CAMERA_REST}  # replaces the angles by the button "camera"
     index = torch.zeros_like(camera)
     for group, buttons in BUTTON_GROUPS.items():
         choice = torch.zeros_like(camera)

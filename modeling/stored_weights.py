@@ -27,7 +27,7 @@ def read_stored_shapes(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> 
         kwargs: Arguments of `from_pretrained`.
     """
     if kwargs.get("variant"):
-        return None
+        return None  # the names of the files contain the variant
     single = find_file(source, WEIGHTS, kwargs)
     if single is not None:
         return read_shapes(single)
@@ -44,7 +44,7 @@ def read_stored_shapes(source: str | os.PathLike, kwargs: Mapping[str, Any]) -> 
 
 
 def find_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -> Path | None:
-    """Return the local path of a file, downloaded if necessary; None if the source does not have it."""
+    """Return the local path of a file, downloaded if necessary; None if it cannot be found or downloaded."""
     if Path(source).is_dir():
         path = Path(source) / (kwargs.get("subfolder") or "") / name
         return path if path.is_file() else None
@@ -52,11 +52,11 @@ def find_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -
     try:
         return Path(hf_hub_download(str(source), name, **arguments))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None  # transformers reports repositories that do not exist
+        return None  # transformers reports repositories that do not exist or cannot be reached
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the names of the shards that an index lists. They must be in its folder."""
+    """Return the names of the shards that an index lists; raise `UserError` if one is not in its folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
