@@ -27,10 +27,12 @@ Curve = Sequence[tuple[int, float]]
 
 
 def loss_curves(curves: dict[str, Curve]) -> bytes:
+    """Return a PNG of losses by step."""
     return to_png(draw_loss_curves(curves))
 
 
 def success_rates(evaluations: Sequence[Evaluation]) -> bytes:
+    """Return a PNG of the success rate of each evaluation."""
     return to_png(draw_success_rates(evaluations))
 
 
@@ -106,7 +108,7 @@ def quantize(image: Image.Image) -> bytes:
 
 
 def rollout_strips(rollouts: RolloutImages) -> bytes:
-    """Stack the strips of the successful and the failed rollout, as large as STRIP_BYTES allows."""
+    """Return a PNG of the strips of the successful and the failed rollout, as wide as STRIP_BYTES allows."""
     strips = {"success": rollouts.success, "failure": rollouts.failure}
     images = {
         title: Image.open(io.BytesIO(content)).convert("RGB")
@@ -117,7 +119,10 @@ def rollout_strips(rollouts: RolloutImages) -> bytes:
         content = quantize(stack_strips(images, width))
         if len(content) <= STRIP_BYTES:
             return content
-    raise CardError(f"the rollout strips take more than {STRIP_BYTES:,} bytes at {STRIP_WIDTHS[-1]} pixels width")
+    raise CardError(
+        f"the rollout strips take more than {STRIP_BYTES:,} bytes at {STRIP_WIDTHS[-1]} pixels width: delete the "
+        "images in the report's rollouts/ folder, or replace them by shorter strips"
+    )
 
 
 def stack_strips(images: dict[str, Image.Image], width: int) -> Image.Image:

@@ -12,10 +12,12 @@ from .choice import LayerPair
 
 
 def pair_layers(pairs: Sequence[LayerPair]) -> dict[str, list[int]]:
+    """Return the layers of the pairs by model, in the order of the pairs."""
     return {"student": [pair.student for pair in pairs], "teacher": [pair.teacher for pair in pairs]}
 
 
 def format_reasons(pairs: Sequence[LayerPair]) -> list[str]:
+    """Return a line for each pair with its layers and the reason for its selection."""
     width = max(len(str(pair.student)) for pair in pairs)
     return [f"student {pair.student:{width}} with teacher {pair.teacher:2}: {pair.reason}" for pair in pairs]
 
@@ -29,7 +31,10 @@ def format_overrides(pairs: Sequence[LayerPair]) -> str:
 
 
 def format_recipe(pairs: Sequence[LayerPair], about: str, teacher: str | None) -> str:
-    """Return a YAML recipe for ROCKET training with these layers, with the reasons as comments."""
+    """Return a YAML recipe for ROCKET training with these layers, with the reasons as comments.
+
+    `about` describes the recipe. `teacher` is a folder or Hub id; None leaves the default teacher of recipes.
+    """
     layers = pair_layers(pairs)
     recipe = {
         "about": about,
@@ -50,10 +55,13 @@ def write_layer_recipe(path: Path, pairs: Sequence[LayerPair], about: str, teach
 
 
 def write_similarity_table(folder: Path, table: np.ndarray, pairs: Sequence[LayerPair], name: str) -> None:
-    """Write similarity.csv and similarity.png with the similarity of each student layer to each teacher layer."""
+    """Write similarity.csv and similarity.png with the similarity of each student layer to each teacher layer.
+
+    The first row and column of the table are those of layer 1. `name` is that of the similarity measure.
+    """
     from rocket_hf.heatmap import write_heatmap, write_table
 
-    rows, columns = ([str(layer + 1) for layer in range(side)] for side in table.shape)
+    rows, columns = ([str(index + 1) for index in range(depth)] for depth in table.shape)
     write_table(folder / "similarity.csv", table, rows, columns, "student layer")
     marked = [(pair.student - 1, pair.teacher - 1) for pair in pairs]
     labels = ("student layer", "teacher layer")
@@ -63,11 +71,12 @@ def write_similarity_table(folder: Path, table: np.ndarray, pairs: Sequence[Laye
 def write_change_table(folder: Path, table: np.ndarray, windows: Sequence[int], pairs: Sequence[LayerPair]) -> None:
     """Write similarity.csv and similarity.png with the similarity before and after each window of blocks.
 
-    Columns are the student layers at which a window ends. The pairs were selected by the first window size.
+    Each row is a window size. Columns are the student layers at which a window ends, from layer 1 on. The pairs were
+    selected by the first window size.
     """
     from rocket_hf.heatmap import write_heatmap, write_table
 
-    columns = [str(layer + 1) for layer in range(table.shape[1])]
+    columns = [str(index + 1) for index in range(table.shape[1])]
     rows = [str(window) for window in windows]
     write_table(folder / "similarity.csv", table, rows, columns, "window")
     marked = [(0, pair.student - 1) for pair in pairs]
