@@ -54,7 +54,7 @@ class Normalizer:
                 raise UserError(
                     f"{name}_normalization={mode!r} needs the statistic {key!r} of the {name}; available: {present}"
                 )
-        for key in (*STATISTICS[mode], "mask"):
+        for key in sorted(KNOWN_STATISTICS | {"mask"}):
             if key in statistics and len(statistics[key]) != dim:
                 raise UserError(
                     f"the statistic {key!r} of the {name} has {len(statistics[key])} values, but {name}_dim is {dim}"
@@ -66,6 +66,8 @@ class Normalizer:
     def check_statistics(self, statistics: Statistics) -> None:
         """Raise `UserError` if a value is not finite, a range is reversed or a deviation is not positive."""
         mask = statistics.get("mask", [True] * self.dim)
+        if not all(isinstance(value, (bool, int)) for value in mask):
+            raise UserError(f"the mask of the {self.name} must have values true and false, got {mask}: {ADVICE}")
         for key in KNOWN_STATISTICS & statistics.keys():
             for index, value in enumerate(statistics[key]):
                 if not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -70,13 +70,13 @@ def check_heads(part: str, heads: int, width: int, key_width: int | None = None)
 
     `width` is the width of the queries and `key_width` that of the keys, which may have fewer heads.
     """
-    key_width = key_width or width
-    if width % heads or key_width % (width // heads) or heads % (key_width // (width // heads)):
+    key_width, head_dim = width if key_width is None else key_width, width // heads
+    if min(width, key_width) < 1 or width % heads or key_width % head_dim or heads % (key_width // head_dim):
         raise UserError(
             f"the part {part!r} cannot have {heads} attention heads: its queries are {width} wide and its keys "
             f"{key_width}; pass the right number with --heads {part}=N"
         )
-    return width // heads
+    return head_dim
 
 
 def stated_heads(config: Configuration, width: int, defaults: Mapping[str, Any]) -> int | None:

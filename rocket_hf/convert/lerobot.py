@@ -65,7 +65,9 @@ def read_lerobot(
     shapes = LeRobotShapes({name.removeprefix("model."): entry.shape for name, entry in checkpoint.entries.items()})
     policy: Pi0Config | SmolVLAConfig
     if policy_type == "smolvla":
-        policy = smolvla_config(shapes, source.config, heads, read_smolvlm_settings(source.config, vlm))
+        settings = read_smolvlm_settings(source.config, vlm)
+        settings.check_widths(*shapes.smolvlm_widths(), vlm)
+        policy = smolvla_config(shapes, source.config, heads, settings)
     else:
         policy = pi0_config(shapes, source.config, policy_type, heads)
     check_image_size(source.config, policy.image_size)
@@ -102,6 +104,11 @@ class LeRobotShapes:
 
     def vision_width(self, prefix: str) -> int:
         return self.matrix(f"{prefix}.embeddings.position_embedding.weight")[1]
+
+    def smolvlm_widths(self) -> tuple[int, int]:
+        """Return the widths of SmolVLA's language model and vision tower."""
+        query = f"{SMOL}.text_model.layers.0.self_attn.q_proj.weight"
+        return self.matrix(query)[1], self.vision_width(f"{SMOL}.vision_model")
 
     def vision_sizes(self, prefix: str, heads: int) -> dict[str, int]:
         patches, width = self.matrix(f"{prefix}.embeddings.position_embedding.weight")
@@ -166,11 +173,10 @@ def smolvla_config(
     shapes: LeRobotShapes, config: dict[str, Any], heads: HeadCounts, settings: SmolVLMSettings
 ) -> SmolVLAConfig:
     language, tower = f"{SMOL}.text_model", f"{SMOL}.vision_model"
-    query_width, width = shapes.matrix(f"{language}.layers.0.self_attn.q_proj.weight")
+    width, vision_width = shapes.smolvlm_widths()
     sizes = shapes.language_and_expert_sizes(
-        language, SMOL_EXPERT, heads.of("language", query_width, SMOL_HEADS, settings.language_heads(width))
+        language, SMOL_EXPERT, heads.of("language", width, SMOL_HEADS, settings.language_heads(width))
     )
-    vision_width = shapes.vision_width(tower)
     sizes |= shapes.vision_sizes(
         tower, heads.of("vision", vision_width, SIGLIP_HEADS, settings.vision_heads(vision_width))
     )

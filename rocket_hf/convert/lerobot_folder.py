@@ -51,6 +51,8 @@ class LeRobotFolder:
         if NORMALIZER not in steps:
             raise UserError(f"{pipeline} has no step {NORMALIZER}: save the policy again with a newer lerobot")
         tokenizer = steps.get("tokenizer_processor", {}).get("config", {}).get("tokenizer_name") or ""
+        if not isinstance(tokenizer, str):
+            raise UserError(f"{pipeline} has {tokenizer!r} as tokenizer_name, expected a name: pass --tokenizer")
         task_texts = [text for name, text in TASK_TEXTS.items() if name in steps]
         if not task_texts:
             raise UserError(
@@ -104,7 +106,8 @@ class LeRobotFolder:
 def check_config(config: dict[str, Any], path: Path) -> None:
     """Raise UserError if config.json lacks a key that this package reads, or has a value of another type."""
     json_value(config, "chunk_size", path, int)
-    json_value(config, "normalization_mapping", path, dict)
+    for part in (mapping := json_value(config, "normalization_mapping", path, dict)):
+        json_value(mapping, part, path, str)
     for key in ("input_features", "output_features"):
         features = json_value(config, key, path, dict)
         for name in features:
@@ -123,6 +126,8 @@ def read_steps(content: Any, path: Path) -> dict[str, dict[str, Any]]:
         name = json_value(step, "registry_name", path, str)
         if "config" in step:
             json_value(step, "config", path, dict)
+        if "state_file" in step:
+            json_value(step, "state_file", path, str)
         steps[name] = step
     return steps
 

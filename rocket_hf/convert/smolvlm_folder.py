@@ -34,6 +34,14 @@ class SmolVLMSettings:
     text: Configuration = field(default_factory=dict)
     vision: Configuration = field(default_factory=dict)
 
+    def check_widths(self, width: int, vision_width: int, vlm: str | None) -> None:
+        """Raise UserError if these are the settings of `vlm`, which the user named, and describe other widths."""
+        if vlm and (self.language_heads(width) is None or self.vision_heads(vision_width) is None):
+            raise UserError(
+                f"the vision-language model {vlm} is not that of the checkpoint, whose language model is {width} wide "
+                f"and whose vision tower is {vision_width} wide: pass another one with --vlm"
+            )
+
     @classmethod
     def read(cls, folder: Path) -> "SmolVLMSettings":
         path = folder / "config.json"

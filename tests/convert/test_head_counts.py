@@ -72,6 +72,14 @@ def test_smolvla_settings_come_from_the_configuration_of_its_vlm(tmp_path):
 
 
 @pytest.mark.needs_lerobot
+def test_vlm_of_another_checkpoint_is_rejected(tmp_path, capsys):
+    source = smolvla_source(tmp_path, {"text_config": TEXT | {"hidden_size": 960}, "vision_config": {}})
+    vlm = str(tmp_path / "vlm")
+    assert convert(source.folder, tmp_path / "ours", "--vlm", vlm, heads=["language=4", "vision=2"]) == 2
+    assert f"the vision-language model {vlm} is not that of the checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.needs_lerobot
 def test_unknown_number_of_heads_is_asked_for(tmp_path, capsys):
     source = smolvla_source(tmp_path, None)
     assert convert(source.folder, tmp_path / "ours", heads=[]) == 2

@@ -96,7 +96,7 @@ def test_lerobot_loads_the_folder_without_network(policy, tmp_path, capsys):
     length = int(ours["attention_mask"].sum())
     assert torch.equal(theirs["tokens"][:, :length], ours["input_ids"][:, :length])
     if model.config.policy_config.model_type == "rocket_smolvla":
-        assert f"vlm        {(tmp_path / 'lerobot' / 'vlm').resolve()}" in printed and f"here {NAME}" in printed
+        assert f"vlm        {(tmp_path / 'lerobot' / 'vlm').resolve()}" in printed and f"here --vlm {NAME}" in printed
         actions = processor.unnormalize_actions(model.predict_action_chunk(**ours, noise=noise))
         torch.testing.assert_close(theirs["actions"], actions, atol=1e-5, rtol=1e-5)
 
