@@ -20,11 +20,11 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "quantile": ("q01", "q99"),
 }
 RANGE_MODES = ("min_max", "quantile")  # map a range to [-1, 1]
-EPSILON = 1e-8
+EPSILON = 1e-8  # added to deviations, and the range of dimensions whose range is empty
 KNOWN_STATISTICS = frozenset(key for keys in STATISTICS.values() for key in keys)
 # Deviations of dimensions that never moved. A state that moves later stays small; a predicted action stays constant.
 CONSTANT_DEVIATIONS = {"state": 1.0, "action": 1e-8}
-RANGES = (("min", "max"), ("q01", "q99"))
+RANGES = (("min", "max"), ("q01", "q99"))  # the first must not exceed the second
 ADVICE = "compute the statistics again"
 
 Statistics = dict[str, list[float] | list[bool]]
@@ -75,10 +75,10 @@ class Normalizer:
                         f"the statistic {key!r} of the {self.name} is {value} in dimension {index}: {ADVICE}"
                     )
         for low, high in RANGES:
-            for index, (first, last) in enumerate(zip(statistics.get(low, []), statistics.get(high, []), strict=False)):
-                if first > last:
+            for index, (start, end) in enumerate(zip(statistics.get(low, []), statistics.get(high, []), strict=False)):
+                if start > end:
                     raise UserError(
-                        f"the {self.name} has the statistics {low}={first:g} and {high}={last:g} in dimension {index}, "
+                        f"the {self.name} has the statistics {low}={start:g} and {high}={end:g} in dimension {index}, "
                         f"which are reversed: {ADVICE}"
                     )
         for index, (value, is_used) in enumerate(zip(statistics.get("std", []), mask, strict=False)):
@@ -89,7 +89,7 @@ class Normalizer:
                 )
 
     def normalize(self, vector: Tensor) -> Tensor:
-        """Convert a vector (..., dim) from robot units."""
+        """Normalize a vector (..., dim) in robot units, and clip it as `clip` does."""
         self.check(vector)
         if self.mode == "identity":
             return vector
@@ -101,7 +101,7 @@ class Normalizer:
         return self.clip(torch.where(self.mask.to(vector.device), normalized, vector))
 
     def clip(self, normalized: Tensor) -> Tensor:
-        """Clip a normalized vector (..., dim) to [-1, 1], except for dimensions that stay unchanged, if enabled."""
+        """Clip a normalized vector (..., dim) to [-1, 1] if the normalizer clips, except where the mask is False."""
         if not self.clips:
             return normalized
         return torch.where(self.mask.to(normalized.device), normalized.clamp(-1, 1), normalized)
@@ -123,6 +123,7 @@ class Normalizer:
         return torch.where(high == low, EPSILON, high - low)
 
     def check(self, vector: Tensor) -> None:
+        """Raise `UserError` if a vector does not have `dim` dimensions or is not finite."""
         if vector.shape[-1] != self.dim:
             raise UserError(f"the {self.name} has {vector.shape[-1]} dimensions, but the policy needs {self.dim}")
         raise_if_not_finite(finite_flags({self.name: vector}))

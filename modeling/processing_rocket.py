@@ -26,7 +26,7 @@ from .size_limits import check_size
 from .strict_config import suggest_name
 
 CPU = torch.device("cpu")
-# Settings that belong to a policy's weights: a processor for another robot takes them over from the policy's own.
+# Settings that belong to a policy's weights: a processor for another robot takes them over from the policy's processor.
 POLICY_SETTINGS = ("resize", "interpolation", "prompt_template", "task_text", "max_prompt_length")
 
 
@@ -179,7 +179,8 @@ class RocketProcessor(ProcessorMixin):
             state: (S,) or (B, S) in robot units; None for policies that do not read it.
             actions: (chunk, A) or (B, chunk, A) in robot units, for training.
             action_is_pad: (chunk,) or (B, chunk), whether an action is after the end of its episode.
-            camera_mask: For each camera by name, whether it is present in each sample.
+            camera_mask: For each camera by name, whether it is present in each sample (default: yes, unless its image
+                is None).
 
         Returns:
             A `Batch` on the device of the images, which `forward` and `predict_action_chunk` take as keyword arguments.
@@ -234,11 +235,11 @@ class RocketProcessor(ProcessorMixin):
         return self.tokenize(self.prompts(tasks, normalized_state), device)
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """Normalize states (..., S) from robot units."""
+        """Normalize states (..., S) from robot units, and clip them as `clip_state` does."""
         return self._state.normalize(state)
 
     def normalize_actions(self, actions: Tensor) -> Tensor:
-        """Normalize actions (..., A) from robot units."""
+        """Normalize actions (..., A) from robot units, and clip them as `clip_actions` does."""
         return self._action.normalize(actions)
 
     def clip_state(self, normalized: Tensor) -> Tensor:
@@ -258,7 +259,8 @@ class RocketProcessor(ProcessorMixin):
 
         Args:
             images: Image of each camera by name, as in `__call__`.
-            masks: For each camera by name, whether it is present in each sample.
+            masks: For each camera by name, whether it is present in each sample (default: yes, unless its image is
+                None).
 
         Returns:
             Images (B, V, 3, image_size, image_size) in [0, 1], black where the camera is missing, and a mask of the
@@ -284,12 +286,14 @@ class RocketProcessor(ProcessorMixin):
             raise UserError(f"the cameras have different numbers of images: {listed}; pass one per camera and sample")
         blank = torch.zeros_like(next(iter(resized.values())))
         pixels = torch.stack([resized.get(name, blank) for name in self.cameras], dim=1)
-        always = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
-        all_masks = {name: torch.as_tensor(masks.get(name, always), device=always.device) for name in self.cameras}
+        always_present = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+        all_masks = {
+            name: torch.as_tensor(masks.get(name, always_present), device=pixels.device) for name in self.cameras
+        }
         for name, mask in all_masks.items():
             check_sample_count(f"the mask of camera {name!r}", mask.reshape(-1), len(pixels))
-        columns = [mask.bool().reshape(-1) & (name in resized) for name, mask in all_masks.items()]
-        present = torch.stack(columns, dim=1)
+        presence = [mask.bool().reshape(-1) & (name in resized) for name, mask in all_masks.items()]
+        present = torch.stack(presence, dim=1)
         return pixels * present[:, :, None, None, None], present
 
     def prompts(self, tasks: Sequence[str], state: Tensor | None) -> list[str]:
@@ -316,6 +320,7 @@ def check_sample_count(name: str, value: Sequence[Any] | Tensor, count: int) -> 
 
 
 def is_float_on_device(image: Any) -> bool:
+    """Return whether an image is a float tensor on an accelerator, whose range `to_unit_batch` does not check."""
     return isinstance(image, Tensor) and image.is_floating_point() and image.device.type != "cpu"
 
 
