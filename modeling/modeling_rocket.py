@@ -269,7 +269,7 @@ class RocketForActionPrediction(StrictModel):
 
     @classmethod
     def training_heads(cls) -> tuple[str, ...]:
-        """Return the prefix of the alignment head.
+        """Return the prefix of the names of the alignment head's weights.
 
         A policy can be loaded into a model with a new head (`alignment=AlignmentConfig(...)`), and a training
         checkpoint into a model without one (`alignment=None`).

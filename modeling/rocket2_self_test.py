@@ -21,7 +21,7 @@ CHANGED_INPUTS = {"images": "inverting the images", "goals": "inverting the goal
 
 @dataclass
 class Rocket2Scenario:
-    """Inputs of a few environments over a few steps: images and, for equally long periods, goals."""
+    """Inputs of B environments over T steps: an image for each step, and G goals that each hold for T / G steps."""
 
     images: Tensor  # (B, T, 3, H, W) uint8
     goal_images: Tensor  # (B, G, 3, H, W) uint8
@@ -62,7 +62,7 @@ def run_scenario(model: Any, scenario: Rocket2Scenario, actions: Tensor | None =
     Args:
         model: A ROCKET-2 policy.
         scenario: Images and goals.
-        actions: (B, T, factors), previous actions of the following steps; by default those that are sampled.
+        actions: (B, T, factors), choices that the next step gets as its previous action, instead of the sampled ones.
     """
     count, steps = scenario.images.shape[:2]
     scenario, state = scenario.to(model.device), model.initial_state(count)
@@ -71,6 +71,7 @@ def run_scenario(model: Any, scenario: Rocket2Scenario, actions: Tensor | None =
     for step in range(steps):
         scores, state = model.score_actions(scenario.images[:, step], scenario.goal_at(step), state)
         sampled = model.action_heads.sample(scores, 1.0, generators)
+        # `state.seen` holds the predictions of the auxiliary heads.
         outputs.append({SCORES: torch.cat(list(scores.values()), dim=-1)} | state.seen)
         choices.append(sampled.cpu())
         state = replace(state, previous_actions=sampled if actions is None else actions[:, step].to(model.device))
@@ -82,8 +83,8 @@ def run_scenario(model: Any, scenario: Rocket2Scenario, actions: Tensor | None =
 class Rocket2SelfTest:
     """Recorded scenario, responses of the trained policy, and tolerances.
 
-    Distances are root mean squares, relative to that of the recorded values. The file has the fields from `tolerances`
-    on under these names.
+    Distances are root mean squares, relative to that of the recorded values. The file's metadata has the fields
+    from `tolerances` on under these names.
     """
 
     scenario: Rocket2Scenario
@@ -159,7 +160,7 @@ def describe_output(name: str) -> str:
 
 
 def run_rocket2_self_test(model: Any, test: Rocket2SelfTest) -> Rocket2SelfTestReport:
-    """Run the recorded scenario three times (unchanged, other images, other goals); raise `UserError` on failure."""
+    """Run the recorded scenario, also with inverted images and with inverted goals; raise `UserError` on failure."""
     recorded, dtype = test.responses, tolerance_dtype(model)
     responses = run_scenario(model, test.scenario, recorded.choices)
     report = Rocket2SelfTestReport(
@@ -177,7 +178,7 @@ def run_rocket2_self_test(model: Any, test: Rocket2SelfTest) -> Rocket2SelfTestR
 
 
 def output_distances(responses: Rocket2Responses, recorded: Rocket2Responses) -> dict[str, float]:
-    """Return the distance of each output. Auxiliary heads with which the policy was not loaded are left out."""
+    """Return the distance of each output by name, without auxiliary heads with which the policy was not loaded."""
     names = [SCORES, *sorted(recorded.outputs.keys() & responses.outputs.keys() - {SCORES})]
     return {name: relative_distance(responses.outputs[name], recorded.outputs[name]) for name in names}
 

@@ -133,7 +133,7 @@ def library_versions() -> dict[str, str]:
 
 
 def relative_distance(values: Tensor, reference: Tensor) -> float:
-    """Return the root mean square of `values - reference`, relative to that of `reference`."""
+    """Return the root mean square of `values - reference`, relative to that of `reference` (at least 0.001)."""
     difference, size = (
         tensor.detach().cpu().double().square().mean().sqrt() for tensor in (values - reference, reference)
     )
@@ -141,7 +141,7 @@ def relative_distance(values: Tensor, reference: Tensor) -> float:
 
 
 def with_inverted_images(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the batch with each uint8 image replaced by its negative."""
+    """Return the batch with its images, which must be uint8, replaced by their negatives."""
     return {**batch, "images": 255 - batch["images"]}
 
 
@@ -186,7 +186,7 @@ def tolerance_dtype(model: Any) -> str:
 
 
 def run_self_test(model: Any, test: SelfTest) -> SelfTestReport:
-    """Run the policy on the recorded observation and on its negative; raise `UserError` on failure."""
+    """Run the policy on the recorded observation, also with inverted images; raise `UserError` on failure."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in test.batch.items()}
     actions, inverted_actions = (
@@ -215,4 +215,7 @@ def raise_on_failure(failure: str, published_versions: dict[str, str]) -> None:
         installed = library_versions()
         then = " and ".join(f"{name} {version}" for name, version in published_versions.items())
         now = " and ".join(f"{name} {installed[name]}" for name in published_versions)
-        raise UserError(f"self-test failed: {failure}. It was published with {then}; installed are {now}")
+        raise UserError(
+            f"self-test failed: {failure}. It was published with {then}; installed are {now}: install the "
+            "published versions, or download the policy again if they are the same"
+        )
