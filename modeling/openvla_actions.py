@@ -9,13 +9,13 @@ from .configuration_openvla import OpenVLAPolicyConfig
 class ActionTokenizer:
     """Tokenizer of numbers in [-1, 1].
 
-    The bins have `action_bins` edges from -1 to 1, so there is one bin less than tokens. The first bin has the last
-    token of the vocabulary, and the token ids descend from there.
+    The bins have `action_bins` edges from -1 to 1, each edge with a token, so there is one bin less than tokens. The
+    first bin has the last token of the base vocabulary, and the token ids descend from there.
     """
 
     def __init__(self, config: OpenVLAPolicyConfig):
         self.bins, self.end = config.action_bins, config.base_vocab_size
-        self.first = self.end - self.bins
+        self.first = self.end - self.bins  # id of the action token with the lowest id
 
     def encode(self, actions: Tensor) -> Tensor:
         """Return the token ids of actions, which are clamped to [-1, 1]."""

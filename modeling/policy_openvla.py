@@ -141,10 +141,11 @@ class OpenVLABackbone(Policy):
         return stream, tapped
 
     def tap(self, number: int, stream: Tensor, cameras: int, tap_layers: Collection[int]) -> dict[int, Tensor]:
+        """Return the image tokens of a layer by its number, or nothing if it is not tapped."""
         if number not in tap_layers:
             return {}
         rows, columns = self.config.image_grid
-        start = 2 if self.config.reference_compat_token_shift else 1
+        start = 2 if self.config.reference_compat_token_shift else 1  # position 0 is BOS
         return {number: image_tokens(stream, cameras, rows * columns, start)}
 
     def build_attention(self, exists: Tensor, queries: int) -> AttentionInputs:
@@ -211,7 +212,7 @@ class OpenVLAOFTPolicy(OpenVLABackbone):
 
 
 class OpenVLATokenPolicy(OpenVLABackbone):
-    """OpenVLA, which generates one action token by token.
+    """OpenVLA, which generates a single action (a chunk of one) token by token.
 
     The loss is over the whole vocabulary. Generation chooses the most likely action token, because decoding any other
     token would move the robot to the end of its range.
@@ -239,17 +240,17 @@ class OpenVLATokenPolicy(OpenVLABackbone):
 
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:
         stream, exists = self.embed_prefix(batch)
-        cache, generated, largest = DynamicCache(), [], []
+        cache, generated, largest_logits = DynamicCache(), [], []
         for _ in range(self.action_dim):
             output, _ = self.run(stream, exists, batch["images"].shape[1], cache=cache)
             logits = self.lm_head(self.norm(output[:, -1:]))
             generated.append(self.tokens.most_likely(logits))
-            largest.append(logits.amax(dim=-1))
+            largest_logits.append(logits.amax(dim=-1))
             stream = self.embed_tokens(generated[-1])
             exists = F.pad(exists, (0, 1), value=True)
         actions = self.tokens.decode(torch.cat(generated, dim=1))
-        # NaN also has a most likely token, whose action would look plausible.
-        return torch.where(torch.cat(largest, dim=1).isfinite(), actions, torch.nan)[:, None]
+        # Logits that are NaN have a most likely token too, whose action would look plausible.
+        return torch.where(torch.cat(largest_logits, dim=1).isfinite(), actions, torch.nan)[:, None]
 
 
 def create_openvla_policy(rocket_config: RocketConfig) -> OpenVLABackbone:

@@ -10,7 +10,7 @@ from .rocket2_temporal import CURVE_SCALE, DistanceCurves, FanInLinear
 def initialize_module(module: nn.Module) -> bool:
     """Initialize a module; return False if it has none of the classes below and needs transformers' initialization.
 
-    transformers' own values for linear layers are too small for narrow models.
+    The biases are zero. transformers' own values for linear layers are too small for narrow models.
     """
     if isinstance(module, DistanceCurves):
         init.normal_(module.weight, std=CURVE_SCALE)
