@@ -68,7 +68,7 @@ def probe_runs(analysis: DepthAnalysis, paths: Sequence[Path], teacher: str | No
     ]
     for number, (key, recipe) in enumerate(recipes.items()):
         name = "untrained" if len(recipes) == 1 else f"untrained {number + 1}"
-        runs = zip(models, sources, strict=False)
+        runs = zip(models, sources, strict=False)  # without the untrained policies at the end of `models`
         processor = next(run.processor for run, source in runs if is_initialized_from(source, key))
         models.append(analysis.probe_policy(name, UNTRAINED, load_policy(folders[key], None, recipe), processor))
     return models + ([analysis.probe_teacher(teacher, models[0])] if teacher is not None else [])

@@ -1,6 +1,7 @@
 """Heads of a depth probe, one for each layer: ridge regression, or a small MLP that predicts finer depth maps.
 
-Shapes: N frames, V cameras, T patches of a camera, K cells of a patch, C channels, L layers, n patches with a depth.
+Shapes: N frames, V cameras, T patches of a camera, K cells of a patch, C channels, L layers, n selected patches
+of all frames and cameras.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from rocket_hf.ridge_regression import LinearSums, with_constant
 
 ProbeBatch = tuple[dict[int, Tensor], Tensor]  # features (N, V, T, C) by layer; log-depth (N, V, T, K), NaN if unknown
-BatchFactory = Callable[..., Iterator[ProbeBatch]]
+BatchFactory = Callable[..., Iterator[ProbeBatch]]  # starts a pass over the data, in random order if it gets a seed
 
 PENALTIES = tuple(10.0**power for power in range(-7, 1))  # ridge penalties in units of the features' variances
 # Lower bound of a feature's variance, so that constant features are penalized too: relative to the mean variance, and
 # absolute if all features are constant.
 MIN_RELATIVE_VARIANCE, MIN_VARIANCE = 1e-6, 1e-12
+# Training and size of `MlpHeads`.
 EPOCHS, STEPS_PER_BATCH, LEARNING_RATE, HIDDEN, CELLS_PER_SIDE = 8, 8, 2e-3, 128, 4
 
 
@@ -27,7 +29,7 @@ class RidgeHeads:
     cells_per_side = 1
 
     def fit(self, train: BatchFactory, validation: BatchFactory) -> dict[int, float]:
-        """Select the penalty of each layer on the validation part and return its validation error.
+        """Select the penalty of each layer on the validation part and return its root mean squared error there.
 
         The weights are then fitted again on both parts.
         """
@@ -50,6 +52,7 @@ class RidgeHeads:
 
 
 def accumulate_sums(batches: Iterator[ProbeBatch]) -> dict[int, LinearSums]:
+    """Return the sums over all patches with a known depth from which `solve_ridge` fits each layer's weights."""
     sums: dict[int, LinearSums] = {}
     for features, target in batches:
         is_known = target.isfinite()
@@ -66,6 +69,7 @@ def known_patches(maps: Tensor, target: Tensor, is_known: Tensor) -> tuple[Tenso
 
 
 def solve_ridge(sums: LinearSums, penalty: float) -> Tensor:
+    """Return the weights of ridge regression with a penalty in units of each feature's variance."""
     variances = sums.variances()
     minimum = (MIN_RELATIVE_VARIANCE * variances.mean()).clamp_min(MIN_VARIANCE)
     return sums.weights(penalty * sums.count * variances.clamp_min(minimum))
@@ -77,7 +81,7 @@ class MlpHeads:
     cells_per_side = CELLS_PER_SIDE
 
     def fit(self, train: BatchFactory, validation: BatchFactory) -> dict[int, float]:
-        """Train one network per layer and return its validation error."""
+        """Train one network per layer and return its root mean squared error on the validation part."""
         self.networks: dict[int, nn.Module] = {}
         self.generator = torch.Generator().manual_seed(0)
         for epoch in range(EPOCHS):
@@ -116,7 +120,7 @@ class MlpHeads:
         self.optimizer.step()
 
     def create_networks(self, features: dict[int, Tensor], target: Tensor) -> None:
-        """Create the networks. They normalize features by the first batch and initially predict its mean depth."""
+        """Create the networks. They normalize features by the first batch and initially predict its mean log-depth."""
         for layer, maps in features.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -132,7 +136,10 @@ class MlpHeads:
 
 
 class DepthMlp(nn.Module):
-    """MLP from the features of a patch to the log-depths of its cells. `features` (n, C) set the normalization."""
+    """MLP from the features of a patch to the log-depths of its cells. `features` (n, C) set the normalization.
+
+    Its initial prediction is close to `initial_depth`, a log-depth.
+    """
 
     mean: Tensor
     deviation: Tensor

@@ -122,8 +122,9 @@ def compare_results(results: Sequence[DepthResult]) -> list[DepthErrorDifference
 def summarize_results(results: Sequence[DepthResult]) -> str:
     """Return one sentence with the error of each model and the comparisons that matter most.
 
-    They are the differences of the later runs to the first run, or of a single run to its untrained policy, and of the
-    last run to the constant per patch, whose error is that of a prediction from the position in the image alone.
+    They are the differences of the later runs to the first run, or of a single run to its untrained policy (to a
+    constant if there is none), and of the last run to the constant per patch, whose error is that of a prediction from
+    the position in the image alone.
     """
     comparisons, runs = compare_results(results), [result for result in results if result.kind == RUN]
     # `compare_results` returns the comparisons with the first run first, then those with the untrained policy.
