@@ -126,7 +126,7 @@ class Rocket2SelfTestReport:
     versions: dict[str, str]  # of the libraries with which the policy was published
 
     def failure(self) -> str:
-        """Return why the test failed, or an empty string. Comparisons are written so that NaN fails."""
+        """Return why the test failed, or an empty string. Comparisons of distances are written so that NaN fails."""
         for name, distance in self.distances.items():
             if not distance <= self.tolerance:
                 return (
