@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoProcessor
 from rocket_hf.errors import UserError
 from rocket_hf.export.policy_kinds import VLA, PolicyKind, read_policy_kind
 from rocket_hf.hub import POLICY_FILES, parse_source, resolve
+from rocket_hf.hub_cards.escaping import python
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
 from rocket_hf.modeling.self_test import (
@@ -28,7 +29,7 @@ from .check_code import changed_code_files, check_code_files
 from .verify_adapter import ADAPTER_CONFIG, adapter_snippet, load_adapter
 
 PIXEL = 1 / 255
-LOADING_LINE = '{name} = {auto_class}.from_pretrained("{source}",{revision} trust_remote_code=True)'
+LOADING_LINE = "{name} = {auto_class}.from_pretrained({source},{revision} trust_remote_code=True)"
 
 
 @dataclass
@@ -45,9 +46,9 @@ class Verified:
 def loading_snippet(source: str, revision: str | None, kind: PolicyKind = VLA) -> str:
     """Return the code that loads a policy with its code and weights pinned to one revision."""
     classes = {"policy": "AutoModel"} | ({"processor": "AutoProcessor"} if kind.has_processor else {})
-    pin = f' revision="{revision}",' if revision else ""
+    pin = f" revision={python(revision)}," if revision else ""
     lines = [
-        LOADING_LINE.format(name=name, auto_class=auto_class, source=source, revision=pin)
+        LOADING_LINE.format(name=name, auto_class=auto_class, source=python(source), revision=pin)
         for name, auto_class in classes.items()
     ]
     return "\n".join([f"from transformers import {', '.join(classes.values())}", "", *lines])

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from rocket_hf.errors import UserError
 from rocket_hf.hub import POLICY_FILES, resolve
+from rocket_hf.hub_cards.escaping import python
 from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.self_test import SELF_TEST_FILE
@@ -43,7 +44,7 @@ def load_adapter(folder: Path) -> tuple[Source, Any]:
 
 def adapter_snippet(source: str, revision: str | None, base: Source) -> str:
     """Return the code that loads an adapter on its base policy, both pinned to one revision."""
-    place = f'"{source}"' + (f', revision="{revision}"' if revision else "")
+    place = python(source) + (f", revision={python(revision)}" if revision else "")
     return f"""from peft import PeftModel
 from transformers import AutoModel, AutoProcessor
 
