@@ -41,7 +41,7 @@ OPTIONS: dict[str, list[str] | None] = {
     "rocket-hf train --config_file": None,  # four GPUs
     "rocket-hf train --recipe": [*FEW_STEPS, *FEW_LAYERS],
     "rocket-hf adapt": FEW_STEPS,
-    "rocket-hf publish runs/new-robot": LICENSE,
+    "rocket-hf publish runs/new-robot": None,  # an adapter's base is on the Hub; tests/training/test_published_run.py
     "rocket-hf publish runs/my-robot": LICENSE,
 }
 
@@ -109,6 +109,7 @@ def test_code_of_the_guide_runs_in_order_from_recording_to_rollout(tmp_path):
     text = "\n".join(outputs)
     assert "| joint | policy | hold still | mean action | nearest neighbor |" in text
     assert "| shoulder_pan.pos |" in text
+    assert "Rollout finished" in text
     config = json.loads((tmp_path / "published" / "config.json").read_text())
     assert config["action_names"][0] == "shoulder_pan.pos" and config["fps"] == 30
     assert config["example_task"] == "pick up the cube" and config["datasets"] == ["robot-data"]
