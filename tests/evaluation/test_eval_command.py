@@ -68,6 +68,7 @@ def test_two_policies_are_compared_on_the_same_starts_for_any_number_of_workers(
         (["--tasks", "reach-v3", "--device", "gpu"], "--device 'gpu' is not available"),
         (["--tasks", "reach-v3", "--out", "/dev/null/report"], "cannot create the folder /dev/null/report"),
         (["--tasks", "reach-v3", "--out", "/proc/self/fdinfo"], "the folder /proc/self/fdinfo cannot be written"),
+        (["--env", "libero", "--tasks", "libero_spatial/0"], "LIBERO is not installed: run `pip install"),
     ],
 )
 def test_wrong_input_prints_one_sentence(arguments, message, pushing, capsys):
