@@ -41,8 +41,22 @@ def summary(run: Run, folder: Path) -> str:
         best_step = min(errors, key=lambda step: errors[step])
         last_error = run.task.describe_error(errors[max(errors)])
         rows.append(("validated", f"{last_error}; best {errors[best_step]:.4g}, at step {best_step}"))
-    rows += [("policy", str(folder)), ("checkpoint", str(run.checkpoints.path(run.progress.step)))]
+    rows += [
+        ("policy", f"{folder}, {describe_exported_step(run)}"),
+        ("checkpoint", str(run.checkpoints.path(run.progress.step))),
+    ]
     return "\n".join(f"{name:12}{text}" for name, text in rows)
+
+
+def describe_exported_step(run: Run) -> str:
+    """Return which step the exported policy is of, and where the best policy is if that is another one."""
+    step, best_step = run.progress.step, run.progress.best_step
+    if best_step is None:
+        return f"of the last step, {step}"
+    if best_step == step:
+        return f"of the last step, {step}, which is the best"
+    best = run.checkpoints.path(best_step)
+    return f"of the last step, {step}; the best policy, of step {best_step}, can be published from {best}"
 
 
 def move_existing_policy(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 TrainingMode = Literal["frozen", "lora", "full"]
 Nesting = Literal["none", "increasing", "decreasing", "explicit"]
+DepthStrategy = Literal["early-to-middle+last", "uniform", "shallow", "middle", "deep"]
 
 
 # Settings of every recipe
@@ -124,6 +125,8 @@ class LoraSettings:
 class AlignmentSettings:
     """The aligned layer pairs (see `AlignmentConfig`) and the weight of the alignment losses."""
 
+    pairs: int | None = None  # number of layer pairs that `strategy` chooses; by default the two lists of layers
+    strategy: DepthStrategy = "early-to-middle+last"  # how `pairs` layers are chosen; the default is that of ROCKET
     student_layers: list[int] = field(default_factory=list)  # layers of the policy, shallow to deep; -1 is the last
     teacher_layers: list[int] = field(default_factory=list)  # layer of the teacher for each of them
     projector: Literal["shared", "independent"] = "shared"  # one projector for all pairs, or one for each pair

@@ -71,6 +71,7 @@ def check_alignment(recipe: VLARecipe) -> None:
             "for the schedules linear and stop, and leave it out for constant"
         )
     require_at_least("alignment.until", alignment.until, 1)
+    require_at_least("alignment.pairs", alignment.pairs, 1)
     if alignment.weight <= 0:
         raise UserError(
             f"alignment.weight must be above 0, got {alignment.weight}: to train without it set alignment=null"

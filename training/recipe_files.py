@@ -64,8 +64,14 @@ def read_rocket2_recipe(name: str, changes: Sequence[str] = ()) -> Rocket2Recipe
     return recipe
 
 
-def read_recipe_values(name: str) -> dict[str, Any]:
-    """Read the nested values of a recipe file, merged with those of the recipe that it modifies."""
+def read_recipe_values(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read the nested values of a recipe file, merged with those of the recipe that it modifies.
+
+    `derived` are the recipes that modify it.
+    """
+    if name in derived:
+        chain = " -> ".join([*derived, name])
+        raise UserError(f"the recipe {name} modifies itself by its key like ({chain}): name another recipe there")
     shipped = {path.stem: path for path in RECIPES_FOLDER.glob("*.yaml")}
     path = shipped.get(name, Path(name))
     if not path.is_file():
@@ -81,7 +87,9 @@ def read_recipe_values(name: str) -> dict[str, Any]:
     for key in dotted_keys(values):
         check_not_retired(key, str(path))
     base = values.pop("like", None)
-    return merge(read_recipe_values(base) if base else {}, {"name": path.stem} | values)
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"{path}: like must be the name of a recipe, got {base!r}")
+    return merge(read_recipe_values(base, (*derived, name)) if base else {}, {"name": path.stem} | values)
 
 
 def dotted_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -31,6 +31,9 @@ TEMPORARY_RECIPE = f"{RECIPE}.tmp"
 # Files in the folder of a run that was killed before it started.
 FILES_BEFORE_START = (TEMPORARY_RECIPE, INPUTS, ORIGINS, LOCK)
 
+# Arguments of the trackers' own functions that name a run. TensorBoard names it by its folder.
+RUN_NAME_ARGUMENTS = {"trackio": "name", "wandb": "name"}
+
 # Settings that may change when a run is resumed. Any other change would make it a different run.
 CHANGEABLE_ON_RESUME = (
     "run.steps", "run.log_every", "run.save_every", "run.keep", "run.trackers", "run.device_batch_size", "run.compile",
@@ -135,7 +138,12 @@ def create_run_folder(recipe: BaseRecipe, fingerprints: Fingerprints, out: Path,
 
     on_main_process(accelerator, write)
     if recipe.run.trackers:
-        accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe))
+        accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe), init_kwargs=tracker_arguments(recipe))
+
+
+def tracker_arguments(recipe: BaseRecipe) -> dict[str, dict[str, str]]:
+    """Return the arguments that give the run its name in each tracker."""
+    return {name: {RUN_NAME_ARGUMENTS[name]: recipe.name} for name in recipe.run.trackers if name in RUN_NAME_ARGUMENTS}
 
 
 def tracked_settings(recipe: BaseRecipe) -> dict[str, int | float | str]:

@@ -29,6 +29,7 @@ from .run import (
 )
 from .task import TrainingTask
 from .vla.gradient_projection import GradientProjection
+from .vla.layer_pairs import resolve_layer_pairs
 from .vla.robot import complete_robot
 from .vla.task import create_vla_task
 
@@ -36,7 +37,7 @@ from .vla.task import create_vla_task
 def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
     started = on_main_process(accelerator, lambda: find_started_run(out, resume))
     if isinstance(recipe, VLARecipe):
-        recipe = read_robot(recipe, started, accelerator)
+        recipe = resolve_layer_pairs(read_robot(recipe, started, accelerator), accelerator)
     if started is not None:
         check_same_recipe(started, recipe, out)
     resume_step = None if started is None else started.step

@@ -65,9 +65,8 @@ def train(run: Run) -> None:
             continue
         last_flush = flush_metrics(run, last_flush, bar)
         stop = stop_signal.received_by_any_rank()
-        if "validate" in due:
-            validate(run)
-        if "save" in due or stop:
+        is_best = "validate" in due and validate(run)
+        if "save" in due or is_best or stop:
             run.checkpoints.save(run.accelerator, run.policy, run.optimizer, run.average, progress)
         if stop:
             raise KeyboardInterrupt(f"stopped by a signal after step {progress.step}: continue with --resume")

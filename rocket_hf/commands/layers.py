@@ -20,7 +20,7 @@ from rocket_hf.files import create_folder
 from .arguments import image_resolution, integer_list, require_at_least_one
 
 if TYPE_CHECKING:
-    from rocket_hf.layer_selection.choice import LayerPair
+    from rocket_hf.training.vla.layers_by_depth import LayerPair
 
 HELP = "choose the layers to align, without training"
 EXPLICIT = "explicit"
@@ -86,8 +86,8 @@ def add_measure_arguments(group: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth
-    from rocket_hf.layer_selection.choice import check_count, check_strategy, explicit_pairs
+    from rocket_hf.layer_selection.choice import check_strategy, explicit_pairs
+    from rocket_hf.training.vla.layers_by_depth import BY_DEPTH, check_count, pairs_by_depth
 
     check_strategy(arguments.strategy)
     needs_data = arguments.strategy not in (*BY_DEPTH, EXPLICIT)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import suggest_name
+from rocket_hf.training.vla.layers_by_depth import LayerPair, uniform
 
-from .by_depth import uniform
-from .choice import LayerPair
 from .matching import best_matching, best_ordered_matching
 from .measures import LayerTable, ResidualChange, hsic_table, neighbor_table, sample_tokens
 from .recipe_output import write_change_table, write_similarity_table

@@ -1,22 +1,13 @@
-"""Layer pairs, the result of every selection strategy, and checks of the user's choices."""
+"""Layer pairs listed by the user, names of the selection strategies, and checks of the user's choices."""
 
 import difflib
-from dataclasses import dataclass
 
 from rocket_hf.errors import UserError
+from rocket_hf.training.vla.layers_by_depth import LayerPair
 
 STRATEGIES = (
     "early-to-middle+last", "uniform", "shallow", "middle", "deep", "explicit", "similarity", "cka", "mutual-knn",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerPair:
-    """Student layer and teacher layer to align, with the reason for their selection."""
-
-    student: int  # layer i: the residual stream after block i
-    teacher: int
-    reason: str
 
 
 def check_strategy(strategy: str) -> None:
@@ -24,15 +15,6 @@ def check_strategy(strategy: str) -> None:
         close = difflib.get_close_matches(strategy, STRATEGIES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(STRATEGIES)}"
         raise UserError(f"unknown strategy {strategy!r}: {hint}")
-
-
-def check_count(pairs: int, student_depth: int, teacher_depth: int) -> None:
-    """Raise UserError unless there are enough layers for `pairs` pairs of distinct layers."""
-    if not 1 <= pairs <= min(student_depth, teacher_depth):
-        raise UserError(
-            f"{pairs} pairs are not possible with {student_depth} student and {teacher_depth} teacher layers: "
-            f"set --pairs to 1..{min(student_depth, teacher_depth)}"
-        )
 
 
 def explicit_pairs(students: list[int], teachers: list[int], student_depth: int, teacher_depth: int) -> list[LayerPair]:

@@ -7,8 +7,7 @@ import numpy as np
 import yaml
 
 from rocket_hf.files import write_text
-
-from .choice import LayerPair
+from rocket_hf.training.vla.layers_by_depth import LayerPair
 
 
 def pair_layers(pairs: Sequence[LayerPair]) -> dict[str, list[int]]:

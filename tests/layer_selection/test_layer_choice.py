@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from rocket_hf.commands import main
-from rocket_hf.layer_selection.by_depth import BY_DEPTH, pairs_by_depth, uniform
 from rocket_hf.layer_selection.by_measure import LayerBatch, SimilarityMeasure, build_measure, ranked_layers
 from rocket_hf.layer_selection.choice import STRATEGIES, explicit_pairs
 from rocket_hf.layer_selection.matching import best_matching, best_ordered_matching
 from rocket_hf.layer_selection.measures import NEIGHBORS, LayerTable, ResidualChange, hsic_table, neighbor_table
+from rocket_hf.training.vla.layers_by_depth import BY_DEPTH, pairs_by_depth, uniform
 
 CPU = torch.device("cpu")
 TEACHER = [3, 5, 7, 9, 11, 13, 15, 17, 19, 24]

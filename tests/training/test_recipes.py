@@ -17,7 +17,7 @@ from rocket_hf.training.recipe_files import (
     read_vla_recipe,
     write_recipe,
 )
-from rocket_hf.training.run import tracked_settings
+from rocket_hf.training.run import tracked_settings, tracker_arguments
 from rocket_hf.training.train import parse_arguments, recipe_from_arguments
 
 REQUIRED = ["policy=some/policy", "data.datasets.0.id=some/data"]
@@ -207,6 +207,17 @@ def test_files_that_are_not_recipes_are_refused(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_recipe_that_modifies_itself_is_refused(tmp_path):
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text(f"like: {other}")
+    other.write_text(f"like: {one}")
+    with pytest.raises(UserError, match=f"modifies itself by its key like .{one} -> {other} -> {one}.: name another"):
+        read_recipe(str(one))
+    one.write_text("like: [tiny]")
+    with pytest.raises(UserError, match="like must be the name of a recipe, got .'tiny'."):
+        read_recipe(str(one))
+
+
 def test_error_for_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(UserError, match="there is no recipe 'rockett': did you mean 'rocket'"):
         read_recipe("rockett")
@@ -247,6 +258,11 @@ def test_trackers_receive_numbers_and_strings_only():
 
 
 # Kinds of recipes and retired keys
+
+
+def test_trackers_receive_the_name_of_the_run():
+    recipe = read_recipe("tiny", [*REQUIRED, "name=arm-7", "run.trackers=[wandb, trackio, tensorboard]"])
+    assert tracker_arguments(recipe) == {"wandb": {"name": "arm-7"}, "trackio": {"name": "arm-7"}}
 
 
 def test_recipe_with_a_rocket2_section_is_a_rocket2_recipe(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -344,3 +345,16 @@ def test_mixture_of_two_datasets_trains(tiny_run, image_dataset, video_dataset, 
     tiny_run(tmp_path, "--dataset", video_dataset, run__steps=2)
     shutil.rmtree(tmp_path / "checkpoints")
     assert len(step_records(tmp_path)) == 2
+
+
+def test_layer_pairs_are_chosen_by_depth_for_the_given_policy_and_teacher(tiny_run, tmp_path):
+    """Policy with 3 blocks, teacher with 4. The run stores the chosen layers, and resumes with the same options."""
+    changes = {"alignment__pairs": 2, "alignment__strategy": "deep", "alignment__nesting": "none"}
+    tiny_run(tmp_path / "run", run__steps=1, **changes)
+    alignment = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["alignment"]
+    assert (alignment["student_layers"], alignment["teacher_layers"]) == ([2, 3], [3, 4])
+    assert {name for name in step_records(tmp_path / "run")[0] if name.startswith("alignment/")} == {
+        "alignment/2-3", "alignment/3-4",
+    }  # fmt: skip
+    tiny_run(tmp_path / "run", "--resume", run__steps=2, **changes)
+    assert len(step_records(tmp_path / "run")) == 2

@@ -17,6 +17,7 @@ from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from ..distributed.placement import gradients_are_sharded, weights_are_sharded
 from ..recipe import VLARecipe
 from ..recipe_checks import split_batch
+from .layer_pairs import resolve_layer_pairs
 from .parts import weights_with_gradients
 from .resources import TrainingResources, load_training_resources
 from .robot import complete_robot
@@ -39,6 +40,7 @@ class SampleCost:
 
 def vla_sections(recipe: VLARecipe, accelerator: Accelerator) -> dict[str, list[str]]:
     recipe, comparison = complete_robot(recipe, accelerator)
+    recipe = resolve_layer_pairs(recipe, accelerator)
     resources = load_training_resources(replace(recipe, data=replace(recipe.data, in_memory=False)), META)
     with META:
         policy = RocketForActionPrediction(resources.config).train()

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rocket_hf.errors import UserError
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.frozen import FrozenTeacher
@@ -14,6 +15,7 @@ from rocket_hf.teachers.scene import scene_images
 from rocket_hf.teachers.teacher import Features
 
 from ..data.batches import LoaderBatch
+from .layers_by_depth import OTHER_CHOICE
 
 Targets = dict[int, Tensor]  # by teacher layer, (B, V, T, C)
 
@@ -34,7 +36,10 @@ class LiveTargets:
 
     def __init__(self, teacher: FrozenTeacher, layers: Sequence[int], registration: Registration):
         for layer in layers:
-            teacher.card.resolve_layer(layer)  # raises a UserError for a layer that the teacher does not have
+            try:
+                teacher.card.resolve_layer(layer)
+            except UserError as error:
+                raise UserError(f"alignment.teacher_layers: {error}; {OTHER_CHOICE}") from None
         self.teacher, self.layers, self.registration = teacher, list(layers), registration
         self.width = teacher.card.width
 

@@ -1,10 +1,31 @@
 """Layer selection strategies that depend only on the depth of the models."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from .choice import LayerPair, check_count
+from rocket_hf.errors import UserError
+
+OTHER_CHOICE = "set alignment.pairs=N to choose N pairs by depth, or let `rocket-hf layers` suggest pairs"
 
 LayersWithReasons = tuple[list[int], list[str]]  # layers from shallow to deep, and the reason for each
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """Student layer and teacher layer to align, with the reason for their selection."""
+
+    student: int  # layer i: the residual stream after block i
+    teacher: int
+    reason: str
+
+
+def check_count(pairs: int, student_depth: int, teacher_depth: int) -> None:
+    """Raise UserError unless there are enough layers for `pairs` pairs of distinct layers."""
+    if not 1 <= pairs <= min(student_depth, teacher_depth):
+        raise UserError(
+            f"{pairs} pairs are not possible with {student_depth} student and {teacher_depth} teacher layers: "
+            f"set --pairs to 1..{min(student_depth, teacher_depth)} (in a recipe: alignment.pairs)"
+        )
 
 
 def uniform(depth: int, count: int) -> LayersWithReasons:
