@@ -151,6 +151,8 @@ def file_errors_as_user_errors(folder: Path) -> Iterator[None]:
     check_policy_files(folder)
     try:
         yield
+    except UserError as error:
+        raise UserError(f"cannot load the policy in {folder}: {error}") from error
     except (OSError, JSONDecodeError, ImportError) as error:  # ImportError: there is no tokenizer.json
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise UserError(f"cannot load the policy in {folder}: {reason}; export or download it again") from error
