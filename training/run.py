@@ -14,7 +14,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.folder_lock import LOCK, FolderLock
 
 from .checkpoint import Checkpoints, Progress
-from .distributed.agreement import on_main_process
+from .distributed.agreement import MainProcessError, on_main_process
 from .distributed.placement import Optimizer
 from .input_fingerprints import INPUTS, Fingerprints, write_fingerprints
 from .input_origins import ORIGINS, write_origins
@@ -81,7 +81,7 @@ def locked_run_folder(out: Path, accelerator: Accelerator) -> Iterator[None]:
             except UserError as error:
                 failure = [str(error)]
         if reason := "".join(gather_object(failure)):
-            raise UserError(reason)
+            raise UserError(reason) if accelerator.is_main_process else MainProcessError(reason)
         yield
 
 

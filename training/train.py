@@ -24,6 +24,7 @@ from transformers.utils import logging
 from rocket_hf.errors import USER_ERRORS, UserError, format_error
 from rocket_hf.training.arguments import add_training_arguments
 from rocket_hf.training.distributed import placement
+from rocket_hf.training.distributed.agreement import MainProcessError
 from rocket_hf.training.dry_run import describe_run
 from rocket_hf.training.export import export, save_batches, summary
 from rocket_hf.training.optimization import learning_rate_factor, set_learning_rates
@@ -203,6 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         out = arguments.out or Path("runs") / recipe.name
         quantize = isinstance(recipe, VLARecipe) and recipe.run.quantize
         accelerator = placement.create_accelerator(recipe.run.trackers, out, quantize)
+        accelerator.print(placement.describe_processes(accelerator))
         if arguments.dry_run:
             accelerator.print(describe_run(recipe, accelerator))
             return 0
@@ -214,7 +216,8 @@ def main(argv: list[str] | None = None) -> int:
                 print(summary(run, folder))
             accelerator.end_training()
     except USER_ERRORS as error:
-        print(f"train.py: {format_error(error)}", file=sys.stderr)
+        if not isinstance(error, MainProcessError):
+            print(f"train.py: {format_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"train.py: {error or 'interrupted'}", file=sys.stderr)

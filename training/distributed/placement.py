@@ -54,6 +54,16 @@ def create_accelerator(trackers: list[str], out: Path, quantize: bool) -> Accele
         return Accelerator(cpu=cpu, log_with=trackers or None, project_dir=out)
 
 
+def describe_processes(accelerator: Accelerator) -> str:
+    """Return the number of processes and machines, and the device of the main process."""
+    processes, machines = accelerator.num_processes, int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    device = str(accelerator.device)
+    if accelerator.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(accelerator.device)})"
+    count = f"{processes} process{'es' if processes > 1 else ''} on {machines} machine{'s' if machines > 1 else ''}"
+    return f"{count}, the first on {device}, mixed precision {accelerator.mixed_precision}"
+
+
 def is_set(variable: str, default: str) -> bool:
     """Return a boolean setting of the accelerate configuration, which `accelerate launch` passes as a variable."""
     return os.environ.get(variable, default).lower() == "true"

@@ -161,3 +161,14 @@ def test_accelerate_launch_trains_the_same_weights(single_process_run, arguments
     )
     assert done.returncode == 0, done.stderr
     require_equal_runs(single_process_run, tmp_path / "run", [0])
+
+
+def test_user_error_of_the_main_process_is_printed_once_and_ends_all_ranks(image_dataset, teacher, policies, tmp_path):
+    """The folder exists for both ranks, but only the main process reads it: there is no traceback of the other one."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    words = ["--recipe", "tiny", "--policy", policies("smolvla"), "--dataset", image_dataset, "--teacher", teacher]
+    assert run_ranks(2, tmp_path / "run", *words) == [2, 2]
+    printed = (tmp_path / "ranks.txt").read_text()
+    assert printed.count("is not empty: pass --resume") == 1 and "Traceback" not in printed
+    assert "2 processes on 1 machine, the first on cpu" in printed
