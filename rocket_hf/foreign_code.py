@@ -26,7 +26,7 @@ MODEL_CLASSES = {
 PROCESSOR_CLASSES = {"AutoProcessor": "processing_rocket.RocketProcessor"}
 OWN_ENTRIES = {*ROCKET2_CLASSES.items(), *MODEL_CLASSES.items(), *PROCESSOR_CLASSES.items()}
 
-# Keys by which transformers and, for the last two, PEFT find code. PEFT imports the module that belongs to the last one.
+# Keys by which transformers and, for the last two, PEFT find code. PEFT imports the module of the last one.
 CODE_KEYS = ("auto_map", "custom_pipelines", "auto_mapping", "megatron_config")
 # Files that name other files of their folder, and the keys of the names (or templates of names).
 FILE_KEYS = {

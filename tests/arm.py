@@ -1,5 +1,6 @@
 """Generated recordings of a six-joint arm like SO-101, in degrees, with the names that lerobot gives its joints."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def write_arm_dataset(folder: Path, episodes: int = 4, frames: int = 24, size: t
     dataset = LeRobotDataset.create(f"local/{folder.name}", FPS, features, root=folder, use_videos=False)
     for episode in range(episodes):
         states = arm_states(episode, frames + 1)
-        for state, following in zip(states[:-1], states[1:], strict=True):
+        for state, following in itertools.pairwise(states):
             dataset.add_frame(
                 {
                     "observation.state": state.astype(np.float32),

@@ -2,8 +2,8 @@
 
     python tests/language.py [PATH ...]     # print the findings in these files or folders (default: the whole project)
 
-It reads docstrings, help texts, messages of raised errors and names of tests, and reports texts that open without a subject
-("Of every layer, ...") and retired words.
+It reads docstrings, help texts, messages of raised errors and names of tests. It reports texts that open without a
+subject ("Of every layer, ...") and retired words.
 """
 
 import ast
@@ -66,9 +66,10 @@ def prose(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
         elif isinstance(node, ast.keyword) and node.arg in ("help", "description", "desc"):
             if (text := literal(node.value)) is not None:
                 yield node.value.lineno, "help", text
-        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            if (text := literal(node.exc.args[0])) is not None:
-                yield node.lineno, "message", text
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            for argument in node.exc.args[:1]:
+                if (text := literal(argument)) is not None:
+                    yield node.lineno, "message", text
 
 
 def findings(paths: list[Path]) -> Iterator[Finding]:

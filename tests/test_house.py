@@ -3,7 +3,8 @@
     python -m pytest tests/test_house.py
 
 The folders modeling/, training/ and hub_cards/ are installed as rocket_hf.modeling, rocket_hf.training and
-rocket_hf.hub_cards. CONTRIBUTING.md lists the floors; transformers' loader of remote code sets stricter rules for modeling/.
+rocket_hf.hub_cards. CONTRIBUTING.md lists the floors; transformers' loader of remote code has stricter rules for
+modeling/.
 """
 
 import argparse

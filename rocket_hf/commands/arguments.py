@@ -60,3 +60,11 @@ def require_device(name: str) -> None:
         raise UserError(
             f"--device {name!r} is not available ({str(error).splitlines()[0]}): use cpu, cuda or cuda:N"
         ) from error
+
+
+def parse_cameras(text: str) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in text.split(",") if entry]
+    for policy_camera, _, environment_camera in pairs:
+        if not policy_camera or not environment_camera:
+            raise UserError(f"--cameras takes POLICY=ENV,..., like front=corner2,wrist=gripperPOV, got {text!r}")
+    return {policy_camera: environment_camera for policy_camera, _, environment_camera in pairs}

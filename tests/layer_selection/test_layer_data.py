@@ -89,7 +89,8 @@ def test_written_recipe_trains(strategy, policies, image_dataset, teacher, tmp_p
     rows = list(csv.reader((out / "similarity.csv").open()))
     assert (len(rows), len(rows[0])) == ((2, 4) if strategy == "similarity" else (4, 5))
     outcome = run_training(
-        "--recipe", out / "recipe.yaml", "--policy", policies("pi0"), "--dataset", image_dataset, "--out", tmp_path / "run",
+        "--recipe", out / "recipe.yaml", "--policy", policies("pi0"), "--dataset", image_dataset,
+        "--out", tmp_path / "run",
         *set_options(run__steps=1, run__batch_size=4, data__workers=0, teacher__dtype="float32"),
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr

@@ -177,5 +177,5 @@ def test_zero_targets_have_zero_gradients_and_do_not_change_the_policys(load):
 
 
 def test_feature_cache_of_a_missing_camera_is_refused(load):
-    with pytest.raises(UserError, match="lacks a camera of the policy, so the feature cache .* cannot be used"):
+    with pytest.raises(UserError, match=r"lacks a camera of the policy, so the feature cache .* cannot be used"):
         load("int8", data__datasets__0__cameras={"wrist": ""})
