@@ -132,8 +132,8 @@ def complete_arguments(arguments: argparse.Namespace) -> None:
     if arguments.env == "minecraft":
         raise UserError(MINECRAFT)
     if arguments.dataset is not None:
-        others = {"env", *TASK_OPTIONS, *ROLLOUT_OPTIONS, *ROCKET2_OPTIONS} - set(eval_dataset.DEFAULTS)
-        reject_options(arguments, "--dataset", sorted(others))
+        unused = {"env", *TASK_OPTIONS, *ROLLOUT_OPTIONS, *ROCKET2_OPTIONS} - set(eval_dataset.DEFAULTS)
+        reject_options(arguments, "--dataset", sorted(unused))
         set_defaults(arguments, eval_dataset.DEFAULTS)
     else:
         set_defaults(arguments, {"env": "metaworld"} | ROLLOUT_OPTIONS)

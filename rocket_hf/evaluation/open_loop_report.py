@@ -72,8 +72,8 @@ class OpenLoopReport:
     def joint_errors(self, predictor: str) -> dict[str, MeanWithInterval]:
         """Return the error of each joint, and of the mean of all joints."""
         table = self.errors(predictor)
-        by_joint = {joint: mean_error(table[:, number]) for number, joint in enumerate(self.joints)}
-        return by_joint | {"mean": mean_error(table.mean(axis=1))}
+        by_joint = {joint: mean_error(table[:, number].tolist()) for number, joint in enumerate(self.joints)}
+        return by_joint | {"mean": mean_error(table.mean(axis=1).tolist())}
 
     def differences(self) -> dict[str, MeanWithInterval]:
         """Return the policy's mean error minus that of each baseline, paired by episode."""

@@ -81,13 +81,16 @@ class RecordingJournal:
 
     def save_episode(self, number: int, demonstration: Demonstration) -> int:
         """Store an episode; return its size in bytes."""
-        columns = {name: np.stack([frame[name] for frame in demonstration.frames]) for name in demonstration.frames[0]}
-        values = {"instruction": demonstration.instruction, "seed": demonstration.seed}
-        values["failed_attempts"] = demonstration.failed_attempts
+        arrays: dict[str, Any] = {
+            f"frames/{name}": np.stack([frame[name] for frame in demonstration.frames])
+            for name in demonstration.frames[0]
+        }
+        arrays |= {"instruction": demonstration.instruction, "seed": demonstration.seed}
+        arrays["failed_attempts"] = demonstration.failed_attempts
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, **{f"frames/{name}": column for name, column in columns.items()}, **values)
+                np.savez(file, **arrays)
 
         write_atomically(self.episode_path(number), write)
         return self.episode_path(number).stat().st_size
