@@ -44,8 +44,8 @@ def test_adapter_for_a_new_robot_equals_the_trained_policy(family, policies, oth
     out, folder = tmp_path / "run", tmp_path / "adapter"
     assert adapt(policies(family), "--dataset", other_robot, "--out", out, *QUICK_OPTIONS) == 0
     table = capsys.readouterr().out.splitlines()
-    assert table[1].split() == ["cameras", "front,", "wrist", "wrist,", "top", "-"]
-    assert table[3].split()[:3] == ["action_dim", "5", "3"]
+    assert table[2].split() == ["cameras", "front,", "wrist", "wrist,", "top", "-"]
+    assert table[4].split()[:3] == ["action_dim", "5", "3"]
 
     model, _ = load_unmerged_checkpoint(find_trained_policy(out))
     folder.mkdir()
@@ -90,6 +90,6 @@ def test_dataset_whose_name_looks_like_yaml_is_opened_literally(policies, other_
     decoy = write_tiny_dataset(tmp_path / "run", episodes=1, cameras=CAMERAS, state_dim=2, action_dim=2)
     dataset = shutil.copytree(other_robot, tmp_path / "run #3")
     assert adapt(policies("smolvla"), "--dataset", dataset, "--out", tmp_path / "out #1", *QUICK_OPTIONS) == 0
-    assert capsys.readouterr().out.splitlines()[3].split()[:3] == ["action_dim", "5", "3"]
+    assert capsys.readouterr().out.splitlines()[4].split()[:3] == ["action_dim", "5", "3"]
     recipe = read_recipe(str(tmp_path / "out #1" / "recipe.yaml"))
     assert recipe.data.datasets[0].id == str(dataset) != str(decoy)

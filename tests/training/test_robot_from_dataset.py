@@ -36,7 +36,8 @@ def arm_run(arm_dataset, policies, tmp_path_factory):
 
 
 def test_training_compares_the_robot_of_the_dataset_with_that_of_the_policy(arm_run):
-    lines = arm_run.stdout.splitlines()
+    devices, *lines = arm_run.stdout.splitlines()
+    assert devices.startswith("1 process on 1 machine")
     assert lines[0].split() == ["policy", "dataset", "maximum"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:6]}
     assert rows["action_dim"] == ["5", "6", "8"] and rows["fps"] == ["-", "30", "-"]

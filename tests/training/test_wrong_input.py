@@ -207,7 +207,7 @@ def test_truncated_incomplete_and_missing_weights(refused, tmp_path, policies):
     weights = load_file(copy / "model.safetensors")
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:-100])
-    refused("the weights of", "cannot be read", policy=copy)
+    refused("the weights /", "/model.safetensors", "cannot be read", policy=copy)
     weights.pop("policy.action_in.bias")
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refused("these weights do not fit the configuration: 1 missing: policy.action_in.bias", policy=copy)

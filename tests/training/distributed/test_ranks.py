@@ -138,7 +138,9 @@ def test_all_ranks_report_the_same_error_and_exit(arguments, tmp_path):
     out = tmp_path / "two"
     codes = run_ranks(2, out, *arguments, *set_options(run__batch_size=3))
     assert codes == [2, 2] and not out.exists()
-    messages = set((tmp_path / "ranks.txt").read_text().splitlines())
+    printed = (tmp_path / "ranks.txt").read_text()
+    assert "Traceback" not in printed and "Error" not in printed
+    messages = {line for line in printed.splitlines() if line.startswith("train.py:")}
     assert messages == {"train.py: run.batch_size=3 cannot be divided among 2 processes: choose a multiple of 2"}
 
 
