@@ -16,6 +16,8 @@ from torch import Tensor
 from .errors import UserError
 from .foreign_code import check_file_names
 
+COPY_AGAIN = "download or copy it again"
+
 # Types of JSON values, as error messages name them.
 JSON_KINDS = {
     dict: "an object",
@@ -202,19 +204,20 @@ def load_pickle(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, fix: str = COPY_AGAIN) -> Any:
+    """Read a JSON file. The message of a UserError ends with `fix`."""
     require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # ValueError: malformed JSON or UTF-8
-        raise UserError(f"{path} is not valid JSON ({error}): download or copy it again") from error
+        raise UserError(f"{path} is not valid JSON ({error}): {fix}") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, fix: str = COPY_AGAIN) -> dict[str, Any]:
     """Read a JSON file; raise UserError if it contains anything else than an object."""
-    content = read_json(path)
+    content = read_json(path, fix)
     if not isinstance(content, dict):
-        raise UserError(f"{path} contains {json_kind(content)}, expected an object: download or copy it again")
+        raise UserError(f"{path} contains {json_kind(content)}, expected an object: {fix}")
     return content
 
 

@@ -3,9 +3,9 @@
 A name such as `models/base` could be either, and at publishing time the working directory may be another one.
 """
 
-import json
 from pathlib import Path
 
+from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.files import expand_user, write_json
 
@@ -28,10 +28,7 @@ def read_origins(run: Path) -> dict[str, str | None]:
     path = run / ORIGINS
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore the file") from error
-    if not isinstance(values, dict) or not all(isinstance(value, str | None) for value in values.values()):
+    values = read_json_object(path, fix="restore the file")
+    if not all(isinstance(value, str | None) for value in values.values()):
         raise UserError(f"{path} is not a table of names and paths: restore the file")
     return values

@@ -4,7 +4,6 @@ They are read from the run's files and from the Hub cache; only the card of the 
 license. They contain no path of this machine.
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.convert.write import REPORT
 from rocket_hf.errors import UserError
 from rocket_hf.hub import REPO_ID, cached_file, parse_source
@@ -208,7 +208,7 @@ def converted_from(folder: Path | None) -> Source | None:
     report = folder / REPORT if folder is not None else None
     if report is None or not report.is_file():
         return None
-    values = read_json_object(report)
+    values = read_json_object(report, fix="restore the file")
     source, revision = str(values.get("source")), values.get("revision")
     return Source(source, str(revision) if revision else None) if REPO_ID.fullmatch(source) else None
 
@@ -227,7 +227,7 @@ def control_rate(recipe: BaseRecipe, inputs: RunInputs) -> float | None:
         if inputs.hub_source(dataset.id, "dataset"):
             path = cached_file(dataset.id, INFO, "dataset")
         if path is not None and path.is_file():
-            return float(read_json_object(path)["fps"])
+            return float(read_json_object(path, fix="restore the file")["fps"])
     return None
 
 
@@ -236,13 +236,3 @@ def base_license(recipe: BaseRecipe, inputs: RunInputs) -> str | None:
     folder = inputs.folder(recipe.policy) if recipe.policy else None
     license = read_license(folder, recipe.policy) if folder is not None else UNKNOWN_LICENSE
     return None if license == UNKNOWN_LICENSE else license
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore the file") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} contains no JSON object: restore the file")
-    return values
