@@ -11,8 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .rocket2_interface import Goal
-from .self_test import raise_on_failure, read_tensors, relative_distance, tolerance_dtype, write_tensors
+from .self_test import (
+    check_finite,
+    check_tolerances,
+    check_versions,
+    raise_on_failure,
+    read_tensors,
+    relative_distance,
+    tolerance_dtype,
+    write_tensors,
+)
 
 SCORES = "scores"  # name of the concatenated scores of all action factors
 OUTPUT_PREFIX = "seen."  # of the output tensors in the file
@@ -103,10 +113,50 @@ class Rocket2SelfTest:
 
 def read_rocket2_self_test(path: Path) -> Rocket2SelfTest:
     tensors, metadata = read_tensors(path)
-    choices = tensors.pop("choices")
+    choices = tensors.pop("choices", torch.empty(0))
     names = [name for name in tensors if name.startswith(OUTPUT_PREFIX)]
     outputs = {name.removeprefix(OUTPUT_PREFIX): tensors.pop(name) for name in names}
-    return Rocket2SelfTest(Rocket2Scenario(**tensors), Rocket2Responses(outputs, choices), **metadata)
+    try:
+        test = Rocket2SelfTest(Rocket2Scenario(**tensors), Rocket2Responses(outputs, choices), **metadata)
+        check_rocket2_self_test(test)
+    except (TypeError, ValueError) as error:  # missing or unknown tensors, or metadata of other types
+        raise UserError(f"{path} is not a complete self-test ({error}): publish the policy again") from error
+    return test
+
+
+def check_rocket2_self_test(test: Rocket2SelfTest) -> None:
+    """Raise ValueError if the self-test lacks a value or has one of another form."""
+    check_tolerances(test.tolerances, "tolerances")
+    check_tolerances(test.most_others, "most_others")
+    check_versions(test.versions)
+    if not isinstance(test.effects, dict) or test.effects.keys() != CHANGED_INPUTS.keys():
+        raise ValueError("it has no effects of images and goals")
+    check_finite(test.effects.values(), "effects")
+    scenario, responses = test.scenario, test.responses
+    check_scenario(scenario)
+    steps = scenario.images.shape[:2]
+    if responses.choices.dim() != 3 or any(value.shape[:2] != steps for value in all_responses(responses)):
+        raise ValueError("its responses are not those of each environment and step")
+    if SCORES not in responses.outputs:
+        raise ValueError("it has no scores of actions")
+
+
+def all_responses(responses: Rocket2Responses) -> list[Tensor]:
+    return [responses.choices, *responses.outputs.values()]
+
+
+def check_scenario(scenario: Rocket2Scenario) -> None:
+    """Raise ValueError if the images and goals are not those of B environments, T steps and G goals."""
+    images, goals, masks = scenario.images, scenario.goal_images, scenario.goal_masks
+    if images.dim() != 5 or images.dtype != torch.uint8 or goals.dtype != torch.uint8 or masks.dtype != torch.bool:
+        raise ValueError("its images or its goal masks are not images")
+    environments, steps, channels, *size = images.shape
+    count = masks.shape[1] if masks.dim() == 4 else 0
+    if not environments or not steps or not count or steps % count:
+        raise ValueError("its goals do not divide its steps")
+    expected = [(environments, count, channels, *size), (environments, count, *size), (environments, count)]
+    if [goals.shape, masks.shape, scenario.goal_interactions.shape] != expected:
+        raise ValueError("its goals do not fit its images")
 
 
 @dataclass

@@ -6,7 +6,7 @@ test finds a library version that changes the policy when the policy is loaded, 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +71,29 @@ def read_self_test(path: Path) -> SelfTest:
 
 def check_self_test(test: SelfTest) -> None:
     """Raise ValueError if the self-test lacks a value or has one of another form."""
-    if not isinstance(test.tolerances, dict) or not {"float32", "bfloat16"} <= test.tolerances.keys():
-        raise ValueError("it has no tolerances for float32 and bfloat16")
-    numbers = [*test.tolerances.values(), test.image_effect]
-    if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
-        raise ValueError("its tolerances and its image effect are not finite numbers")
-    if not isinstance(test.versions, dict) or not set(test.versions) <= set(library_versions()):
-        raise ValueError("its versions are not those of torch and transformers")
+    check_tolerances(test.tolerances, "tolerances")
+    check_finite([test.image_effect], "image_effect")
+    check_versions(test.versions)
     if not isinstance(test.task, str) or "images" not in test.batch or not test.images:
         raise ValueError("it has no observation")
     if test.state.dim() != 1 or test.actions.dim() != 3 or test.actions.shape != test.robot_actions.shape:
         raise ValueError("its state or its actions have a wrong shape")
+
+
+def check_tolerances(tolerances: Any, name: str) -> None:
+    if not isinstance(tolerances, dict) or not {"float32", "bfloat16"} <= tolerances.keys():
+        raise ValueError(f"it has no {name} for float32 and bfloat16")
+    check_finite(tolerances.values(), name)
+
+
+def check_finite(numbers: Iterable[Any], name: str) -> None:
+    if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"its {name} are not finite numbers")
+
+
+def check_versions(versions: Any) -> None:
+    if not isinstance(versions, dict) or not set(versions) <= set(library_versions()):
+        raise ValueError("its versions are not those of torch and transformers")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -4,12 +4,12 @@ They are stored in the run's folder when it starts, and compared when it is resu
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.checkpoint_files import json_value, read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.files import file_digest, write_json
 
@@ -17,6 +17,7 @@ from .data.lerobot_files import locate_dataset
 from .recipe import BaseRecipe
 
 INPUTS = "inputs.json"
+WITHOUT_CHECK = "remove it to resume without a check of the inputs"
 DATASET_TABLES, DATASET_VIDEOS = ("meta/**/*.json", "meta/**/*.parquet", "data/**/*.parquet"), ("videos/**/*.mp4",)
 POLICY_INPUTS = ("config.json", "processor_config.json", "tokenizer*", "special_tokens_map.json", "model*.safetensors")
 # Videos are large: their size, first and last bytes are compared.
@@ -75,11 +76,10 @@ def check_same_inputs(fingerprints: Fingerprints, out: Path) -> bool:
     path = out / INPUTS
     if not path.is_file():
         return False
-    try:
-        started: Fingerprints = json.loads(path.read_text(encoding="utf-8"))
-        changed = describe_changes(started, fingerprints)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove it to resume without a check of the inputs") from None
+    started: Fingerprints = read_json_object(path, WITHOUT_CHECK)
+    for name in started:
+        json_value(started, name, path, dict)
+    changed = describe_changes(started, fingerprints)
     if changed:
         raise UserError(
             f"the inputs of the run in {out} have changed since it was started: {'; '.join(changed)}: restore them, or "

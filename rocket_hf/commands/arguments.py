@@ -55,11 +55,10 @@ def require_device(name: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
-        raise UserError(
-            f"--device {name!r} is not available ({str(error).splitlines()[0]}): use cpu, cuda or cuda:N"
-        ) from error
+        torch.zeros(1, device=name).item()  # a device without values, such as meta, raises here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: PyTorch has no CUDA
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UserError(f"--device {name!r} is not available ({reason}): use cpu, cuda or cuda:N") from error
 
 
 def parse_cameras(text: str) -> dict[str, str]:

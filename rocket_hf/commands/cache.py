@@ -111,13 +111,13 @@ def build(arguments: argparse.Namespace) -> int:
     from rocket_hf.teachers.load import load_teacher
     from rocket_hf.training.data.dataset_frames import DatasetFrames
 
-    if arguments.device:
+    if arguments.device is not None:
         require_device(arguments.device)
     if arguments.workers < 0:
         raise UserError(f"--workers must be at least 0, got {arguments.workers}")
     # The other processes wait while the main process computes the projection, which can take hours.
     state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=1))
-    device = torch.device(arguments.device) if arguments.device else state.device
+    device = torch.device(arguments.device) if arguments.device is not None else state.device
     dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     name, _, revision = arguments.teacher.partition("@")
     with state.local_main_process_first():  # downloads once; the other processes then find the files in the Hub's cache

@@ -3,9 +3,11 @@
 Every check raises a UserError that names the first problem.
 """
 
+import ast
 import json
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -16,20 +18,19 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import shipped_files
-from rocket_hf.export.policy_kinds import PROCESSOR_FILES, VLA, PolicyKind, read_policy_kind
+from rocket_hf.export.policy_folder import shipped_files
 from rocket_hf.foreign_code import check_no_foreign_code
 from rocket_hf.hub import REPO_ID
-from rocket_hf.hub_cards.cards import EVAL_RESULTS, FIGURES, README
-from rocket_hf.hub_cards.facts import Source
+from rocket_hf.hub_cards.cards import EVAL_RESULTS, FIGURES, README, check_card, check_eval_results, numbers
+from rocket_hf.hub_cards.facts import CardError, Source
 from rocket_hf.modeling.robot_adaptation import ROBOT_FILE
 from rocket_hf.modeling.self_test import SELF_TEST_FILE
 
-from .adapter import WEIGHTS as ADAPTER_WEIGHTS
-from .check_card import check_card, check_eval_results
-from .check_code import check_code_files
+from .policy_facts import PROCESSOR_FILES, VLA, PolicyKind, read_policy_kind
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CARD_FILES = (README, f"{FIGURES}/*.png", EVAL_RESULTS)
 POLICY_FILES = (
     "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
@@ -61,6 +62,9 @@ IGNORED_INPUTS = {
     "goals": "marking other goals leaves the actions unchanged: the policy ignores its goals. Check the training data, "
     "or train longer",
 }
+# Packages that published code may import: those that users of AutoModel have, or are told to install.
+PACKAGES = {"torch", "transformers", "numpy", "huggingface_hub", "tokenizers", "safetensors", "PIL", "timm"}
+UNSAFE_MODULES = {"subprocess", "socket", "ctypes", "pickle", "marshal", "shelve", "urllib", "http", "ftplib", "pty"}
 VOCABULARY = ("vocab", "merges", "added_tokens")  # keys of tokenizer.json that may contain anything
 
 
@@ -100,8 +104,11 @@ def check_code_and_card(folder: Path, kind: PolicyKind) -> None:
     check_code_files(folder)
     check_figures(folder)
     check_texts(folder)
-    check_card(folder / README, kind)
-    check_eval_results(folder / EVAL_RESULTS)
+    try:
+        check_card(folder / README, kind.requires_base)
+        check_eval_results(folder / EVAL_RESULTS)
+    except CardError as error:
+        raise UserError(str(error)) from error
 
 
 def refuse_links(folder: Path) -> None:
@@ -190,15 +197,56 @@ def check_self_test(folder: Path, kind: PolicyKind) -> None:
     """Check that the actions depend on the images, and on the goals of ROCKET-2."""
     path = folder / SELF_TEST_FILE
     check_tensors(path, TRAINING_TENSORS)
-    try:
-        test = kind.read_self_test(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{SELF_TEST_FILE} is not a recorded self-test ({error!r}): publish the policy again"
-        ) from error
-    for name, effect in test.effects.items():
+    for name, effect in kind.read_self_test(path).effects.items():
         if not 0 < effect < math.inf:
             raise UserError(IGNORED_INPUTS[name])
+
+
+# Code, which is parsed but never executed
+
+
+def check_code_files(folder: Path) -> None:
+    """Check that the code imports only other files of the folder, allowed packages and safe standard modules."""
+    paths = code_files(folder)
+    for path in paths:
+        if path.parent != folder:
+            raise UserError(
+                f"{path.relative_to(folder)} is code in a subfolder, which published code must not have: remove it"
+            )
+    for path in paths:
+        check_code(path, {other.stem for other in paths})
+
+
+def check_code(path: Path, siblings: set[str]) -> None:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path.name} is not Python code ({error}): export the policy again") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules, level = [alias.name for alias in node.names], 0
+        elif isinstance(node, ast.ImportFrom):
+            modules, level = [node.module or ""], node.level
+        else:
+            continue
+        for module in modules:
+            top = module.split(".")[0]
+            allowed = siblings if level else PACKAGES | sys.stdlib_module_names - UNSAFE_MODULES
+            if level > 1 or (module if level else top) not in allowed:
+                raise UserError(
+                    f"{path.name} imports {'.' * level}{module}, which published code must not: export the policy again"
+                )
+
+
+def code_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if path.is_file())
+
+
+def changed_code_files(folder: Path, kind: PolicyKind) -> list[str]:
+    """Return the names of the code files that are not those of this version of the package, byte for byte."""
+    own = {path.name: path.read_bytes() for path in shipped_files(kind.code)}
+    published = {path.relative_to(folder).as_posix(): path.read_bytes() for path in code_files(folder)}
+    return sorted(name for name in own.keys() | published.keys() if own.get(name) != published.get(name))
 
 
 # Texts and figures
@@ -264,13 +312,8 @@ def own_folders() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise UserError(f"{path.name} contains {constant}, which is not a finite number: remove it")
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not valid JSON ({error}): export the policy again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path.name} contains no JSON object: export the policy again")
+    values = read_json_object(path, fix="export the policy again")
+    for number in numbers(values):
+        if not math.isfinite(number):
+            raise UserError(f"{path.name} contains {number}, which is not a finite number: remove it")
     return values

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.files import write_json
 
 RECORDING_FILE = Path("meta") / "simulation.json"
+RECORD_AGAIN = "remove the recording and record it again"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def read_recording(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is not a recording of `rocket-hf simulate`: it has no {RECORDING_FILE}. Choose another folder."
         )
-    recording = read_json_file(path)
-    if not isinstance(recording, dict) or not recording.keys() >= {"plan", "progress"}:
+    recording = read_json_object(path, RECORD_AGAIN)
+    if not all(isinstance(recording.get(part), dict) for part in ("plan", "progress")):
         raise UserError(f"{path} has no plan and progress of a recording: remove {folder} and record again")
     return recording
 
@@ -79,19 +81,12 @@ def require_same_plan(folder: Path, recording: dict[str, Any], plan: Any) -> Non
 
 def require_complete_dataset(folder: Path, progress: RecordingProgress) -> None:
     """Reject recordings that version 0.1.0, which had no journal, could not complete."""
-    episodes = read_json_file(folder / "meta" / "info.json").get("total_episodes")
+    episodes = read_json_object(folder / "meta" / "info.json", RECORD_AGAIN).get("total_episodes")
     if episodes != progress.episodes:
         raise UserError(
             f"{folder} is damaged: it has {episodes} episodes, and its {RECORDING_FILE} lists {progress.episodes}, "
             "because its recording was killed during a write: remove it and record again"
         )
-
-
-def read_json_file(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): remove the recording and record it again") from None
 
 
 def format_setting(value: object) -> str:

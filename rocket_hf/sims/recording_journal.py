@@ -14,16 +14,24 @@ from typing import Any
 
 import numpy as np
 
+from rocket_hf.checkpoint_files import json_value, read_json_object
 from rocket_hf.errors import UserError
 from rocket_hf.files import create_folder, write_atomically, write_json
 
 from .expert import Demonstration
-from .recording import RECORDING_FILE, RecordingProgress, read_json_file
+from .recording import RECORD_AGAIN, RECORDING_FILE, RecordingProgress
 
 JOURNAL, STATE, EPISODES = ".recording", "state.json", "episodes"
 # Files that lerobot overwrites. All others belong to the episodes that were written before lerobot closed them.
 OVERWRITTEN_FILES = (Path("meta/info.json"), Path("meta/stats.json"), Path("meta/tasks.parquet"), RECORDING_FILE)
 WRITTEN_FOLDERS = ("data", "images", "meta", "videos", "tmp*")  # lerobot encodes videos in folders tmp...
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    state = read_json_object(path, RECORD_AGAIN)
+    for key, kind in {"plan": dict, "progress": dict, "files": list, "copies": str}.items():
+        json_value(state, key, path, kind)
+    return state
 
 
 class RecordingJournal:
@@ -33,7 +41,7 @@ class RecordingJournal:
         self.folder, self.path = folder, folder / JOURNAL
         self.state: dict[str, Any] | None = None
         if (self.path / STATE).is_file():
-            self.state = read_json_file(self.path / STATE)
+            self.state = read_state(self.path / STATE)
 
     def episode_path(self, number: int) -> Path:
         return self.path / EPISODES / f"{number:06d}.npz"

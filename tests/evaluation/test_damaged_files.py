@@ -99,3 +99,16 @@ def test_home_folder_of_an_unknown_user_is_named(place, sources, capsys):
     paths = {"policy": sources / "policy", "dataset": sources / "arm", place: "~nobody-of-this-name/x"}
     code, error = evaluate(capsys, paths["policy"], paths["dataset"])
     assert code == 2 and "there is no such user" in error
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "mps", "gpu", ""])
+@pytest.mark.parametrize("command", ["eval", "cache"])
+def test_device_that_this_machine_lacks_is_named(command, device, sources, tmp_path, capsys):
+    words = {
+        "eval": ["eval", str(sources / "policy"), "--dataset", str(sources / "arm")],
+        "cache": ["cache", "build", str(sources / "arm"), "--teacher", "embedded"],
+    }[command]
+    assert main([*words, "--device", device, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"--device {device!r} is not available (" in error and len(error) < 400 and len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -268,3 +268,11 @@ def test_full_disk_is_one_sentence_and_loses_no_episode(limit, recorded, tmp_pat
     assert main(words) == 0
     assert read_rows(folder) == read_rows(recorded[0])
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"plan": {}, "progress": {}, "files": 3, "copies": ""}', "{"])
+def test_malformed_state_of_a_journal_is_a_user_error(text, tmp_path):
+    (tmp_path / ".recording").mkdir()
+    (tmp_path / ".recording" / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"state\.json .*"):
+        RecordingJournal(tmp_path)

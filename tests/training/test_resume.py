@@ -240,6 +240,15 @@ def test_resume_accepts_unchanged_inputs_and_runs_without_fingerprints(copied_ru
     assert (tmp_path / "run" / "inputs.json").is_file()
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{", '{"the policy": []}'])
+def test_malformed_fingerprints_of_inputs_are_a_user_error(text, copied_run, tmp_path):
+    arguments = copied_run(tmp_path)
+    (tmp_path / "run" / "inputs.json").write_text(text)
+    outcome = run_training(*arguments)
+    assert (outcome.code, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert "inputs.json" in outcome.stderr
+
+
 def test_resume_refuses_another_feature_cache_in_the_same_folder(
     tiny_run, image_dataset, policies, teacher, caches, tmp_path
 ):
