@@ -39,10 +39,19 @@ def embed_time(time: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=-1).float()
 
 
-def flow_matching_loss(velocity: Tensor, noise: Tensor, actions: Tensor, is_pad: Tensor | None) -> Tensor:
-    """Return the mean squared error of the velocity, whose target is noise - actions, over the steps that exist."""
-    error = (velocity - (noise - actions)).square().mean(dim=-1)  # (B, chunk)
-    return mean_over_steps(error, is_pad)
+def flow_matching_loss(
+    velocity: Tensor, noise: Tensor, actions: Tensor, is_pad: Tensor | None, mask: Tensor | None = None
+) -> Tensor:
+    """Return the mean squared error of the velocity, whose target is noise - actions, over the steps that exist.
+
+    The mean over the dimensions is that of the ones in which the mask (B, A) is True, so that each sample has the same
+    weight however many dimensions its robot has.
+    """
+    error = (velocity - (noise - actions)).square()  # (B, chunk, A)
+    if mask is None:
+        return mean_over_steps(error.mean(dim=-1), is_pad)
+    exists = mask[:, None].to(error.dtype)
+    return mean_over_steps((error * exists).sum(dim=-1) / exists.sum(dim=-1).clamp_min(1), is_pad)
 
 
 def integrate(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -83,7 +83,7 @@ class FlowMatchingPolicy(Policy):
         velocity, noise, actions = (
             values[..., :action_dim] for values in (self.predict_velocity(suffix, condition), noise, actions)
         )
-        loss = flow_matching_loss(velocity, noise, actions, batch.get("action_is_pad"))
+        loss = flow_matching_loss(velocity, noise, actions, batch.get("action_is_pad"), batch.get("action_mask"))
         return PolicyOutput({"action/flow_matching": loss}, tapped)
 
     def predict_action_chunk(self, batch: Batch, generator: Generator | None = None) -> Tensor:

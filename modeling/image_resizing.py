@@ -1,11 +1,16 @@
-"""Resizing of camera images to the square images of a policy, on any device."""
+"""Camera images in any form as tensors, and resizing to the square images of a policy, on any device."""
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .errors import UserError
+from .finite_checks import check_image_range
 
 PIL_WEIGHT_SCALE = 2**22  # Pillow computes with integers: weights are multiples of 1 / PIL_WEIGHT_SCALE
 # Function that resizes images (B, C, H, W) with values in [0, 1] to (rows, columns).
@@ -103,3 +108,25 @@ def resize_images(images: Tensor, size: int, method: str, interpolation: str) ->
     """
     resize = RESIZE_METHODS[method]
     return resize(images, size, pil_bicubic) if interpolation == "bicubic" else resize(images, size)
+
+
+def is_float_on_device(image: Any) -> bool:
+    """Return whether an image is a float tensor on an accelerator, whose range `to_unit_batch` does not check."""
+    return isinstance(image, Tensor) and image.is_floating_point() and image.device.type != "cpu"
+
+
+def to_unit_batch(name: str, image: Any) -> Tensor:
+    """Convert an image or a batch of images, in any of the accepted forms, to (B, 3, H, W) float in [0, 1]."""
+    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    tensor = tensor[None] if tensor.dim() == 3 else tensor
+    if tensor.dim() != 4 or 3 not in (tensor.shape[1], tensor.shape[-1]):
+        raise UserError(f"camera {name!r}: an image must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
+    if tensor.shape[1] != 3:
+        tensor = tensor.permute(0, 3, 1, 2)
+    if tensor.dtype == torch.uint8:
+        return tensor.float() / 255
+    if not tensor.is_floating_point():
+        raise UserError(f"camera {name!r}: an image must be uint8 or float in [0, 1], got {tensor.dtype}")
+    if tensor.device.type == "cpu":  # elsewhere it would wait for the device, in every training step too
+        check_image_range({name: tensor})
+    return tensor.float()

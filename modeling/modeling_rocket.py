@@ -193,6 +193,7 @@ class RocketForActionPrediction(StrictModel):
             "state": (config.state_dim,),
             "actions": (config.chunk_size, config.action_dim),
             "action_is_pad": (config.chunk_size,),
+            "action_mask": (config.action_dim,),
             "time": (),
         }
         if config.policy_config.draws_noise:

@@ -30,6 +30,7 @@ class Batch(TypedDict, total=False):
     state: Tensor  # (B, S)
     actions: Tensor  # (B, chunk, A), only in training
     action_is_pad: Tensor  # (B, chunk) bool, True on steps after the end of the episode
+    action_mask: Tensor  # (B, A) bool, False on dimensions that the sample's robot lacks; for flow matching only
     noise: Tensor  # (B, chunk, max_action_dim), for flow matching; drawn from the generator if missing
     time: Tensor  # (B,), flow time in training; drawn from the generator if missing
     episode_index: Tensor  # (B,), with frame_index the key of a sample in the feature cache

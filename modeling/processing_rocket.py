@@ -6,7 +6,6 @@ It is saved beside the weights, with tokenizer and normalization statistics.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
@@ -17,7 +16,7 @@ from .configuration_rocket import RocketConfig
 from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .errors import UserError
 from .finite_checks import check_image_range
-from .image_resizing import INTERPOLATIONS, RESIZE_METHODS, resize_images
+from .image_resizing import INTERPOLATIONS, RESIZE_METHODS, is_float_on_device, resize_images, to_unit_batch
 from .normalization import Normalizer, Statistics
 from .policy_interface import Batch  # noqa: F401
 from .processor_settings import check_kinds
@@ -166,6 +165,7 @@ class RocketProcessor(ProcessorMixin):
         actions: Any = None,
         action_is_pad: Any = None,
         camera_mask: Mapping[str, Any] | None = None,
+        state_mask: Any = None,
     ) -> BatchFeature:
         """Convert observations to inputs of the policy.
 
@@ -181,6 +181,8 @@ class RocketProcessor(ProcessorMixin):
             action_is_pad: (chunk,) or (B, chunk), whether an action is after the end of its episode.
             camera_mask: For each camera by name, whether it is present in each sample (default: yes, unless its image
                 is None).
+            state_mask: (S,) or (B, S), False on dimensions that a robot lacks (default: it has all). The policy reads 0
+                there, as it did for datasets without these dimensions when it was trained on several robots.
 
         Returns:
             A `Batch` on the device of the images, which `forward` and `predict_action_chunk` take as keyword arguments.
@@ -192,12 +194,13 @@ class RocketProcessor(ProcessorMixin):
         state = None if state is None else with_batch_dimension(state, 2, device)
         actions = None if actions is None else with_batch_dimension(actions, 3, device)
         action_is_pad = None if action_is_pad is None else with_batch_dimension(action_is_pad, 2, device).bool()
+        state_mask = None if state_mask is None else with_batch_dimension(state_mask, 2, device).bool()
         inputs = {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}
         for name, value in inputs.items():
             if value is not None:
                 check_sample_count(name, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present}
-        batch |= self.encode_state_and_text(tasks, state, actions, device=device)
+        batch |= self.encode_state_and_text(tasks, state, actions, device, state_mask)
         if action_is_pad is not None:
             batch["action_is_pad"] = action_is_pad
         return BatchFeature(batch)
@@ -208,6 +211,7 @@ class RocketProcessor(ProcessorMixin):
         state: Tensor | None,
         actions: Tensor | None = None,
         device: torch.device = CPU,
+        state_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Normalize state and actions, and tokenize the prompts.
 
@@ -218,11 +222,14 @@ class RocketProcessor(ProcessorMixin):
             state: (B, S) in robot units, or None.
             actions: (B, chunk, A) in robot units, or None.
             device: Device of the tokens.
+            state_mask: (B, S), or (1, S) for all samples, False on state dimensions that the robot lacks, or None.
 
         Returns:
             The keys "input_ids" and "attention_mask" of a `Batch`, and "state" and "actions" if given.
         """
         encoded = {} if state is None else {"state": self.normalize_state(state)}
+        if state is not None and state_mask is not None:
+            encoded["state"] = encoded["state"].where(state_mask, 0)
         encoded |= self.encode_text(tasks, encoded.get("state"), device)
         if actions is not None:
             encoded["actions"] = self.normalize_actions(actions)
@@ -319,30 +326,8 @@ def check_sample_count(name: str, value: Sequence[Any] | Tensor, count: int) -> 
         raise UserError(f"{name} has {len(value)} samples, but there are images of {count}: pass one per sample")
 
 
-def is_float_on_device(image: Any) -> bool:
-    """Return whether an image is a float tensor on an accelerator, whose range `to_unit_batch` does not check."""
-    return isinstance(image, Tensor) and image.is_floating_point() and image.device.type != "cpu"
-
-
 def with_batch_dimension(value: Any, dims: int, device: torch.device) -> Tensor:
     """Convert a value to a tensor of `dims` dimensions, adding the batch dimension; float32 unless it is boolean."""
     tensor = torch.as_tensor(value, device=device)
     tensor = tensor if tensor.dtype == torch.bool else tensor.float()
     return tensor[None] if tensor.dim() == dims - 1 else tensor
-
-
-def to_unit_batch(name: str, image: Any) -> Tensor:
-    """Convert an image or a batch of images, in any of the accepted forms, to (B, 3, H, W) float in [0, 1]."""
-    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
-    tensor = tensor[None] if tensor.dim() == 3 else tensor
-    if tensor.dim() != 4 or 3 not in (tensor.shape[1], tensor.shape[-1]):
-        raise UserError(f"camera {name!r}: an image must be (H, W, 3) or (3, H, W), got {tuple(tensor.shape)}")
-    if tensor.shape[1] != 3:
-        tensor = tensor.permute(0, 3, 1, 2)
-    if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    if not tensor.is_floating_point():
-        raise UserError(f"camera {name!r}: an image must be uint8 or float in [0, 1], got {tensor.dtype}")
-    if tensor.device.type == "cpu":  # elsewhere it would wait for the device, in every training step too
-        check_image_range({name: tensor})
-    return tensor.float()

@@ -158,6 +158,9 @@ class DatasetConfig(BaseDatasetConfig):
     cameras: dict[str, str] = field(default_factory=dict)  # policy camera -> dataset column; by default in their order
     state: str = "observation.state"  # column of the state
     action: str = "action"  # column of the actions
+    state_names: list[str] | None = None  # names by which state dimensions match those of other datasets; else its own
+    action_names: list[str] | None = None  # names by which action dimensions match those of other datasets
+    action_kinds: list[str] | None = None  # for `resample`: position, delta, velocity or discrete, per dimension
 
 
 @dataclass
@@ -178,6 +181,8 @@ class DataConfig(BaseDataConfig):
     datasets: list[DatasetConfig] = field(default_factory=list)  # type: ignore[assignment]
     streaming: bool = False  # fetch video frames from the Hub during training instead of downloading them first
     in_memory: bool = False  # decode all images before the first step, for small datasets
+    resample: float | None = None  # control rate in Hz to which all datasets are resampled; by default none is
+    allow_rates: bool = False  # mix datasets with different control rates as they are, without resampling
     workers: int = 4  # processes that load batches; 0: the training process
     prefetch: int = 2  # batches that each worker loads ahead
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

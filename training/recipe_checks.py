@@ -50,6 +50,7 @@ def check_vla(recipe: VLARecipe) -> None:
     require_at_least("lora.alpha", recipe.lora.alpha, 1)
     require_between("lora.dropout", recipe.lora.dropout, 0, 0.999)
     require_at_least("data.workers", data.workers, 0)
+    check_rate(recipe)
     require_at_least("data.prefetch", data.prefetch, 1)
     for name, (low, high) in AUGMENTATION_RANGES.items():
         require_between(f"data.augmentation.{name}", getattr(data.augmentation, name), low, high)
@@ -58,6 +59,18 @@ def check_vla(recipe: VLARecipe) -> None:
     if recipe.analysis.gradient_agreement_every and recipe.alignment is None:
         raise UserError(
             "analysis.gradient_agreement_every compares layer pairs, but this recipe aligns none: set it to 0"
+        )
+
+
+def check_rate(recipe: VLARecipe) -> None:
+    resample, fps = recipe.data.resample, recipe.robot.fps
+    require_above_zero("data.resample", resample)
+    if resample is not None and recipe.data.allow_rates:
+        raise UserError("data.resample gives all datasets one control rate and data.allow_rates keeps several: choose "
+                        "one of them")  # fmt: skip
+    if resample is not None and fps is not None and resample != fps:
+        raise UserError(
+            f"data.resample={resample:g} and robot.fps={fps:g} are both the policy's control rate: remove robot.fps"
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -16,14 +16,19 @@ from rocket_hf.policy_files import check_policy_files
 from rocket_hf.training.base_policy import find_policy_folder
 from rocket_hf.training.checkpoint import STATE, Checkpoints, load_tensors_into, load_trainable_weights, read_tensors
 from rocket_hf.training.data.dataset_statistics import compute_dataset_statistics
-from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.distributed.tensor_storage import stored_tensor
 from rocket_hf.training.optimization import trainable_parameters
 from rocket_hf.training.recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 from rocket_hf.training.recipe_files import read_recipe
 from rocket_hf.training.rocket2.policy import load_rocket2_policy, rocket2_policy_config
 from rocket_hf.training.run import CHECKPOINTS, POLICY, RECIPE
-from rocket_hf.training.vla.resources import alignment_config, create_processor, load_policy, policy_config
+from rocket_hf.training.vla.resources import (
+    alignment_config,
+    create_processor,
+    load_policy,
+    open_datasets,
+    policy_config,
+)
 from rocket_hf.training.vla.trainable import make_trainable, merge_lora_weights, policy_from_weights
 
 # The alignment head is dropped after loading, so the width of the teacher's features does not matter.
@@ -141,7 +146,7 @@ def load_processor(source: TrainedPolicySource, recipe: VLARecipe, base: Path, c
     if (exported / "processor_config.json").is_file():
         with file_errors_as_user_errors(exported):
             return RocketProcessor.from_pretrained(exported)
-    datasets = [RobotDataset(dataset, config, recipe.data.streaming) for dataset in recipe.data.datasets]
+    datasets = open_datasets(replace(recipe.data, in_memory=False), config)
     return create_processor(base, config, compute_dataset_statistics(datasets))
 
 

@@ -17,9 +17,9 @@ from rocket_hf.errors import UserError
 
 from .lerobot_data import RobotDataset
 from .mixture import EvenlySpacedOrder
+from .resampling import EPSILON, actions_are_states
 
 HOLD_STILL, MEAN_ACTION, NEAREST_NEIGHBOR = "hold still", "mean action", "nearest neighbor"
-EPSILON = 1e-8
 
 
 class ActionBaselines:
@@ -35,7 +35,7 @@ class ActionBaselines:
         self.mean_action = actions.mean(dim=0)
         self.scale = states.std(dim=0, correction=0).clamp_min(EPSILON)
         self.scaled_states = states / self.scale
-        self.holds_state = actions_are_states(data, states, actions)
+        self.holds_state = actions_are_states(data.state_names, data.action_names, states, actions)
 
     @property
     def hold_still_action(self) -> str:
@@ -59,21 +59,6 @@ class ActionBaselines:
         return self.data.actions[torch.arange(nearest, nearest + steps).clamp_max(last)]
 
 
-def actions_are_states(data: RobotDataset, states: Tensor, actions: Tensor) -> bool:
-    """Return whether actions are targets for the state, as for most robots that are recorded with a leader arm.
-
-    They are if both have the same length and the same names (as far as they have names) and an action is on average
-    nearer to the state of its frame than to the mean action, in units of the standard deviation of each dimension.
-    """
-    if states.shape[1] != actions.shape[1]:
-        return False
-    if data.state_names and data.action_names and data.state_names != data.action_names:
-        return False
-    scale = actions.std(dim=0, correction=0).clamp_min(EPSILON)
-    from_state, from_mean = (((actions - other) / scale).abs().mean() for other in (states, actions.mean(dim=0)))
-    return bool(from_state < from_mean)
-
-
 def validation_baselines(
     datasets: Sequence[RobotDataset], training_episodes: Sequence[Sequence[int]], held_out: EvenlySpacedOrder
 ) -> dict[str, float]:
@@ -85,8 +70,20 @@ def validation_baselines(
     baselines = {number: ActionBaselines(datasets[number], training_episodes[number]) for number in
                  {held_out[position][0] for position in range(len(held_out))}}  # fmt: skip
     errors: dict[str, list[Tensor]] = {HOLD_STILL: [], MEAN_ACTION: []}
+    exists: list[Tensor] = []
     for number, index in (held_out[position] for position in range(len(held_out))):
         actions = datasets[number].future_actions(index)
+        exists.append(datasets[number].action_mask.expand_as(actions))
         for name, parts in errors.items():
             parts.append((baselines[number].predict(name, index, len(actions)) - actions).abs())
-    return {name: float(torch.cat(parts).mean()) for name, parts in errors.items()}
+    mask = torch.cat(exists)
+    return {name: mean_over_dimensions(torch.cat(parts), mask) for name, parts in errors.items()}
+
+
+def mean_over_dimensions(errors: Tensor, mask: Tensor) -> float:
+    """Return the mean over the dimensions of their mean error (actions, A) where the mask is True."""
+    if mask.all():
+        return float(errors.mean())
+    counts = mask.sum(dim=0)
+    sums = (errors * mask).sum(dim=0)
+    return float((sums / counts)[counts > 0].mean())

@@ -21,17 +21,18 @@ class LoaderBatch(TypedDict, total=False):
     camera_mask: Tensor  # (B, V) bool
     input_ids: Tensor  # (B, L)
     attention_mask: Tensor  # (B, L)
-    state: Tensor  # (B, S) normalized
-    actions: Tensor  # (B, chunk, A) normalized
+    state: Tensor  # (B, S) normalized, 0 on dimensions that the dataset lacks
+    actions: Tensor  # (B, chunk, A) normalized, 0 on dimensions that the dataset lacks
     action_is_pad: Tensor  # (B, chunk) bool
+    action_mask: Tensor  # (B, A) bool, False on dimensions that the dataset lacks; absent if no dataset lacks any
     noise: Tensor  # (B, chunk, max_action_dim), if the policy draws noise
     time: Tensor  # (B,) flow-matching times, if the policy draws noise
     augmentation: Tensor  # (B, V, parameters), see training/data/augmentation.py
     image_aspects: Tensor  # (V,) width / height of the camera's images, if they have been resized
     dataset: Tensor  # (B,) index of the dataset in the mixture
     episode_index: Tensor  # (B,)
-    frame_index: Tensor  # (B,) index of the frame in its episode
-    index: Tensor  # (B,) index of the frame in its dataset
+    frame_index: Tensor  # (B,) index of the recorded frame in its episode
+    index: Tensor  # (B,) lerobot's index of the frame in its dataset
     position: Tensor  # (B,) position in the run's order of samples
     features: dict[str, Tensor]  # rows of a teacher's feature cache, still encoded
 

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.strict_config import suggest_name
-from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
-from .lerobot_data import check_frames, open_image_readers
-from .lerobot_files import locate_dataset, read_columns, read_dataset_files
+from .image_files import open_image_readers
+from .lerobot_files import check_frames, locate_dataset, read_columns, read_dataset_files
 
 
 class DatasetFrames:
@@ -23,7 +22,7 @@ class DatasetFrames:
     def __init__(self, id: str, cameras: Sequence[str] | None = None):
         root, self.revision = locate_dataset(id)
         files = read_dataset_files(id, root)
-        self.dataset = root.resolve().name if self.revision == LOCAL else id.partition("@")[0]
+        self.dataset = files.name
         self.fingerprint = dataset_fingerprint(files.meta)
         known = color_cameras(files.meta)
         for camera in cameras or ():

@@ -12,17 +12,62 @@ from rocket_hf.modeling.normalization import CONSTANT_DEVIATIONS, Statistics
 
 from .lerobot_data import RobotDataset
 
+MAX_DEVIATION_RATIO = 20  # radians and degrees differ by a factor of 57
+
 
 def compute_dataset_statistics(datasets: Sequence[RobotDataset]) -> dict[str, Statistics]:
-    """Return the statistics of the selected episodes, from the columns in memory; no image is decoded."""
-    frames = [np.concatenate([np.array(data.frame_range(index)) for index in data.episodes]) for data in datasets]
-    columns = {
-        "state": [data.state.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
-        "action": [data.actions.numpy()[rows] for data, rows in zip(datasets, frames, strict=True)],
-    }
+    """Return the statistics of the selected episodes, from the columns in memory; no image is decoded.
+
+    Those of a dimension are over the datasets that have it.
+    """
     return {
-        name: compute_statistics(np.concatenate(parts), CONSTANT_DEVIATIONS[name]) for name, parts in columns.items()
+        name: statistics_of_tables(selected_frames(datasets, name), masks, CONSTANT_DEVIATIONS[name])
+        for name, masks in (
+            ("state", [data.state_mask.numpy() for data in datasets]),
+            ("action", [data.action_mask.numpy() for data in datasets]),
+        )
     }
+
+
+def selected_frames(datasets: Sequence[RobotDataset], name: str) -> list[np.ndarray]:
+    """Return the states or actions of each dataset's selected episodes, (frames, dim)."""
+    tables = []
+    for data in datasets:
+        rows = np.concatenate([np.array(data.frame_range(index)) for index in data.episodes])
+        tables.append((data.state if name == "state" else data.actions).numpy()[rows])
+    return tables
+
+
+def statistics_of_tables(
+    tables: Sequence[np.ndarray], masks: Sequence[np.ndarray], constant_deviation: float
+) -> Statistics:
+    """Return the statistics of each column over the tables whose mask has it; each column must be in one of them."""
+    is_in = np.stack(masks)  # (tables, dim)
+    if is_in.all():
+        return compute_statistics(np.concatenate(tables), constant_deviation)
+    statistics: dict[str, list] = {}
+    for index in range(is_in.shape[1]):
+        column = np.concatenate([table[:, [index]] for table, has in zip(tables, is_in[:, index], strict=True) if has])
+        for name, values in compute_statistics(column, constant_deviation).items():
+            statistics.setdefault(name, []).extend(values)
+    return statistics
+
+
+def unit_differences(datasets: Sequence[RobotDataset], names: dict[str, Sequence[str] | None]) -> list[str]:
+    """Return the dimensions whose standard deviations differ so much between datasets that their units may differ.
+
+    `names` are those of the policy's "state" and "action".
+    """
+    found = []
+    for part in ("state", "action"):
+        tables = selected_frames(datasets, part)
+        for index in range(tables[0].shape[1]):
+            deviations = {data.id: float(table[:, index].std()) for data, table in zip(datasets, tables, strict=True)}
+            moving = {id: value for id, value in deviations.items() if value > 0}
+            if len(moving) > 1 and max(moving.values()) > MAX_DEVIATION_RATIO * min(moving.values()):
+                dimension = (names[part] or range(index + 1))[index]
+                found.append(f"{part} {dimension} ({', '.join(f'{id} {value:.3g}' for id, value in moving.items())})")
+    return found
 
 
 def compute_statistics(table: np.ndarray, constant_deviation: float = 1.0) -> Statistics:

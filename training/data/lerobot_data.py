@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,20 +15,14 @@ from tqdm import tqdm
 from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.strict_config import suggest_name
-from rocket_hf.teachers.cache_manifest import LOCAL
 from rocket_hf.teachers.dataset_identity import color_cameras, dataset_fingerprint
 
 from ..recipe import DatasetConfig
+from .frame_table import SINGLE_DATASET, MixtureEntry, read_frame_table
+from .image_files import open_image_readers
 from .image_resizer import ImageResizer
-from .images import ArrowImageReader, ImageReader, InMemoryImageReader, VideoImageReader
-from .lerobot_files import (
-    DatasetFiles,
-    download_files,
-    first_line,
-    locate_dataset,
-    read_columns,
-    read_dataset_files,
-)
+from .images import ImageReader, InMemoryImageReader
+from .lerobot_files import DatasetFiles, locate_dataset, read_dataset_files
 
 ABSENT_CAMERA = ""  # value in a recipe for a camera that the dataset does not have
 
@@ -37,7 +30,8 @@ ABSENT_CAMERA = ""  # value in a recipe for a camera that the dataset does not h
 class RobotDataset:
     """Samples of a dataset for a policy.
 
-    Frames are identified by lerobot's `index`, their index in the whole dataset, even if only some episodes are used.
+    Frames are identified by their index in the whole dataset, even if only some episodes are used. This is lerobot's
+    `index` unless the dataset is resampled; `recorded_frames` has lerobot's index of each frame.
     """
 
     def __init__(
@@ -47,20 +41,20 @@ class RobotDataset:
         streaming: bool = False,
         in_memory: bool = False,
         resizer: ImageResizer | None = None,
+        entry: MixtureEntry = SINGLE_DATASET,
     ):
         """Open a dataset.
 
         `streaming` fetches frames of videos on the Hub on access instead of downloading the videos; `in_memory` decodes
-        all images once, now; `resizer` resizes large images when they are read.
+        all images once, now; `resizer` resizes large images when they are read; `entry` resamples the frames and pads
+        the dimensions.
         """
         root, self.revision = locate_dataset(config.id)
         files = read_dataset_files(config.id, root)
-        self.id = root.resolve().name if self.revision == LOCAL else config.id.partition("@")[0]
+        self.id, self.tasks = files.name, files.tasks
         self.fingerprint = dataset_fingerprint(files.meta)
-        self.fps, self.tasks = files.meta.fps, files.tasks
+        self.fps = files.meta.fps if entry.rate is None else entry.rate
         self.state_names, self.action_names = files.vector_names(config.state), files.vector_names(config.action)
-        self.ends = np.cumsum(files.lengths)
-        self.starts = self.ends - files.lengths
         self.episodes = select_episodes(config, len(files.lengths))
         self.chunk_size = policy.chunk_size
 
@@ -70,27 +64,16 @@ class RobotDataset:
         self.image_sizes = self.camera_sizes  # of the images that `sample` returns
         if resizer is not None:
             self.image_sizes = {camera: resizer.target_size(size) for camera, size in self.camera_sizes.items()}
-        columns = read_sample_columns(config, files)
-        self.state = to_vectors(config, columns[config.state], policy.state_dim, "state")
-        self.actions = to_vectors(config, columns[config.action], policy.action_dim, "action")
-        self.task_indices = torch.from_numpy(columns["task_index"].astype(np.int32))
-        self.check_finite()
+        table = read_frame_table(config, files, policy, self.episodes, entry)
+        self.state, self.actions = table.state, table.actions
+        self.state_mask, self.action_mask = table.state_mask, table.action_mask
+        self.task_indices, self.recorded_frames = table.task_indices, table.recorded_frames
+        self.ends, self.recorded_ends = np.cumsum(table.lengths), np.cumsum(files.lengths)
+        self.starts, self.recorded_starts = self.ends - table.lengths, self.recorded_ends - files.lengths
         keys = [key for key in self.camera_keys.values() if key]
-        self.image_readers = open_image_readers(
-            files, self.revision, keys, self.episodes, columns["timestamp"], streaming
-        )
+        self.image_readers = open_image_readers(files, self.revision, keys, self.episodes, table.timestamps, streaming)
         if in_memory:
-            self.image_readers = {key: self.load_images(camera) for camera, key in self.camera_keys.items() if key}
-
-    def check_finite(self) -> None:
-        selected = set(self.episodes)
-        for name, table in (("state", self.state), ("action", self.actions)):
-            for index in (~torch.isfinite(table).all(dim=1)).nonzero().flatten().tolist():
-                if self.episode_of_frame(index) in selected:
-                    raise UserError(
-                        f"the {name} of {self.id} is not finite at {self.describe_frame(index)}: correct the dataset, "
-                        "or leave this episode out of data.datasets.0.episodes"
-                    )
+            self.image_readers = {key: self.load_images(camera, key) for camera, key in self.camera_keys.items() if key}
 
     def __len__(self) -> int:
         """Return the number of frames of the dataset, including those of episodes that are not selected."""
@@ -103,8 +86,11 @@ class RobotDataset:
         return int(np.searchsorted(self.ends, index, side="right"))
 
     def describe_frame(self, index: int) -> str:
-        episode = self.episode_of_frame(index)
-        return f"episode {episode}, frame {index - self.starts[episode]}"
+        return self.describe_recorded_frame(int(self.recorded_frames[index]))
+
+    def describe_recorded_frame(self, recorded: int) -> str:
+        episode = int(np.searchsorted(self.recorded_ends, recorded, side="right"))
+        return f"episode {episode}, frame {recorded - self.recorded_starts[episode]}"
 
     @property
     def camera_mask(self) -> list[bool]:
@@ -112,11 +98,11 @@ class RobotDataset:
         return [key is not None for key in self.camera_keys.values()]
 
     def sample(self, index: int) -> dict[str, Any]:
-        """Return one frame in robot units.
+        """Return one frame in robot units, with the indices of the recorded frame that its images and state are from.
 
         Its images, by camera, are (3, H, W) uint8 of `image_sizes`, black for missing cameras.
         """
-        episode = self.episode_of_frame(index)
+        episode, recorded = self.episode_of_frame(index), int(self.recorded_frames[index])
         actions = self.future_actions(index)
         padding = self.chunk_size - len(actions)
         return {
@@ -126,8 +112,8 @@ class RobotDataset:
             "action_is_pad": torch.arange(self.chunk_size) >= len(actions),
             "task": self.tasks[int(self.task_indices[index])],
             "episode_index": episode,
-            "frame_index": index - int(self.starts[episode]),
-            "index": index,
+            "frame_index": recorded - int(self.recorded_starts[episode]),
+            "index": recorded,
         }
 
     def future_actions(self, index: int) -> Tensor:
@@ -138,36 +124,38 @@ class RobotDataset:
         key = self.camera_keys[camera]
         if key is None:
             return torch.zeros(3, *self.image_sizes[camera], dtype=torch.uint8)
-        reader = self.image_readers[key]
+        reader, recorded = self.image_readers[key], int(self.recorded_frames[index])
         if isinstance(reader, InMemoryImageReader):
-            return reader.read(index, episode)
-        image = self.decode_image(reader, camera, index, episode)
-        return image if self.resizer is None else self.resizer(image)
+            return reader.read(recorded, episode)
+        return self.decode_image(reader, camera, recorded, episode)
 
-    def decode_image(self, reader: ImageReader, camera: str, index: int, episode: int) -> Tensor:
-        """Return an image in the size of the camera."""
+    def decode_image(self, reader: ImageReader, camera: str, recorded: int, episode: int) -> Tensor:
+        """Return the image of a recorded frame in the size that `sample` returns."""
         try:
-            image = reader.read(index, episode)
+            image = reader.read(recorded, episode)
         except UserError as error:
-            raise UserError(
-                f"the image of camera {camera!r} of {self.id} at {self.describe_frame(index)} cannot be read: {error}"
-            ) from error
+            raise UserError(f"{self.describe_image(camera, recorded)} cannot be read: {error}") from error
         if image.shape[1:] != self.camera_sizes[camera]:
             (height, width), (rows, columns) = self.camera_sizes[camera], image.shape[1:]
             raise UserError(
-                f"the image of camera {camera!r} of {self.id} at {self.describe_frame(index)} has {rows}x{columns} "
-                f"pixels, but meta/info.json states {height}x{width}: record the dataset again"
+                f"{self.describe_image(camera, recorded)} has {rows}x{columns} pixels, but "
+                f"meta/info.json states {height}x{width}: record the dataset again"
             )
-        return image
+        return image if self.resizer is None else self.resizer(image)
 
-    def load_images(self, camera: str) -> InMemoryImageReader:
+    def describe_image(self, camera: str, recorded: int) -> str:
+        return f"the image of camera {camera!r} of {self.id} at {self.describe_recorded_frame(recorded)}"
+
+    def load_images(self, camera: str, key: str) -> InMemoryImageReader:
         """Decode all images of a camera in the selected episodes, in order, which is many times faster than random."""
-        frames = [index for episode in self.episodes for index in self.frame_range(episode)]
+        used = [self.recorded_frames[self.starts[episode] : self.ends[episode]] for episode in self.episodes]
+        frames = np.unique(np.concatenate(used))
         pixels = torch.empty(len(frames), 3, *self.image_sizes[camera], dtype=torch.uint8)
-        rows = torch.zeros(len(self), dtype=torch.long)
+        rows = torch.zeros(int(self.recorded_ends[-1]), dtype=torch.long)
         rows[frames] = torch.arange(len(frames))
-        for row, index in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):
-            pixels[row] = self.read_image(camera, index, self.episode_of_frame(index))
+        for row, recorded in enumerate(tqdm(frames, desc=f"reading {camera}", unit="", leave=False, disable=None)):
+            episode = int(np.searchsorted(self.recorded_ends, recorded, side="right"))
+            pixels[row] = self.decode_image(self.image_readers[key], camera, int(recorded), episode)
         return InMemoryImageReader(pixels, rows)
 
     def read_images(self, indices: Sequence[int]) -> list[Tensor]:
@@ -179,88 +167,6 @@ class RobotDataset:
             torch.stack([self.read_image(camera, index, self.episode_of_frame(index)) for index in indices])
             for camera in self.camera_keys
         ]
-
-
-def read_sample_columns(config: DatasetConfig, files: DatasetFiles) -> dict[str, np.ndarray]:
-    names = ["index", "episode_index", "frame_index", "timestamp", "task_index"]
-    columns = read_columns(config.id, files.data_files(), [*dict.fromkeys([config.state, config.action]), *names])
-    check_frames(files, columns["index"], columns["episode_index"])
-    largest = columns["task_index"].max()
-    if largest >= len(files.tasks):
-        raise UserError(
-            f"the dataset {config.id} has a frame of task {largest}, but meta/tasks.parquet has only "
-            f"{len(files.tasks)} tasks: download or record it again"
-        )
-    return columns
-
-
-def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarray) -> None:
-    """Check that the rows of the data files are the frames of all episodes, in order."""
-    episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
-    if not (np.array_equal(index, np.arange(len(episodes))) and np.array_equal(episode_index, episodes)):
-        raise UserError(
-            f"the dataset {files.id} is incomplete or out of order: its data files do not contain the "
-            f"{len(episodes)} frames listed in meta/episodes, download or record it again"
-        )
-
-
-def open_image_readers(
-    files: DatasetFiles,
-    revision: str,
-    keys: Sequence[str],
-    episodes: Sequence[int],
-    timestamps: np.ndarray,
-    streaming: bool = False,
-) -> dict[str, ImageReader]:
-    """Return an image reader for each camera key.
-
-    Videos of the given episodes are downloaded, or streamed. Images stored in the data files were downloaded with them.
-    """
-    stored_keys = [key for key in keys if key in files.meta.image_keys]
-    arrow_files = write_arrow_cache(files, stored_keys) if stored_keys else []
-    readers: dict[str, ImageReader] = {key: ArrowImageReader(arrow_files, key) for key in stored_keys}
-    shared_timestamps = torch.from_numpy(np.array(timestamps))
-    for key in keys:
-        if key in files.meta.video_keys:
-            names, file_of_episode = files.video_files(key)
-            if streaming and revision != LOCAL:
-                videos = [files.hub_url(name, revision) for name in names]
-            else:
-                used = sorted(set(file_of_episode[list(episodes)].tolist()))
-                download_missing_videos(files, revision, [names[index] for index in used])
-                videos = [str(files.root / name) for name in names]
-            starts = files.episode_column(f"videos/{key}/from_timestamp")
-            readers[key] = VideoImageReader(videos, file_of_episode, starts, shared_timestamps)
-    return readers
-
-
-def download_missing_videos(files: DatasetFiles, revision: str, names: Sequence[str]) -> None:
-    missing = [name for name in names if not (files.root / name).is_file()]
-    if missing and revision != LOCAL:
-        download_files(f"{files.id.partition('@')[0]}@{revision}", missing)
-    for name in missing:
-        if not (files.root / name).is_file():
-            raise UserError(f"the dataset {files.id} lacks the video {name}: download or record it again")
-
-
-def write_arrow_cache(files: DatasetFiles, keys: list[str]) -> list[str]:
-    """Write the image columns to Arrow files, which can be memory-mapped, in the cache of `datasets`; return the files.
-
-    They are written once and found again later.
-    """
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-    from lerobot.utils.utils import SuppressProgressBars
-
-    try:
-        with SuppressProgressBars():
-            table = Dataset.from_parquet([str(file) for file in files.data_files()], columns=keys)
-    except (DatasetsError, OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"the images of the dataset {files.id} cannot be written to the cache of `datasets` (HF_DATASETS_CACHE): "
-            f"{first_line(error.__cause__ or error)}"
-        ) from error
-    return [entry["filename"] for entry in table.cache_files]
 
 
 def select_episodes(config: DatasetConfig, count: int) -> list[int]:
@@ -314,14 +220,3 @@ def camera_sizes(files: DatasetFiles, camera_keys: dict[str, str | None]) -> dic
     sizes = {camera: known[key] for camera, key in camera_keys.items() if key}
     first = next(iter(sizes.values()))
     return {camera: sizes.get(camera, first) for camera in camera_keys}
-
-
-def to_vectors(config: DatasetConfig, column: np.ndarray, dim: int, name: str) -> Tensor:
-    """Return a column as float32 vectors (frames, dim)."""
-    table = column.reshape(len(column), -1)
-    if table.shape[1] != dim:
-        raise UserError(
-            f"the {name} of {config.id} has {table.shape[1]} dimensions, the policy was made for {name}_dim={dim}: "
-            f"set robot.{name}_dim={table.shape[1]} in the recipe, or adapt the policy with `rocket-hf adapt`"
-        )
-    return torch.from_numpy(table.astype(np.float32))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import expand_user
 from rocket_hf.hub import resolve
 from rocket_hf.modeling.strict_config import suggest_name
 from rocket_hf.sims.recording_journal import is_killed_recording
@@ -35,6 +36,11 @@ class DatasetFiles:
     id: str
     root: Path
     meta: Any
+
+    @property
+    def name(self) -> str:
+        """Name for messages, configuration and cards: the Hub id without its revision, or the name of the folder."""
+        return self.root.resolve().name if expand_user(self.id).is_dir() else self.id.partition("@")[0]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -153,6 +159,16 @@ def invalid_info(info: dict[str, Any]) -> str:
         if not is_valid or not isinstance(feature.get("dtype"), str):
             return f"the column {name!r} needs a dtype and a shape, got {feature!r:.80}"
     return ""
+
+
+def check_frames(files: DatasetFiles, index: np.ndarray, episode_index: np.ndarray) -> None:
+    """Check that the rows of the data files are the frames of all episodes, in order."""
+    episodes = np.repeat(np.arange(len(files.lengths)), files.lengths)
+    if not (np.array_equal(index, np.arange(len(episodes))) and np.array_equal(episode_index, episodes)):
+        raise UserError(
+            f"the dataset {files.id} is incomplete or out of order: its data files do not contain the "
+            f"{len(episodes)} frames listed in meta/episodes, download or record it again"
+        )
 
 
 def read_columns(id: str, files: Sequence[Path], names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -110,6 +110,7 @@ class BatchDataset(Dataset):
                 )
         self.augmentation = None if is_identity(augmentation) else augmentation
         self.feature_caches = feature_caches
+        self.lacks_dimensions = any(not (data.state_mask.all() and data.action_mask.all()) for data in datasets)
 
     def assign_positions(self, batch_size: int, rank: int, world_size: int, start: int, end: int) -> None:
         """Assign this rank its positions among start .. end - 1: `batch_size` consecutive ones of each step."""
@@ -144,6 +145,8 @@ class BatchDataset(Dataset):
             camera: resize_to(image, self.image_sizes[camera]) for camera, image in sample["images"].items()
         }
         sample["camera_mask"] = torch.tensor(data.camera_mask)
+        if self.lacks_dimensions:
+            sample |= {"state_mask": data.state_mask, "action_mask": data.action_mask}
         generator = sample_generator(self.seed, position)
         if self.augmentation is not None:
             rows = [draw_augmentation(self.augmentation, camera, generator) for camera in self.cameras]
@@ -152,18 +155,22 @@ class BatchDataset(Dataset):
             sample["noise"] = draw_noise(self.noise_shape, CPU, generator)
             sample["time"] = draw_time(1, CPU, generator)[0]
         if self.feature_caches is not None:
-            sample["features"] = self.feature_caches[dataset].read(index)
+            sample["features"] = self.feature_caches[dataset].read(sample["index"])
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> LoaderBatch:
         state, actions = (torch.stack([sample[key] for sample in samples]) for key in ("state", "actions"))
         batch: dict[str, Any] = {
-            "images": [torch.stack([sample["images"][camera] for sample in samples]) for camera in self.cameras],
-            **self.processor.encode_state_and_text([sample["task"] for sample in samples], state, actions),
+            key: torch.stack([sample[key] for sample in samples])
+            for key in ("camera_mask", "action_is_pad", "action_mask", "augmentation", "noise", "time")
+            if key in samples[0]
         }
-        for key in ("camera_mask", "action_is_pad", "augmentation", "noise", "time"):
-            if key in samples[0]:
-                batch[key] = torch.stack([sample[key] for sample in samples])
+        state_mask = torch.stack([sample["state_mask"] for sample in samples]) if self.lacks_dimensions else None
+        batch["images"] = [torch.stack([sample["images"][camera] for sample in samples]) for camera in self.cameras]
+        tasks = [sample["task"] for sample in samples]
+        batch |= self.processor.encode_state_and_text(tasks, state, actions, state_mask=state_mask)
+        if self.lacks_dimensions:
+            batch["actions"] = batch["actions"].where(batch["action_mask"][:, None], 0)
         if self.image_aspects is not None:
             batch["image_aspects"] = self.image_aspects
         for key in ("dataset", "episode_index", "frame_index", "index", "position"):
@@ -178,11 +185,11 @@ class BatchDataset(Dataset):
         for name in ("state", "actions"):
             bad = (~batch[name].isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
             if bad:
-                data = self.datasets[int(batch["dataset"][bad[0]])]
+                dataset, index = self.order[int(batch["position"][bad[0]])]
+                data = self.datasets[dataset]
                 raise UserError(
                     f"the normalized {name} of {data.id} is not finite at "
-                    f"{data.describe_frame(int(batch['index'][bad[0]]))}: check the statistics of the policy's "
-                    "processor"
+                    f"{data.describe_frame(index)}: check the statistics of the policy's processor"
                 )
 
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from rocket_hf.errors import UserError
 from rocket_hf.teachers.cache_manifest import LOCAL
 
-from ..data.lerobot_data import check_frames
 from ..data.lerobot_files import (
     DatasetFiles,
+    check_frames,
     first_line,
     locate_dataset,
     read_columns,

@@ -20,8 +20,8 @@ from .targets import Targets, TargetSource
 
 # Keys of a loader batch that the model reads unchanged.
 PASSED_THROUGH_KEYS = (
-    "camera_mask", "input_ids", "attention_mask", "state", "actions", "action_is_pad", "noise", "time",
-    "episode_index", "frame_index",
+    "camera_mask", "input_ids", "attention_mask", "state", "actions", "action_is_pad", "action_mask", "noise",
+    "time", "episode_index", "frame_index",
 )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ from rocket_hf.teachers.registration import Registration
 
 from ..base_policy import find_policy_folder
 from ..data.baselines import validation_baselines
-from ..data.dataset_statistics import compute_dataset_statistics
+from ..data.dataset_statistics import compute_dataset_statistics, unit_differences
+from ..data.frame_table import MixtureEntry
 from ..data.image_resizer import ImageResizer
 from ..data.lerobot_data import RobotDataset
 from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 from ..input_fingerprints import Fingerprints, dataset_fingerprints, policy_fingerprints, statistics_values
-from ..recipe import VLARecipe
+from ..recipe import DataConfig, VLARecipe
 from .robot import robot_changes
 from .targets import CachedTargets, LiveTargets, TargetSource, image_windows
 
@@ -46,15 +47,12 @@ def load_training_resources(recipe: VLARecipe, device: torch.device) -> Training
     folder = find_policy_folder(recipe.policy)
     config = policy_config(folder, recipe)
     resizer = create_image_resizer(recipe, folder, config)
-    datasets = [
-        RobotDataset(dataset, config, recipe.data.streaming, recipe.data.in_memory, resizer)
-        for dataset in recipe.data.datasets
-    ]
+    datasets = open_datasets(recipe.data, config, resizer)
     order, held_out = split_frames(recipe, datasets)
     processor = create_processor(folder, config, compute_dataset_statistics(datasets))
     check_prompt_lengths(processor, datasets)
     caches, targets, notes = create_targets(recipe, config, processor, datasets, device)
-    notes += baseline_notes(recipe, datasets, held_out)
+    notes += [*unit_notes(config, datasets), *baseline_notes(recipe, datasets, held_out)]
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
     return TrainingResources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
@@ -118,6 +116,25 @@ def load_policy(folder: Path, alignment: AlignmentConfig | None, recipe: VLAReci
 
 
 # Data
+
+
+def open_datasets(data: DataConfig, config: RocketConfig, resizer: ImageResizer | None = None) -> list[RobotDataset]:
+    """Open the datasets of a recipe, with the rate and the dimensions of the mixture."""
+    pads = len(data.datasets) > 1
+    return [
+        RobotDataset(
+            dataset, config, data.streaming, data.in_memory, resizer, MixtureEntry(number, data.resample, pads)
+        )
+        for number, dataset in enumerate(data.datasets)
+    ]
+
+
+def unit_notes(config: RocketConfig, datasets: Sequence[RobotDataset]) -> list[str]:
+    """Return a note if a dimension seems to have other units in one dataset of a mixture than in another."""
+    found = unit_differences(datasets, {"state": config.state_names, "action": config.action_names})
+    if not found:
+        return []
+    return [f"standard deviations differ widely between datasets, check that their units are equal: {'; '.join(found)}"]
 
 
 def create_image_resizer(recipe: VLARecipe, folder: Path, config: RocketConfig) -> ImageResizer | None:

@@ -8,7 +8,13 @@ from accelerate import Accelerator
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
 from ..base_policy import find_policy_folder
-from ..data.robot_from_dataset import format_robot_comparison, read_robot_from_datasets
+from ..data.robot_from_dataset import (
+    DatasetDescription,
+    describe_datasets,
+    format_mixture,
+    format_robot_comparison,
+    robot_of,
+)
 from ..distributed.agreement import main_process_first
 from ..recipe import RobotConfig, VLARecipe
 
@@ -21,13 +27,15 @@ def complete_robot(
     Settings of the recipe itself come first. A resumed run keeps those with which it was `started`.
     """
     chosen = robot_changes(recipe)
+    datasets: list[DatasetDescription] = []
+    unused: list[str] = []
     with main_process_first(accelerator):  # so that downloads happen once
         policy = RocketConfig.from_pretrained(find_policy_folder(recipe.policy), alignment=None)
         if started is not None:
             robot = robot_changes(started)
         else:
-            robot = read_robot_from_datasets(recipe.data.datasets, policy)
-    unused: list[str] = []
+            datasets = describe_datasets(recipe.data.datasets)
+            robot = robot_of(datasets, recipe.data, policy)
     limit = policy.policy_config.max_cameras
     if limit is not None and "cameras" not in chosen and len(robot.get("cameras", [])) > limit:
         names = ", ".join(robot["cameras"][limit:])
@@ -37,7 +45,12 @@ def complete_robot(
         if f"{part}_dim" in chosen and chosen[f"{part}_dim"] != robot.get(f"{part}_dim"):
             robot.pop(f"{part}_names", None)
     robot |= chosen
-    return replace(recipe, robot=RobotConfig(**robot)), [*format_robot_comparison(policy, robot), *unused]
+    comparison = [
+        *format_robot_comparison(policy, robot),
+        *format_mixture(datasets, robot, recipe.data.resample),
+        *unused,
+    ]
+    return replace(recipe, robot=RobotConfig(**robot)), comparison
 
 
 def robot_changes(recipe: VLARecipe) -> dict[str, Any]:

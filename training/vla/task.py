@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import DTYPES
@@ -125,9 +125,11 @@ class VLATrainingTask(TrainingTask):
         for batch in self.validation:
             sums += self.action_distances(batch)
         distance, count = self.accelerator.reduce(sums, "sum")
-        errors = distance / count
-        names = self.policy.config.action_names or [str(number) for number in range(len(errors))]
-        by_name = {name: round(value, 8) for name, value in zip(names, errors.tolist(), strict=True)}
+        was_measured = count > 0  # A dimension is not, if the held-out frames are of datasets that lack it.
+        errors = (distance / count)[was_measured]
+        names = self.policy.config.action_names or [str(number) for number in range(len(count))]
+        measured_names = [name for name, measured in zip(names, was_measured.tolist(), strict=True) if measured]
+        by_name = {name: round(value, 8) for name, value in zip(measured_names, errors.tolist(), strict=True)}
         return {"error": errors.mean().item(), **by_name}
 
     def action_distances(self, batch: LoaderBatch) -> Tensor:
@@ -141,6 +143,8 @@ class VLATrainingTask(TrainingTask):
         unnormalize = self.processor.unnormalize_actions
         distance = (unnormalize(predicted.float()) - unnormalize(inputs["actions"])).abs()  # (B, chunk, A)
         is_valid = (~inputs["action_is_pad"])[..., None].expand_as(distance)
+        if "action_mask" in inputs:
+            is_valid = is_valid & inputs["action_mask"][:, None]
         return torch.stack([(distance * is_valid).sum((0, 1)), is_valid.float().sum((0, 1))])
 
     def policy_for_export(self) -> RocketForActionPrediction:

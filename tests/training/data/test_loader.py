@@ -68,7 +68,7 @@ def require_equal(one, other):
 def test_batch_contains_the_processors_outputs_and_the_generators_draws(datasets, config):
     policy_processor = processor(config)
     (batch,) = loader(datasets, config, batch_size=6, start_position=20, end_position=26)
-    assert set(batch) == set(LoaderBatch.__annotations__) - {"features", "image_aspects"}
+    assert set(batch) == set(LoaderBatch.__annotations__) - {"features", "image_aspects", "action_mask"}
     order = MixtureOrder([all_frames(data) for data in datasets], seed=1)
     for row, position in enumerate(range(20, 26)):
         dataset, index = order[position]
