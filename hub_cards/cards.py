@@ -1,15 +1,24 @@
-"""Model, adapter and dataset cards, rendered from facts with the templates in this folder."""
+"""Model, adapter and dataset cards, rendered from facts with the templates in this folder, and checks of cards."""
 
+import json
 import math
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import (
+    EvalResultEntry,
+    eval_result_entries_to_yaml,
+    metadata_load,
+    parse_eval_result_entries,
+)
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .escaping import code, markdown, one_line, python
 from .facts import (
     AdapterFacts,
     Artifact,
@@ -27,14 +36,15 @@ FIGURES = "figures"
 EVAL_RESULTS = ".eval_results/rocket_hf.yaml"
 ROCKET_PAPER = "2602.17951"
 ROCKET2_PAPER = "2503.02505"
-ENVIRONMENT = Environment(
-    loader=PackageLoader("rocket_hf.hub_cards", "."),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-ENVIRONMENT.filters |= {"markdown": markdown, "code": code, "python": python, "one_line": one_line}
+PIPELINE = "robotics"
+LICENSES = {
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "openrail", "gemma", "llama2",
+    "llama3", "llama3.1", "llama3.2", "llama3.3", "unlicense", "other",
+}  # fmt: skip
+# Underscores inside of words are plain text in Markdown.
+MARKDOWN = re.compile(r"[\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w)")
+PLAIN_CODE = re.compile(r"[^`|\s]([^`|\n\r]*[^`|\s])?")
 
 
 @dataclass
@@ -106,7 +116,7 @@ def vla_tags(artifact: Artifact) -> list[str]:
 
 
 def policy_metadata(repo: str, provenance: Provenance, tags: list[str]) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"license": provenance.license, "pipeline_tag": "robotics"}
+    metadata: dict[str, Any] = {"license": provenance.license, "pipeline_tag": PIPELINE}
     if provenance.base_model is not None:
         metadata["base_model"] = provenance.base_model.id
     metadata["tags"] = tags
@@ -154,6 +164,43 @@ def benchmark_notes(entry: Evaluation) -> str:
     )
 
 
+# Templates, which escape text from datasets and users, such as names of cameras and tasks
+
+
+def markdown(value: Any) -> str:
+    """Return a value as text on one line, in which no character is Markdown or HTML."""
+    return MARKDOWN.sub(lambda match: f"\\{match[0]}", " ".join(str(value).split()))
+
+
+def code(value: Any) -> str:
+    """Return a value as code on one line, also for cells of tables."""
+    text = str(value)
+    if PLAIN_CODE.fullmatch(text):
+        return f"`{text}`"
+    # Backticks cannot quote each other, and a bar ends the cell of a table, so these are written as character codes.
+    codes = (c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in " ".join(text.split()))
+    return f"<code>{''.join(codes)}</code>"
+
+
+def python(value: str) -> str:
+    """Return a string literal of Python, on one line."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def one_line(value: str) -> str:
+    return " ".join(value.split())
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("rocket_hf.hub_cards", "."),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.filters |= {"markdown": markdown, "code": code, "python": python, "one_line": one_line}
+
+
 def render(template: str, metadata: dict[str, Any], helpers: dict[str, Any] | None = None, **facts: Any) -> str:
     for name, value in facts.items():
         require_finite(value, name)
@@ -174,3 +221,77 @@ def require_finite(value: Any, name: str) -> None:
     elif isinstance(value, list | tuple):
         for inner in value:
             require_finite(inner, name)
+
+
+# Checks of a card's metadata and of `.eval_results/`, without a request to the Hub
+
+
+def check_card(path: Path, requires_base: bool) -> None:
+    """Check that the card has the metadata that the Hub and its users need."""
+    try:
+        values = metadata_load(path) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise CardError(f"the metadata of {path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    for name, (is_valid, expected) in CARD_METADATA.items():
+        is_optional = name == "base_model" and not requires_base and name not in values
+        if not (is_optional or is_valid(values.get(name))):
+            raise CardError(f"the card needs {name}: {expected}, got {values.get(name)!r}")
+    if values["license"] == "other" and not values.get("license_name"):
+        raise CardError("the card has license: other, so it needs a license_name: add it to the card's metadata")
+    if not all(math.isfinite(number) for number in numbers(values)):
+        raise CardError("the card contains a metric that is not a finite number: remove it")
+    if "more information needed" in path.read_text(encoding="utf-8").lower():
+        raise CardError('the card contains "more information needed": add the information, or remove the section')
+
+
+def check_eval_results(path: Path) -> None:
+    """Check `.eval_results/*.yaml`, if there is one, with the Hub's own parser."""
+    if not path.is_file():
+        return
+    try:
+        entries = parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError, ValueError, yaml.YAMLError) as error:
+        raise CardError(f"{EVAL_RESULTS} is not in the Hub's format ({error!r}): publish the policy again") from error
+    for entry in entries:
+        if not is_repo_id(entry.dataset_id) or not math.isfinite(entry.value):
+            raise CardError(
+                f"{EVAL_RESULTS} needs a Hub dataset id and a finite value, got {entry.dataset_id!r}, {entry.value}"
+            )
+
+
+def is_repo_id(value: Any) -> bool:
+    try:
+        validate_repo_id(value)
+    except HFValidationError:
+        return False
+    return "/" in value
+
+
+def are_repo_ids(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(is_repo_id(name) for name in value))
+
+
+def are_tags(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(tag, str) for tag in value)
+
+
+# Metadata key -> (check of its value, description of the allowed values)
+CARD_METADATA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "license": (lambda value: value in LICENSES, f"one of {', '.join(sorted(LICENSES))}"),
+    "pipeline_tag": (lambda value: value == PIPELINE, PIPELINE),
+    "base_model": (is_repo_id, "the Hub id of the model that was trained, OWNER/NAME"),
+    "library_name": (lambda value: value in ("transformers", "peft"), "transformers or peft"),
+    "datasets": (are_repo_ids, "a list of Hub ids"),
+    "tags": (are_tags, "a list of words"),
+}
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """Yield the floats in a nested structure of dicts and lists."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner)
+    elif isinstance(value, float):
+        yield value

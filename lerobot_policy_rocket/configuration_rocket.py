@@ -11,7 +11,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTr
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.lerobot_pipelines import IMAGES, MODES, features
+from rocket_hf.export.policy_folder import IMAGES, LEROBOT_MODES, lerobot_features
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
 # Fields that are keys of RocketConfig.
@@ -62,7 +62,7 @@ class LeRobotRocketConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cameras:
-            inputs, outputs = features(self.rocket_config())
+            inputs, outputs = lerobot_features(self.rocket_config())
             self.input_features, self.output_features = to_policy_features(inputs), to_policy_features(outputs)
 
     @property
@@ -108,7 +108,7 @@ class LeRobotRocketConfig(PreTrainedConfig):
     def normalization_mapping(self) -> dict[str, NormalizationMode]:
         modes = {"STATE": self.state_normalization, "ACTION": self.action_normalization}
         return {"VISUAL": NormalizationMode.IDENTITY} | {
-            part: NormalizationMode(MODES[mode]) for part, mode in modes.items()
+            part: NormalizationMode(LEROBOT_MODES[mode]) for part, mode in modes.items()
         }
 
     @property

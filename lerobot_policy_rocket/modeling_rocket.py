@@ -9,8 +9,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import write_policy_files
-from rocket_hf.export.lerobot_pipelines import ACTION, NEUTRAL, STATE
+from rocket_hf.export.policy_folder import ACTION, NEUTRAL_STATISTICS, STATE, write_policy_files
 from rocket_hf.hub import POLICY_FILES, resolve
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -156,7 +155,7 @@ def rocket_statistics(dataset_stats: dict[str, Any] | None) -> dict[str, Statist
     converted: dict[str, Statistics] = {}
     for part, feature in (("state", STATE), ("action", ACTION)):
         stats = (dataset_stats or {}).get(feature, {})
-        values = {key: [float(number) for number in stats[key]] for key in stats if key in NEUTRAL}
+        values = {key: [float(number) for number in stats[key]] for key in stats if key in NEUTRAL_STATISTICS}
         if "std" in values:  # lerobot keeps deviations of zero
             values["std"] = [deviation or CONSTANT_DEVIATIONS[part] for deviation in values["std"]]
         converted[part] = dict(values)

@@ -13,7 +13,7 @@ from lerobot.processor import (
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 
-from rocket_hf.export.lerobot_pipelines import FILES
+from rocket_hf.export.policy_folder import LEROBOT_FILES
 
 from .configuration_rocket import LeRobotRocketConfig
 
@@ -22,7 +22,7 @@ def make_rocket_pre_post_processors(
     config: LeRobotRocketConfig, dataset_stats: dict[str, Any] | None = None
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline[PolicyAction, PolicyAction]]:
     """Create the pipelines; lerobot finds this function by its name."""
-    preprocessor_name, postprocessor_name = (file.removesuffix(".json") for file in FILES)
+    preprocessor_name, postprocessor_name = (file.removesuffix(".json") for file in LEROBOT_FILES)
     mapping = config.normalization_mapping
     all_features = {**(config.input_features or {}), **(config.output_features or {})}
     preprocessor: PolicyProcessorPipeline = PolicyProcessorPipeline(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from .export.export_files import export_policy
+    from .export.policy_folder import export_policy
     from .modeling.configuration_openvla import OpenVLAPolicyConfig
     from .modeling.configuration_pi0 import Pi0Config
     from .modeling.configuration_rocket import AlignmentConfig, RocketConfig
@@ -30,7 +30,7 @@ MODULES = {
     "Rocket2ForActionPrediction": ".modeling.modeling_rocket2",
     "RocketForActionPrediction": ".modeling.modeling_rocket",
     "RocketProcessor": ".modeling.processing_rocket",
-    "export_policy": ".export.export_files",
+    "export_policy": ".export.policy_folder",
     "load_teacher": ".teachers.load",
 }
 __all__ = [

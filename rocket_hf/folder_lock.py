@@ -1,4 +1,4 @@
-"""Lock of an output folder, so that two processes never write to the same one.
+"""Lock of an output folder, so that two processes never write to the same one, and folders written as a whole.
 
 The lock is the file `.lock` in the folder, which names the host and the process. The kernel's lock on this file ends
 with its process, so on one host the lock of a killed process is recognized at once, also if its process id is in use
@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -124,6 +126,32 @@ def remove_unlocked_folders(parent: Path, prefix: str) -> None:
     for folder in parent.glob(f"{prefix}*"):
         with suppress(UserError), FolderLock(folder):
             shutil.rmtree(folder)
+
+
+@contextmanager
+def staged_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` when the block ends without an exception, else it is removed.
+
+    Temporary folders of killed processes are removed as well.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"the output folder {folder} exists and is not empty: choose another one, or remove it")
+    create_folder(folder.parent)
+    prefix = f".{folder.name}.partial-"
+    remove_unlocked_folders(folder.parent, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary, FolderLock(Path(temporary)):
+        staging = Path(temporary) / folder.name
+        staging.mkdir()
+        yield staging
+        try:
+            if folder.exists():
+                folder.rmdir()
+            staging.rename(folder)
+        except OSError as error:
+            raise UserError(
+                f"the output folder {folder} cannot be written: {error.strerror}; choose another one, or remove it"
+            ) from error
 
 
 def try_lock(descriptor: int) -> bool:

@@ -13,8 +13,7 @@ import pytest
 
 from rocket_hf.commands import main
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged_folder
-from rocket_hf.folder_lock import LOCK, STALE_SECONDS, FolderLock
+from rocket_hf.folder_lock import LOCK, STALE_SECONDS, FolderLock, staged_folder
 from rocket_hf.tiny_dataset import write_tiny_dataset
 
 HOLD = """
@@ -25,7 +24,7 @@ context, folder, forks = sys.argv[1:]
 if context == "lock":
     from rocket_hf.folder_lock import FolderLock as hold
 else:
-    from rocket_hf.export.export_files import staged_folder as hold
+    from rocket_hf.folder_lock import staged_folder as hold
 with hold(Path(folder)):
     if forks == "fork" and os.fork() == 0:
         time.sleep(2)

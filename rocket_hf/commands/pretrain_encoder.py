@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from rocket_hf.export.export_files import staged_folder, write_rocket2_files
+    from rocket_hf.export.policy_folder import write_rocket2_files
+    from rocket_hf.folder_lock import staged_folder
     from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
     from rocket_hf.training.recipe_files import read_rocket2_recipe
     from rocket_hf.training.rocket2.dataset import RecordedRooms

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rocket_hf.export.export_files import staged_folder
+    from rocket_hf.folder_lock import staged_folder
     from rocket_hf.rgbd_dataset import RgbdFrames
     from rocket_hf.teachers.pretraining.folder import write_folder
     from rocket_hf.teachers.pretraining.make_teacher import make_teacher

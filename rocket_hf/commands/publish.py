@@ -13,10 +13,11 @@ from rocket_hf.errors import UserError
 
 if TYPE_CHECKING:
     from rocket_hf.evaluation.trained_policy import TrainedPolicySource
-    from rocket_hf.export.policy_kinds import PolicyKind
     from rocket_hf.hub_cards.facts import Provenance
     from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
-    from rocket_hf.publishing import Package, Published
+    from rocket_hf.publishing.package import Package
+    from rocket_hf.publishing.policy_facts import PolicyKind
+    from rocket_hf.publishing.upload import Published
 
 HELP = "publish a trained policy or its adapter"
 DTYPES = ("float32", "bfloat16")
@@ -64,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from rocket_hf.evaluation.trained_policy import find_trained_policy
-    from rocket_hf.export.policy_kinds import ROCKET2
-    from rocket_hf.publishing import push, write_to_folder
+    from rocket_hf.publishing.package import push, write_to_folder
+    from rocket_hf.publishing.policy_facts import ROCKET2
 
     check_values(arguments)
     logging.set_verbosity_error()
@@ -106,7 +107,7 @@ def missing_destination(arguments: argparse.Namespace) -> list[str]:
 
 def policy_kind_of(source: "TrainedPolicySource") -> "PolicyKind":
     """Return the kind of a policy according to its configuration, or to the recipe of a run without exported policy."""
-    from rocket_hf.export.policy_kinds import ROCKET2, VLA, read_policy_kind
+    from rocket_hf.publishing.policy_facts import ROCKET2, VLA, read_policy_kind
     from rocket_hf.training.recipe import Rocket2Recipe
 
     if source.policy is not None:
@@ -123,7 +124,7 @@ def require_applicable_options(arguments: argparse.Namespace, is_rocket2: bool) 
 
 def collect_provenance(arguments: argparse.Namespace, source: "TrainedPolicySource", is_rocket2: bool) -> "Provenance":
     """Collect the facts for the card from the run and from the command's options, which take precedence."""
-    from rocket_hf.publishing.evaluations import add_evaluations, read_rocket2_evaluation
+    from rocket_hf.publishing.policy_facts import add_evaluations, read_rocket2_evaluation
     from rocket_hf.publishing.provenance import build_provenance
 
     provenance = build_provenance(
@@ -160,8 +161,8 @@ def policy_package(
 ) -> "Package":
     from rocket_hf.evaluation.identity import fingerprint
     from rocket_hf.evaluation.trained_policy import load_trained_policy
-    from rocket_hf.publishing import PolicyPackage
-    from rocket_hf.publishing.evaluations import require_same_policy
+    from rocket_hf.publishing.package import PolicyPackage
+    from rocket_hf.publishing.policy_facts import require_same_policy
 
     model, processor = load_trained_policy(source)
     require_same_policy(fingerprint(model, processor), arguments.evaluation)
@@ -173,8 +174,8 @@ def rocket2_package(
 ) -> "Package":
     from rocket_hf.evaluation.identity import rocket2_fingerprint
     from rocket_hf.evaluation.trained_policy import load_trained_rocket2
-    from rocket_hf.publishing import Rocket2Package
-    from rocket_hf.publishing.evaluations import require_same_policy
+    from rocket_hf.publishing.package import Rocket2Package
+    from rocket_hf.publishing.policy_facts import require_same_policy
 
     model = load_trained_rocket2(source)
     require_same_policy(rocket2_fingerprint(model), arguments.evaluation)
@@ -201,8 +202,8 @@ def adapter_package(
 ) -> "Package":
     from rocket_hf.evaluation.identity import fingerprint
     from rocket_hf.evaluation.trained_policy import load_trained_policy, load_unmerged_checkpoint
-    from rocket_hf.publishing import AdapterPackage
-    from rocket_hf.publishing.evaluations import require_same_policy
+    from rocket_hf.publishing.package import AdapterPackage
+    from rocket_hf.publishing.policy_facts import require_same_policy
     from rocket_hf.training.base_policy import find_policy_folder
     from rocket_hf.training.recipe import VLARecipe
 

@@ -8,13 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from rocket_hf.checkpoint_files import json_value, open_safetensors, read_json, read_json_object
 from rocket_hf.errors import UserError
-from rocket_hf.export import lerobot_pipelines
-from rocket_hf.export.lerobot_pipelines import ACTION, IMAGES, STATE
+from rocket_hf.export.policy_folder import ACTION, IMAGES, LEROBOT_MODES, STATE
 from rocket_hf.foreign_code import check_file_names
 from rocket_hf.modeling.normalization import STATISTICS, Statistics
 from rocket_hf.tokenizer import load_tokenizer
 
-MODES = {lerobot_mode: mode for mode, lerobot_mode in lerobot_pipelines.MODES.items()}
+MODES = {lerobot_mode: mode for mode, lerobot_mode in LEROBOT_MODES.items()}
 NORMALIZER = "normalizer_processor"
 # lerobot's processor steps that complete a prompt, and how they treat the task (see `PromptTemplate`).
 TASK_TEXTS = {

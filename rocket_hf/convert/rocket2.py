@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from rocket_hf.checkpoint_files import Checkpoint
-from rocket_hf.export.export_files import write_rocket2_files
+from rocket_hf.export.policy_folder import write_rocket2_files
 from rocket_hf.modeling.configuration_rocket2 import AUXILIARY_HEADS, Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.rocket2_temporal import BIAS_CURVES

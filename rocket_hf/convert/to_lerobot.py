@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged_folder
-from rocket_hf.export.lerobot_pipelines import ACTION, STATE, features, normalization
+from rocket_hf.export.policy_folder import ACTION, STATE, lerobot_features, lerobot_normalization
 from rocket_hf.files import expand_user, write_json
+from rocket_hf.folder_lock import staged_folder
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
@@ -168,13 +168,13 @@ def lerobot_name(name: str, rules: list[Rename]) -> str:
 
 def lerobot_config(config: RocketConfig, processor: RocketProcessor, names: ExternalNames) -> dict[str, Any]:
     policy_type, policy = lerobot_type(config), config.policy_config
-    inputs, outputs = features(config)
+    inputs, outputs = lerobot_features(config)
     size = [policy.image_size, policy.image_size]
     settings = {
         "type": policy_type,
         "input_features": inputs,
         "output_features": outputs,
-        "normalization_mapping": normalization(config),
+        "normalization_mapping": lerobot_normalization(config),
         "chunk_size": config.chunk_size,
         "n_action_steps": config.chunk_size,
         "max_action_dim": policy.max_action_dim,
@@ -212,8 +212,8 @@ def expert_factor(policy: SmolVLAConfig) -> float:
 def write_processors(folder: Path, config: RocketConfig, processor: RocketProcessor, tokenizer: str) -> None:
     """Write lerobot's two processor pipelines, with the steps in the order of lerobot's policies, and statistics."""
     policy_type = lerobot_type(config)
-    inputs, outputs = features(config)
-    mapping = normalization(config)
+    inputs, outputs = lerobot_features(config)
+    mapping = lerobot_normalization(config)
 
     def normalizer(name: str, normalized: dict[str, Any]) -> dict[str, Any]:
         return {"registry_name": name, "config": {"eps": 1e-8, "features": normalized, "norm_map": mapping}}

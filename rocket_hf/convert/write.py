@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from rocket_hf.checkpoint_files import Checkpoint
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged_folder, write_policy_files
+from rocket_hf.export.policy_folder import write_policy_files
+from rocket_hf.folder_lock import staged_folder
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor

@@ -1,8 +1,10 @@
 """Packages: all files of a Hub repository, built into a folder, checked, and then pushed or kept.
 
-`PolicyPackage` is a complete VLA policy, `AdapterPackage` a LoRA adapter of one, `Rocket2Package` a ROCKET-2 policy.
+`PolicyPackage` is a complete VLA policy, `AdapterPackage` a LoRA adapter of one in PEFT's format, and `Rocket2Package`
+a ROCKET-2 policy.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,31 +12,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import peft
 import torch
+from huggingface_hub.hf_api import RepoFile
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged_folder, write_policy_files, write_processor, write_rocket2_files
-from rocket_hf.export.policy_kinds import ROCKET2, VLA, PolicyKind
-from rocket_hf.export.rocket2_self_test import cast_copy, record_rocket2_self_test
-from rocket_hf.export.self_test import cast_weights, record_self_test
+from rocket_hf.export.policy_folder import (
+    cast_copy,
+    cast_weights,
+    record_rocket2_self_test,
+    record_self_test,
+    write_policy_files,
+    write_processor,
+    write_rocket2_files,
+)
+from rocket_hf.folder_lock import staged_folder
 from rocket_hf.hub import require_repo_id, require_tag
 from rocket_hf.hub_cards.cards import Card, adapter_card, model_card, rocket2_card
-from rocket_hf.hub_cards.facts import Artifact, CardError, Provenance, RobotFacts, Rocket2Artifact, Source
-from rocket_hf.modeling.configuration_rocket import RocketConfig
-from rocket_hf.modeling.configuration_rocket2 import INTERACTIONS
+from rocket_hf.hub_cards.facts import AdapterFacts, CardError, Provenance, Source
 from rocket_hf.modeling.modeling_rocket import ALIGNMENT_HEAD_PREFIX, RocketForActionPrediction
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
-from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTest
-from rocket_hf.modeling.self_test import SELF_TEST_FILE, SelfTest, library_versions
+from rocket_hf.modeling.robot_adaptation import ROBOT_FILE, robot_settings
+from rocket_hf.modeling.self_test import SELF_TEST_FILE
 from rocket_hf.training.vla.trainable import merge_lora_weights, policy_from_weights
 
-from .adapter import require_base_weights, write_adapter
-from .check import check_adapter, check_policy, refuse_links
-from .upload import Published, list_files, push_folder
+from .check import ADAPTER_WEIGHTS, check_adapter, check_policy, refuse_links
+from .policy_facts import ROCKET2, VLA, PolicyKind, adapter_artifact, policy_artifact, rocket2_artifact
+from .upload import LocalFile, Published, list_files, push_folder
 
 SHARD_SIZE = "5GB"
+PEFT_PREFIX = "base_model.model."  # PEFT's prefix of the names of the policy's weights
+ADAPTER_NAME = "default"
+LORA_MATRICES = ("lora_A", "lora_B")
+PUBLISH_MERGED = "publish the merged policy instead, without --adapter"
 
 
 class Package(ABC):
@@ -188,82 +202,77 @@ def require_shard_size(text: str) -> None:
         )
 
 
-# Facts for the card, read from the policy
+# Files of an adapter, which refers to its base policy by Hub id and commit
 
 
-def policy_artifact(
-    policy: RocketForActionPrediction, processor: RocketProcessor, repo: str, revision: str, test: SelfTest
-) -> Artifact:
-    return Artifact(
-        repo=repo,
-        revision=revision,
-        backbone=backbone_name(policy.config),
-        parameters=sum(parameter.numel() for parameter in policy.parameters()),
-        dtype=str(policy.dtype).removeprefix("torch."),
-        robot=robot_facts(policy.config, processor),
-        versions=test.versions,
-        tolerances=test.tolerances,
-        image_effect=test.image_effect,
+def require_base_weights(base: Source, files: dict[str, RepoFile], folder: Path) -> None:
+    """Raise if the weights of the base on the Hub differ from those in `folder`, which the adapter was trained on."""
+    for path in sorted(folder.glob("model*.safetensors")):
+        if path.name not in files or not LocalFile(path).matches(files[path.name]):
+            raise UserError(
+                f"{path.name} of {base.id} at commit {base.revision} is not the file that the adapter was trained on: "
+                "pass the right repository and revision with --base"
+            )
+
+
+def write_adapter(model: RocketForActionPrediction, base: Source, folder: Path) -> AdapterFacts:
+    """Write the LoRA layers and the other trained weights of a model, and the robot's configuration for `for_robot`.
+
+    The LoRA layers are not merged; the other trained weights are those that require gradients.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    if not layers:
+        raise UserError(f"this policy has no LoRA layers, so it has no adapter: {PUBLISH_MERGED}")
+    rank, alpha = common_rank_and_alpha(layers)
+    full = fully_trained_modules(model)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=sorted(layers),
+        modules_to_save=sorted(full) or None,
+        base_model_name_or_path=base.id,
+        revision=base.revision,
+        inference_mode=True,
     )
+    config.save_pretrained(folder)
+    robot = json.dumps(robot_settings(model.config), indent=2)
+    (folder / ROBOT_FILE).write_text(robot + "\n", encoding="utf-8")
+    tensors = lora_tensors(layers) | {
+        f"{name}.{key}": value for name, module in full.items() for key, value in module.state_dict().items()
+    }
+    save_file(
+        {f"{PEFT_PREFIX}{name}": value.detach().cpu().contiguous() for name, value in tensors.items()},
+        folder / ADAPTER_WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    return AdapterFacts(base, rank, alpha, len(layers), sorted(full))
 
 
-def adapter_artifact(
-    model: RocketForActionPrediction, processor: RocketProcessor, repo: str, revision: str
-) -> Artifact:
-    trained = [
-        weight
-        for name, weight in model.named_parameters()
-        if weight.requires_grad and ALIGNMENT_HEAD_PREFIX not in name
+def common_rank_and_alpha(layers: dict[str, LoraLayer]) -> tuple[int, int]:
+    settings = {(layer.r[ADAPTER_NAME], layer.lora_alpha[ADAPTER_NAME]) for layer in layers.values()}
+    if len(settings) > 1:
+        raise UserError(f"the LoRA layers of this policy have different ranks: {PUBLISH_MERGED}")
+    return next(iter(settings))
+
+
+def lora_tensors(layers: dict[str, LoraLayer]) -> dict[str, Tensor]:
+    matrices = {
+        f"{name}.{matrix}": getattr(layer, matrix)[ADAPTER_NAME]
+        for name, layer in layers.items()
+        for matrix in LORA_MATRICES
+    }
+    return {f"{name}.{key}": value for name, matrix in matrices.items() for key, value in matrix.state_dict().items()}
+
+
+def fully_trained_modules(model: RocketForActionPrediction) -> dict[str, nn.Module]:
+    """Return the modules that were trained without LoRA, by name. All parameters of such a module must be trained."""
+    names = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name and not name.startswith(ALIGNMENT_HEAD_PREFIX)
     ]
-    return Artifact(
-        repo=repo,
-        revision=revision,
-        backbone=backbone_name(model.config),
-        parameters=sum(weight.numel() for weight in trained),
-        dtype="float32",
-        robot=robot_facts(model.config, processor),
-        versions=library_versions() | {"peft": peft.__version__},
-    )
-
-
-def rocket2_artifact(
-    policy: Rocket2ForActionPrediction, repo: str, revision: str, test: Rocket2SelfTest
-) -> Rocket2Artifact:
-    config = policy.config
-    return Rocket2Artifact(
-        repo=repo,
-        revision=revision,
-        parameters=sum(parameter.numel() for parameter in policy.parameters()),
-        dtype=str(policy.dtype).removeprefix("torch."),
-        image_size=tuple(config.image_size),
-        actions=[(*factor, rest) for factor, rest in zip(config.factors.items(), config.rest_action, strict=True)],
-        minecraft=config.action_space == "minecraft",
-        interactions={name: number for name, number in INTERACTIONS.items() if number < config.interactions},
-        window_steps=config.window_steps,
-        heads=list(config.auxiliary_heads),
-        versions=test.versions,
-        tolerances=test.tolerances,
-        effects=test.effects,
-    )
-
-
-def backbone_name(config: RocketConfig) -> str:
-    policy = config.policy_config.to_dict()
-    return policy.get("variant", policy["model_type"].removeprefix("rocket_"))
-
-
-def robot_facts(config: RocketConfig, processor: RocketProcessor) -> RobotFacts:
-    return RobotFacts(
-        cameras=list(config.cameras),
-        image_size=processor.image_size,
-        resize=processor.resize,
-        state_dim=config.state_dim,
-        action_dim=config.action_dim,
-        chunk_size=config.chunk_size,
-        state_normalization=processor.state_normalization,
-        action_normalization=processor.action_normalization,
-        state_names=list(config.state_names) if config.state_names else None,
-        action_names=list(config.action_names) if config.action_names else None,
-        fps=config.fps,
-        example_task=config.example_task,
-    )
+    modules = {parent: model.get_submodule(parent) for parent in {name.rpartition(".")[0] for name in names}}
+    for name, module in modules.items():
+        if any(not parameter.requires_grad for parameter in module.parameters()) or next(module.children(), None):
+            raise UserError(f"only a part of the module {name} was trained, which PEFT cannot store: {PUBLISH_MERGED}")
+    return modules

@@ -14,24 +14,57 @@ from safetensors import SafetensorError, safe_open
 from rocket_hf.checkpoint_files import read_json_object
 from rocket_hf.convert.write import REPORT
 from rocket_hf.errors import UserError
-from rocket_hf.hub import REPO_ID, cached_file, parse_source
+from rocket_hf.hub import REPO_ID, HubSource, cached_commit, cached_file, parse_source, resolve
 from rocket_hf.hub_cards.facts import Provenance, Source, TeacherFacts, TrainingFacts
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.license import KNOWN_LICENSES, UNKNOWN_LICENSE, license_note, read_license
 from rocket_hf.teachers.load import EMBEDDED, local_teacher_folder
 from rocket_hf.training.checkpoint import read_progress
+from rocket_hf.training.input_origins import read_origins
 from rocket_hf.training.journal import read_journal
 from rocket_hf.training.recipe import BaseRecipe, Rocket2Recipe, VLARecipe
 from rocket_hf.training.recipe_files import changed_settings
 from rocket_hf.training.run import JOURNAL
 from rocket_hf.training.vla.resources import alignment_config
 
-from .inputs import INFO, RunInputs, card_license
-
+INFO = "meta/info.json"  # of a LeRobot dataset
+FILES = {"model": "config.json", "dataset": INFO}  # a file that every repository of the type has
 # Settings that the card shows elsewhere.
 SHOWN_ELSEWHERE = ("name", "about", "policy", "teacher.", "data.datasets", "alignment", "compared_with", "run.trackers")
 ALIGNMENT, ACTION, AUXILIARY = "alignment/", "action/", "auxiliary/"  # prefixes of the journal's losses
 FIRST_PROJECTOR_WEIGHT = "alignment_head.projectors.0.fc1.weight"
+
+
+class RunInputs:
+    """Names in the recipe of a run, resolved to what they meant when the run was started."""
+
+    def __init__(self, run: Path | None):
+        self.origins = read_origins(run) if run is not None else {}
+
+    def folder(self, name: str) -> Path | None:
+        """Return the folder that an input was read from; None for one on the Hub. It may not exist any more."""
+        if name in self.origins:
+            recorded = self.origins[name]
+            return Path(recorded) if recorded is not None else None
+        return Path(name) if Path(name).is_dir() else None
+
+    def hub_source(self, name: str, repo_type: str = "model") -> HubSource | None:
+        """Return the Hub repository of an input, or None for a folder, also of another machine.
+
+        A name without a record is on the Hub only if its files are in the Hub's cache: it could be a relative folder.
+        """
+        if self.folder(name) is not None or not REPO_ID.fullmatch(name.partition("@")[0]):
+            return None
+        if name in self.origins or cached_file(name, FILES[repo_type], repo_type):
+            return parse_source(name)
+        return None
+
+    def card_source(self, name: str, repo_type: str = "model") -> Source | None:
+        """Return the Hub repository of an input with the commit that was used."""
+        source = self.hub_source(name, repo_type)
+        if source is None:
+            return None
+        return Source(source.id, source.revision or cached_commit(name, FILES[repo_type], repo_type))
 
 
 def build_provenance(
@@ -235,4 +268,17 @@ def base_license(recipe: BaseRecipe, inputs: RunInputs) -> str | None:
     """Return the license in the README.md of a local base policy, or None if it is unknown."""
     folder = inputs.folder(recipe.policy) if recipe.policy else None
     license = read_license(folder, recipe.policy) if folder is not None else UNKNOWN_LICENSE
+    return None if license == UNKNOWN_LICENSE else license
+
+
+def card_license(source: Source) -> str | None:
+    """Return the license in the card of a model on the Hub, or None if it is unknown or the card cannot be read."""
+    name = f"{source.id}@{source.revision}" if source.revision else source.id
+    readme = cached_file(name, "README.md")
+    if readme is None:
+        try:
+            readme = resolve(name, ["README.md"], kind="base model").folder / "README.md"
+        except UserError:
+            return None
+    license = read_license(readme.parent, source.id)
     return None if license == UNKNOWN_LICENSE else license

@@ -10,9 +10,8 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.policy_kinds import VLA, PolicyKind, read_policy_kind
 from rocket_hf.hub import POLICY_FILES, parse_source, resolve
-from rocket_hf.hub_cards.escaping import python
+from rocket_hf.hub_cards.cards import python
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.modeling.rocket2_self_test import Rocket2SelfTestReport
 from rocket_hf.modeling.self_test import (
@@ -24,8 +23,8 @@ from rocket_hf.modeling.self_test import (
     run_self_test,
 )
 
-from .check import check_config, check_self_test, check_weights
-from .check_code import changed_code_files, check_code_files
+from .check import changed_code_files, check_code_files, check_config, check_self_test, check_weights
+from .policy_facts import VLA, PolicyKind, read_policy_kind
 from .verify_adapter import ADAPTER_CONFIG, adapter_snippet, load_adapter
 
 PIXEL = 1 / 255

@@ -9,13 +9,12 @@ from safetensors import SafetensorError
 
 from rocket_hf.errors import UserError
 from rocket_hf.hub import POLICY_FILES, resolve
-from rocket_hf.hub_cards.escaping import python
+from rocket_hf.hub_cards.cards import python
 from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.self_test import SELF_TEST_FILE
 
-from .adapter import WEIGHTS
-from .check import ADAPTER_FORBIDDEN_TENSORS, check_tensors, read_adapter_base, read_json
+from .check import ADAPTER_FORBIDDEN_TENSORS, ADAPTER_WEIGHTS, check_tensors, read_adapter_base, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -29,7 +28,7 @@ def load_adapter(folder: Path) -> tuple[Source, Any]:
         raise UserError(
             f"{folder} has no {SELF_TEST_FILE}, which this version writes for adapters too: publish the adapter again"
         )
-    check_tensors(folder / WEIGHTS, ADAPTER_FORBIDDEN_TENSORS)
+    check_tensors(folder / ADAPTER_WEIGHTS, ADAPTER_FORBIDDEN_TENSORS)
     base_folder = resolve(f"{base.id}@{base.revision}", POLICY_FILES, kind="base policy").folder
     model = RocketForActionPrediction.from_pretrained(base_folder, alignment=None, dtype=torch.float32)
     try:

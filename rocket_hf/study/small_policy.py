@@ -5,9 +5,15 @@ camera, and four blocks of width 128 learn four MetaWorld tasks from 25 demonstr
 succeed after 460 steps).
 """
 
+import json
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rocket_hf.errors import UserError
+from rocket_hf.files import TEMPORARY_SUFFIX, create_folder, write_json
+from rocket_hf.folder_lock import is_unused
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
@@ -18,6 +24,7 @@ CHUNK, EXECUTED_ACTIONS = 10, 5  # actions per chunk, and actions executed befor
 MAX_STEPS = 200  # steps of a rollout; the scripted experts need at most 170
 BATCH = 64
 TEACHER = "embedded"
+SETTINGS = "small_policy.json"  # settings from which `rocket-hf study policy` wrote a policy
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 # All weights are trained from scratch in few steps, so the learning rate is high and decays to almost zero.
@@ -53,7 +60,16 @@ def train_policy(
     run_command("accelerate launch training/train.py", *words)
 
 
-def small_pi0(vocabulary: int) -> Pi0Config:
+@dataclass(frozen=True)
+class SmallPolicySizes:
+    """Sizes of the image encoder: side of the images and of their patches in pixels, and number of blocks."""
+
+    image_size: int = 84
+    patch_size: int = 14
+    vision_depth: int = 1
+
+
+def small_pi0(vocabulary: int, sizes: SmallPolicySizes) -> Pi0Config:
     return Pi0Config(
         variant="pi0",
         depth=DEPTH,
@@ -65,23 +81,25 @@ def small_pi0(vocabulary: int) -> Pi0Config:
         expert_width=64,
         expert_mlp_width=128,
         vocab_size=vocabulary,
-        vision_depth=1,
+        vision_depth=sizes.vision_depth,
         vision_heads=4,
         vision_width=128,
         vision_mlp_width=256,
-        image_size=84,
-        patch_size=14,
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
         max_state_dim=8,
         max_action_dim=8,
         denoising_steps=5,
     )
 
 
-def write_small_policy(folder: Path, dataset: Path, seed: int = 0) -> RocketConfig:
+def write_small_policy(
+    folder: Path, dataset: Path, seed: int = 0, sizes: SmallPolicySizes | None = None
+) -> RocketConfig:
     """Write an untrained policy for the robot of a LeRobot dataset, with a tokenizer for the words of its tasks."""
     import torch
 
-    from rocket_hf.export.export_files import export_policy
+    from rocket_hf.export.policy_folder import export_policy
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
     from rocket_hf.modeling.robot_adaptation import config_for_robot
@@ -90,12 +108,13 @@ def write_small_policy(folder: Path, dataset: Path, seed: int = 0) -> RocketConf
     from rocket_hf.training.data.robot_from_dataset import read_robot_from_dataset
     from rocket_hf.training.recipe import DatasetConfig
 
+    sizes = sizes or SmallPolicySizes()
     source = DatasetConfig(id=str(dataset))
-    template = RocketConfig(policy_config=small_pi0(len(SPECIAL_TOKENS)), alignment=None, chunk_size=CHUNK)
+    template = RocketConfig(policy_config=small_pi0(len(SPECIAL_TOKENS), sizes), alignment=None, chunk_size=CHUNK)
     config = config_for_robot(template, read_robot_from_dataset(source, template))
     data = RobotDataset(source, config)
     tokenizer = word_tokenizer(data.tasks)
-    config = RocketConfig.from_dict(config.to_dict(), policy_config=small_pi0(len(tokenizer)))
+    config = RocketConfig.from_dict(config.to_dict(), policy_config=small_pi0(len(tokenizer), sizes))
     torch.manual_seed(seed)
     model = RocketForActionPrediction(config)
     # The longest task is the prompt length, because padding tokens cost as much as others.
@@ -104,6 +123,25 @@ def write_small_policy(folder: Path, dataset: Path, seed: int = 0) -> RocketConf
     processor = RocketProcessor.for_config(config, tokenizer, statistics, max_prompt_length=prompt_length)
     export_policy(model, processor, folder)
     return config
+
+
+def write_policy_repeatably(folder: Path, dataset: Path, seed: int, sizes: SmallPolicySizes) -> None:
+    """Write an untrained policy to a new folder, or to that of an earlier call with the same arguments.
+
+    Each file is complete at all times, so an interrupted call can be repeated.
+    """
+    settings = {"dataset": str(dataset), "seed": seed, **asdict(sizes)}
+    written = folder / SETTINGS
+    if not is_unused(folder) and not (written.is_file() and json.loads(written.read_text()) == settings):
+        raise UserError(f"{folder} is not empty: choose another folder with --out")
+    create_folder(folder)
+    write_json(written, settings)
+    temporary = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_small_policy(temporary, dataset, seed, sizes)
+    for path in temporary.iterdir():
+        path.replace(folder / path.name)
+    temporary.rmdir()
 
 
 def word_tokenizer(texts: list[str]) -> Any:

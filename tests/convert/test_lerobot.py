@@ -324,7 +324,7 @@ def test_missing_source_is_reported(tmp_path, capsys):
     [("clip_normalized", True), ("interpolation", "bicubic"), ("prompt_template", "{task}"), ("resize", "stretch")],
 )
 def test_preparation_that_lerobot_does_not_have_is_not_dropped_silently(setting, value, tmp_path, capsys):
-    from rocket_hf.export.export_files import export_policy
+    from rocket_hf.export.policy_folder import export_policy
 
     config = tiny_config(alignment=None)
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config), **{setting: value})

@@ -10,7 +10,7 @@ import torch
 
 from rocket_hf.bench.lerobot_tiny import CAMERAS
 from rocket_hf.commands import main
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_smolvla import SmolVLAConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction

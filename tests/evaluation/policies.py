@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config

@@ -12,7 +12,7 @@ from scipy import stats
 
 from rocket_hf.commands import main
 from rocket_hf.evaluation.open_loop_report import PLOT, REPORT, mean_with_interval
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.tiny import character_tokenizer, tiny_config

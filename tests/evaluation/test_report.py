@@ -17,7 +17,7 @@ from rocket_hf.evaluation.report import (
 from rocket_hf.evaluation.rollouts import EpisodeResult
 from rocket_hf.evaluation.statistics import wilson_interval
 from rocket_hf.evaluation.trained_policy import find_trained_policy, load_trained_policy
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 
 from .conftest import tiny_policy
 

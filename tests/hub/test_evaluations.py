@@ -9,7 +9,7 @@ from PIL import Image
 
 from rocket_hf.errors import UserError
 from rocket_hf.hub_cards.facts import Provenance
-from rocket_hf.publishing.evaluations import (
+from rocket_hf.publishing.policy_facts import (
     add_evaluations,
     parse_success_rate,
     read_benchmark_results,

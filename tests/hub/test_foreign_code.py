@@ -17,7 +17,7 @@ import torch
 
 from rocket_hf.commands import main
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import write_processor
+from rocket_hf.export.policy_folder import write_processor
 from rocket_hf.foreign_code import check_files_inside, check_no_foreign_code
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.teachers.load import load_teacher

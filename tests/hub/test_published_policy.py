@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from rocket_hf.export.export_files import shipped_files
+from rocket_hf.export.policy_folder import shipped_files
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.publishing import PolicyPackage, push
 

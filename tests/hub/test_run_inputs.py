@@ -7,7 +7,7 @@ import pytest
 
 from rocket_hf.errors import UserError
 from rocket_hf.hub import HubSource, require_tag
-from rocket_hf.publishing.inputs import RunInputs
+from rocket_hf.publishing.provenance import RunInputs
 from rocket_hf.training.input_origins import ORIGINS
 
 

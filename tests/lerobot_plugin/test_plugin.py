@@ -94,7 +94,7 @@ def test_masked_action_dimensions_are_not_normalized(tmp_path):
     statistics = {part: dict(values) for part, values in processor.statistics.items()}
     statistics["action"]["mask"] = [True, True, True, False]
     masked = RocketProcessor.for_config(policy.config, processor.tokenizer, statistics, max_prompt_length=128)
-    from rocket_hf.export.export_files import export_policy
+    from rocket_hf.export.policy_folder import export_policy
 
     folder = export_policy(policy, masked, tmp_path / "masked")
     lerobot_policy, preprocess, postprocess = load(folder)
@@ -104,7 +104,7 @@ def test_masked_action_dimensions_are_not_normalized(tmp_path):
 
 def test_clipped_states_and_training_actions_are_clipped_in_lerobot(tmp_path):
     """lerobot's own normalizer does not clip, so the policy does."""
-    from rocket_hf.export.export_files import export_policy
+    from rocket_hf.export.policy_folder import export_policy
 
     from ..evaluation.policies import pushing_policy
 

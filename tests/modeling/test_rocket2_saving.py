@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rocket_hf.export.export_files import shipped_files, write_rocket2_files
+from rocket_hf.export.policy_folder import shipped_files, write_rocket2_files
 from rocket_hf.foreign_code import ROCKET2_CLASSES
 from rocket_hf.modeling.modeling_rocket2 import Rocket2ForActionPrediction
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import export_policy, shipped_files
+from rocket_hf.export.policy_folder import export_policy, shipped_files
 from rocket_hf.modeling.configuration_rocket import AlignmentConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.self_test import cast_weights, record_self_test
+from rocket_hf.export.policy_folder import cast_weights, record_self_test
 from rocket_hf.modeling import self_test
 from rocket_hf.modeling.self_test import SELF_TEST_FILE, read_self_test, relative_distance
 from rocket_hf.publishing.verify import verify_policy

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rocket_hf.commands import main
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.configuration_openvla import OpenVLAPolicyConfig
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig

@@ -11,7 +11,7 @@ import pytest
 
 from rocket_hf.commands import main
 from rocket_hf.evaluation.report import REPORT
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.sims.libero import MIRRORED_WORLD, LiberoEnvironment
 from rocket_hf.sims.libero_files import import_libero

@@ -13,7 +13,7 @@ import pytest
 from rocket_hf.commands import main
 from rocket_hf.errors import UserError
 from rocket_hf.evaluation.report import REPORT
-from rocket_hf.export.export_files import export_policy
+from rocket_hf.export.policy_folder import export_policy
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.sims.libero import LiberoEnvironment
 from rocket_hf.sims.libero_plus import LiberoPlusEnvironment, add_noise, numpy_seed

@@ -12,7 +12,7 @@ from rocket_hf.commands import main as rocket_hf
 from rocket_hf.evaluation.trained_policy import find_trained_policy, load_unmerged_checkpoint
 from rocket_hf.hub_cards.facts import Source
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
-from rocket_hf.publishing.adapter import write_adapter
+from rocket_hf.publishing.package import write_adapter
 from rocket_hf.tiny_dataset import write_tiny_dataset
 from rocket_hf.training.recipe_files import read_recipe
 

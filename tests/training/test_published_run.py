@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 from rocket_hf.commands import main as rocket_hf
 from rocket_hf.evaluation.trained_policy import find_trained_policy, load_unmerged_checkpoint
+from rocket_hf.export.policy_folder import write_rocket2_files
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from ..hub import policies
 from ..hub.clients import run as run_client
 from ..hub.policies import predict
 from ..hub.server import LoopbackHub
+from ..modeling.rocket2_tiny import random_rocket2
 from .conftest import exported_weights, journal_records, write_policy
 
 PROVENANCE = ("--base", "ada/base", "--license", "apache-2.0")
@@ -216,3 +218,69 @@ def test_published_adapter_on_its_base_equals_the_trained_policy_in_clean_proces
         assert code == 0, errors
     model, processor = load_unmerged_checkpoint(find_trained_policy(out))
     torch.testing.assert_close(load_file(actions)["actions"], predict(model, processor), atol=0, rtol=0)
+
+
+# The way from the command to the commit, by a trace of the function calls. Code that runs on import does not count.
+
+TRACE = """
+import json, sys
+from rocket_hf.commands import main
+
+def is_import(frame):
+    while frame is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    return frame is not None and frame.f_globals["__name__"] != "__main__"
+
+def record(code, offset):
+    frame = sys._getframe(1)
+    name = frame.f_globals.get("__name__", "")
+    if code.co_name == "create_commit":
+        sys.monitoring.set_events(tool, 0)
+    elif name.startswith("rocket_hf."):
+        if is_import(frame):
+            return
+        names.append(name)
+    return sys.monitoring.DISABLE  # for this function
+
+tool, start = sys.monitoring.PROFILER_ID, sys.monitoring.events.PY_START
+sys.monitoring.use_tool_id(tool, "trace")
+sys.monitoring.register_callback(tool, start, record)
+policy, *arguments = sys.argv[1:]
+assert main(["publish", policy, "--repo", "ada/base", "--base", "ada/first", "--license", "mit"]) == 0
+for line in arguments:
+    names = []
+    sys.monitoring.restart_events()
+    sys.monitoring.set_events(tool, start)
+    assert main(["publish", *json.loads(line)]) == 0
+    print(json.dumps(names))
+"""
+MAX_FILES, MAX_ROOMS = 10, 4
+# Rooms of the policy, of its run and of what it was trained with. Publishing only loads it and reads their facts.
+LOADED_ROOMS = ("modeling", "training", "evaluation", "teachers", "convert")
+
+
+def publishing_files(names: list[str]) -> set[str]:
+    """Return the files of a trace as ROOM.FILE, without base files, loaded rooms, and the parsers of all commands."""
+    after_parsing = names[names.index("rocket_hf.hub") :]  # `rocket-hf publish` first checks the repository's name
+    files = {name.removeprefix("rocket_hf.") for name in [*after_parsing, "rocket_hf.commands.publish"]}
+    return {file for file in files if "." in file and file.split(".")[0] not in LOADED_ROOMS}
+
+
+def test_few_files_run_between_the_command_and_the_commit(finished_run, policies, tmp_path):
+    rocket2 = tmp_path / "rocket2"
+    random_rocket2().for_inference().save_pretrained(rocket2)
+    write_rocket2_files(rocket2, random_rocket2().config)
+    sources = ((finished_run, "policy"), (finished_run, "adapter", "--adapter"), (rocket2, "rocket2"))
+    commands = [
+        json.dumps([str(source), "--repo", f"ada/{name}", "--base", "ada/base", "--license", "mit", *more])
+        for source, name, *more in sources
+    ]
+    with LoopbackHub() as hub:
+        code, printed, errors = run_client(hub.url, TRACE, policies("smolvla"), *commands, home=tmp_path / "home")
+        assert code == 0, errors
+    traces = [publishing_files(json.loads(line)) for line in printed.splitlines() if line.startswith("[")]
+    assert len(traces) == len(sources)
+    for files in traces:
+        assert {"commands.publish", "publishing.package", "publishing.upload", "hub_cards.cards"} <= files
+        assert len(files) <= MAX_FILES, sorted(files)
+        assert len({file.split(".")[0] for file in files}) <= MAX_ROOMS, sorted(files)

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from transformers.utils import ModelOutput
 
 from rocket_hf.errors import UserError
-from rocket_hf.export.export_files import staged_folder, write_rocket2_files
+from rocket_hf.export.policy_folder import write_rocket2_files
+from rocket_hf.folder_lock import staged_folder
 from rocket_hf.modeling.configuration_rocket2 import Rocket2Config
 from rocket_hf.modeling.modeling_rocket2 import AUXILIARY_PREFIX, Rocket2ForActionPrediction
 
