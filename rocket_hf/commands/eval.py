@@ -47,7 +47,12 @@ MINECRAFT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("policy", metavar="POLICY", help="folder of a run, checkpoint or policy, or Hub id OWNER/NAME[@REVISION]")
-    add("--env", metavar="SUITE", help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: metaworld)")
+    add(
+        "--env",
+        metavar="ENVIRONMENT",
+        help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: metaworld); metaworld with settings: "
+        "metaworld:SETTING=VALUE,...",
+    )
     add("--dataset", metavar="DATASET", help="folder or Hub id of a LeRobot dataset to evaluate on, instead of --env")
     add(
         "--tasks",
@@ -126,8 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def complete_arguments(arguments: argparse.Namespace) -> None:
     """Reject options that the environment does not have, and set the defaults of the others."""
-    from rocket_hf.sims.names import require_known
-    from rocket_hf.sims.suites import SUITES
+    from rocket_hf.sims.settings import parse_environment_name
 
     if arguments.env == "minecraft":
         raise UserError(MINECRAFT)
@@ -137,7 +141,7 @@ def complete_arguments(arguments: argparse.Namespace) -> None:
         set_defaults(arguments, eval_dataset.DEFAULTS)
     else:
         set_defaults(arguments, {"env": "metaworld"} | ROLLOUT_OPTIONS)
-        require_known("rocket_hf", "suite", arguments.env, (*SUITES, ROCKET2))
+        arguments.env = parse_environment_name(arguments.env).name
         is_rocket2 = arguments.env == ROCKET2
         own, others = (ROCKET2_OPTIONS, TASK_OPTIONS) if is_rocket2 else (TASK_OPTIONS, ROCKET2_OPTIONS)
         reject_options(arguments, arguments.env, others)

@@ -1,6 +1,7 @@
 """Record demonstrations of a simulator's scripted experts as a LeRobot dataset.
 
     rocket-hf simulate metaworld --tasks drawer-open-v3 window-open-v3 --episodes 20 --out demonstrations
+    rocket-hf simulate 'metaworld:heights=0..0.12,cameras=corner2' --tasks drawer-open-v3 --episodes 20 --out raised
     rocket-hf simulate vizdoom --rooms 300 --out rooms
 
 After an interruption, run the same command again to resume the recording.
@@ -22,7 +23,11 @@ IMAGE_SIZE, VIEWS = 128, 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", metavar="SUITE", help="simulator: metaworld, libero or vizdoom")
+    parser.add_argument(
+        "suite",
+        metavar="ENVIRONMENT",
+        help="simulator: metaworld, libero or vizdoom; metaworld with settings: metaworld:SETTING=VALUE,...",
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -69,6 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Require all options that the suite needs, and none of the other suites."""
+    from rocket_hf.sims.settings import parse_environment_name
+
+    arguments.suite = parse_environment_name(arguments.suite).name
     task_options, room_options = ["tasks", "episodes"], ["rooms", "views"]
     is_vizdoom = arguments.suite == "vizdoom"
     required, unsupported = (["rooms"], task_options) if is_vizdoom else (task_options, room_options)

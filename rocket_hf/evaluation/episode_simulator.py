@@ -104,7 +104,7 @@ class EpisodeSimulator:
         assert environment is not None
         robot = RobotInterface(
             environment.instruction,
-            tuple(environment.cameras),
+            environment.image_names,
             tuple(environment.state_names),
             tuple(environment.action_names),
             environment.max_steps,

@@ -1,7 +1,8 @@
 """Demonstrations as a LeRobotDataset (v3), written with lerobot's own writer.
 
-Images are stored as h264 video. Depth is stored as lerobot's depth video: quantized to twelve bits on a logarithmic
-scale, which is accurate to 0.08 % between DEPTH_MIN and DEPTH_MAX, and then encoded without loss.
+Camera images are stored as h264 video; computed images, such as world coordinates, as PNG, without loss. Depth is
+stored as lerobot's depth video: quantized to twelve bits on a logarithmic scale, which is accurate to 0.08 % between
+DEPTH_MIN and DEPTH_MAX, and then encoded without loss.
 """
 
 from pathlib import Path
@@ -31,6 +32,8 @@ def demonstration_features(environment: Environment, image_size: int, depth: boo
             columns[f"observation.images.{camera}_depth"] = depth_feature
             columns[f"camera.{camera}.intrinsics"] = vector_feature([f"{row}{col}" for row in "xyz" for col in "xyz"])
             columns[f"camera.{camera}.pose"] = vector_feature([f"{row}{col}" for row in "xyzw" for col in "xyzw"])
+    for name in environment.computed_images:
+        columns[f"observation.images.{name}"] = image_feature(image_size)
     columns["observation.state"] = vector_feature(environment.state_names)
     columns["action"] = vector_feature(environment.action_names)
     columns["next.success"] = {"dtype": "bool", "shape": (1,), "names": None}
@@ -41,6 +44,11 @@ def demonstration_features(environment: Environment, image_size: int, depth: boo
 def video_feature(image_size: int, channels: int) -> dict[str, Any]:
     names = ["height", "width", "channels"]
     return {"dtype": "video", "shape": (image_size, image_size, channels), "names": names}
+
+
+def image_feature(image_size: int) -> dict[str, Any]:
+    """Return a column of PNG images, which keep every level."""
+    return video_feature(image_size, 3) | {"dtype": "image"}
 
 
 def vector_feature(names: Any) -> dict[str, Any]:

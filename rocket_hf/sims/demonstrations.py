@@ -31,6 +31,7 @@ from .recording import (
 )
 from .recording_journal import JOURNAL, RecordingJournal
 from .recording_writer import COMMIT_BYTES_AFTER_KILL, RecordingWriter, write_errors_reported
+from .settings import parse_environment_name
 from .suites import make_environment, require_expert, task_names
 
 
@@ -44,7 +45,11 @@ def record(
     workers: int = 2,
     first_seed: int = 0,
 ) -> RecordingProgress:
-    """Record `episodes` demonstrations of each task. After an interruption the same call resumes the recording."""
+    """Record `episodes` demonstrations of each task. After an interruption the same call resumes the recording.
+
+    `suite` is an environment name, such as `metaworld` or `metaworld:heights=0..0.12`.
+    """
+    suite = parse_environment_name(suite).name
     plan = RecordingPlan(suite, tuple(tasks), episodes, image_size, depth, first_seed)
     check_plan(plan, workers)
 
@@ -121,10 +126,11 @@ def start_recording(folder: Path, plan: Any, create_dataset: Callable[[Path], An
 
 
 def check_plan(plan: RecordingPlan, workers: int) -> None:
-    known = task_names(plan.suite)
+    known, settings = task_names(plan.suite), parse_environment_name(plan.suite)
     for task in plan.tasks:
         require_known(plan.suite, "task", task, known)
         require_expert(plan.suite, task)
+        settings.require_task(task)
     if len(set(plan.tasks)) < len(plan.tasks):
         raise UserError(f"a task is named more than once: {', '.join(plan.tasks)}")
     for name, value in (("tasks", len(plan.tasks)), ("episodes", plan.episodes), ("workers", workers)):

@@ -14,7 +14,7 @@ import numpy as np
 class Observation:
     """Camera images and robot state at one step."""
 
-    images: dict[str, np.ndarray]  # (height, width, 3) uint8 for each camera, upright
+    images: dict[str, np.ndarray]  # (height, width, 3) uint8 for each camera, upright, and for each computed image
     state: np.ndarray  # (state_dim,) float32
 
 
@@ -34,10 +34,15 @@ class Environment(ABC):
     task: str  # name in the suite, such as "drawer-open-v3"
     instruction: str  # the task as a sentence, the text input of a policy
     cameras: tuple[str, ...]
+    computed_images: tuple[str, ...] = ()  # further images beside those of the cameras, such as world coordinates
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]  # each action is in -1..1
     fps: int
     max_steps: int  # an episode that is longer has failed
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.cameras + self.computed_images
 
     @abstractmethod
     def reset(self, seed: int) -> None: ...

@@ -22,7 +22,7 @@ ATTEMPT_SEED_STEP = 1_000_000  # added to the seed after each failed attempt
 class DemonstrationRequest:
     """Request to a simulator process for one episode."""
 
-    suite: str
+    suite: str  # environment name
     task: str
     seed: int
     image_size: int

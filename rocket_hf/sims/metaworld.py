@@ -1,11 +1,10 @@
 """MetaWorld as an environment: a Sawyer arm at a table, fifty tasks, each with a scripted expert.
 
-Initial states equal those of lerobot's MetaWorld for the same seed. Shadows and reflections are disabled, because they
-take nine tenths of the rendering time.
+Initial states equal those of lerobot's MetaWorld for the same seed, unless settings change them. Shadows and
+reflections are disabled, because they take nine tenths of the rendering time.
 """
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,42 +12,51 @@ import numpy as np
 from rocket_hf.errors import UserError
 
 from .environment import DepthView, Environment, Observation
+from .geometry_images import INPUTS_FROM_DEPTH, geometry_images
 from .headless import import_mujoco
-from .metaworld_tasks import INSTRUCTIONS
-from .mujoco_camera import IDENTITY, close_renderer, intrinsics, open_renderer, pose
+from .metaworld_tasks import INSTRUCTIONS, REACHING_TASKS
+from .mujoco_camera import IDENTITY, MovableCamera, close_renderer, intrinsics, open_renderer, pose
 from .names import require_known
+from .settings import MOVING_CAMERA, ROBOT_STATE, EnvironmentSettings
 
-CAMERAS = ("corner2", "gripperPOV")
 UPSIDE_DOWN = frozenset({"corner2"})  # MetaWorld's camera is upside down; its images are rotated by 180 degrees
 CORNER2_POSITION = (0.75, 0.075, 0.7)  # as in lerobot and in published evaluations: nearer than MetaWorld's default
 MAX_STEPS = 200  # successful experts need 32 to 169 steps; the benchmark allows 500
 HALF_TURN = np.diag([-1.0, -1.0, 1.0])
+OBJECT_POSITION, GOAL_POSITION = slice(4, 7), slice(-3, None)  # in MetaWorld's observation
+DEFAULT_SETTINGS = EnvironmentSettings("metaworld")
 
 
 class MetaWorldEnvironment(Environment):
     """One task of MetaWorld."""
 
     suite = "metaworld"
-    state_names = ("x", "y", "z", "gripper")
     action_names = ("x", "y", "z", "gripper")
     fps = 80
 
     def __init__(
-        self, task: str, image_size: int = 128, cameras: Sequence[str] = CAMERAS, max_steps: int = MAX_STEPS
+        self,
+        task: str,
+        image_size: int = 128,
+        max_steps: int = MAX_STEPS,
+        settings: EnvironmentSettings = DEFAULT_SETTINGS,
     ) -> None:
         require_known("MetaWorld", "task", task, INSTRUCTIONS)
-        self.task, self.instruction = task, INSTRUCTIONS[task]
+        settings.require_task(task)
+        self.task, self.instruction, self.settings = task, INSTRUCTIONS[task], settings
+        self.cameras, self.computed_images = settings.cameras, settings.computed_images
+        self.state_names = settings.state_names
         self.image_size, self.max_steps = image_size, max_steps
         self._wrapped_env = make_metaworld_env(task, max_steps)
         self._renderer = make_renderer(self._wrapped_env.model, image_size)
-        known = [self._wrapped_env.model.camera(index).name for index in range(self._wrapped_env.model.ncam)]
-        for camera in cameras:
-            require_known("MetaWorld", "camera", camera, known)
-        self.cameras = tuple(cameras)
+        self._moving_camera = MovableCamera(self._wrapped_env.model, MOVING_CAMERA)
+        self._starts = StartHeights(self._wrapped_env)
         self._expert = make_expert(task)
         self._raw = np.zeros(0)  # MetaWorld's observation, which contains the poses of all objects
 
     def reset(self, seed: int) -> None:
+        self._starts.raise_by(self.settings.draw_height(seed))
+        self._moving_camera.move(self.settings.draw_camera_motion(seed))
         self._wrapped_env.seed(seed)
         self._wrapped_env.reset(seed=seed)
         update_poses(self._wrapped_env)
@@ -61,17 +69,11 @@ class MetaWorldEnvironment(Environment):
 
     def observe(self) -> Observation:
         images = {camera: self._render(camera) for camera in self.cameras}
-        return Observation(images, self._raw[:4].astype(np.float32))
+        return Observation(images | self._render_geometry(), self._state())
 
     def depth_views(self) -> dict[str, DepthView]:
-        self._renderer.enable_depth_rendering()
-        depths = {camera: self._render(camera) for camera in self.cameras}
-        self._renderer.disable_depth_rendering()
-        model, size = self._wrapped_env.model, self.image_size
-        return {
-            camera: DepthView(depths[camera], intrinsics(model, camera, size), self._pose(camera))
-            for camera in self.cameras
-        }
+        depths = self._render_depth(self.cameras)
+        return {camera: self._view(camera, depth) for camera, depth in depths.items()}
 
     def expert_action(self) -> np.ndarray:
         with warnings.catch_warnings(action="ignore"):  # warnings about large actions, which are clipped here
@@ -81,6 +83,41 @@ class MetaWorldEnvironment(Environment):
         close_renderer(self._renderer)
         self._wrapped_env.close()
 
+    def _state(self) -> np.ndarray:
+        robot = self._raw[: len(ROBOT_STATE)]
+        if self.settings.state == "none":
+            robot = np.zeros(len(ROBOT_STATE))
+        elif self.settings.state == "object":
+            is_reaching = self.task in REACHING_TASKS
+            position = self._raw[GOAL_POSITION] if is_reaching else self._raw[OBJECT_POSITION]
+            robot = np.concatenate([robot, position])
+        return robot.astype(np.float32)
+
+    def _render_geometry(self) -> dict[str, np.ndarray]:
+        """Return the computed images of the third-person cameras."""
+        inputs, cameras = self.settings.inputs, self.settings.third_person_cameras
+        if not inputs:
+            return {}
+        depths = dict.fromkeys(cameras, np.zeros((self.image_size, self.image_size), np.float32))
+        if not INPUTS_FROM_DEPTH.isdisjoint(inputs):
+            depths = self._render_depth(cameras)
+        return {
+            f"{camera}_{ending}": image
+            for camera in cameras
+            for kind in inputs
+            for ending, image in geometry_images(kind, self._view(camera, depths[camera])).items()
+        }
+
+    def _render_depth(self, cameras: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Return the depth of each camera, (height, width) float32."""
+        self._renderer.enable_depth_rendering()
+        depths = {camera: self._render(camera) for camera in cameras}
+        self._renderer.disable_depth_rendering()
+        return depths
+
+    def _view(self, camera: str, depth: np.ndarray) -> DepthView:
+        return DepthView(depth, intrinsics(self._wrapped_env.model, camera, self.image_size), self._pose(camera))
+
     def _render(self, camera: str) -> np.ndarray:
         self._renderer.update_scene(self._wrapped_env.data, camera)
         image = self._renderer.render()
@@ -88,6 +125,19 @@ class MetaWorldEnvironment(Environment):
 
     def _pose(self, camera: str) -> np.ndarray:
         return pose(self._wrapped_env.data, camera, HALF_TURN if camera in UPSIDE_DOWN else IDENTITY)
+
+
+class StartHeights:
+    """Heights of a task's objects at the start of an episode."""
+
+    def __init__(self, env: Any):
+        self.space = env._random_reset_space  # MetaWorld draws uniformly between its `low` and `high`
+        self.low, self.high = self.space.low.copy(), self.space.high.copy()
+
+    def raise_by(self, height: float) -> None:
+        """Raise all positions of the next start. MetaWorld draws as many numbers as before, for the same x and y."""
+        offset = np.tile([0.0, 0.0, height], len(self.low) // 3)
+        self.space.low, self.space.high = self.low + offset, self.high + offset
 
 
 def make_metaworld_env(task: str, max_steps: int) -> Any:

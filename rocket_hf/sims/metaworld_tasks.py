@@ -1,4 +1,4 @@
-"""The fifty tasks of MetaWorld: the benchmark's difficulty groups, and the instruction of each task."""
+"""The fifty tasks of MetaWorld: the benchmark's difficulty groups, the instruction of each task, and kinds of tasks."""
 
 EASY = {
     "button-press-v3": "press the button in",
@@ -60,3 +60,11 @@ VERY_HARD = {
 }
 TASK_GROUPS = {"easy": EASY, "medium": MEDIUM, "hard": HARD, "very_hard": VERY_HARD}
 INSTRUCTIONS = {task: instruction for tasks in TASK_GROUPS.values() for task, instruction in tasks.items()}
+
+# Tasks whose objects are fixed to the world, and which the experts solve if these are raised by 0 to 12 cm.
+RAISABLE_TASKS = frozenset({
+    "button-press-v3", "button-press-topdown-v3", "button-press-topdown-wall-v3", "button-press-wall-v3",
+    "dial-turn-v3", "door-close-v3", "door-lock-v3", "drawer-close-v3", "drawer-open-v3", "faucet-close-v3",
+    "faucet-open-v3", "handle-pull-v3", "handle-pull-side-v3", "lever-pull-v3", "window-close-v3", "window-open-v3",
+})  # fmt: skip
+REACHING_TASKS = frozenset({"reach-v3", "reach-wall-v3"})  # the hand goes to a goal in the air, and moves no object

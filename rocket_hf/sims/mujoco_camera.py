@@ -7,6 +7,7 @@ import numpy as np
 
 from rocket_hf.errors import UserError
 
+from .camera_motion import NO_MOTION, CameraMotion
 from .headless import INSTALL_OPENGL, import_mujoco
 
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras have their axes z backward, y up
@@ -28,6 +29,27 @@ def open_renderer(model: Any, image_size: int) -> Any:
 def close_renderer(renderer: Any) -> None:
     atexit.unregister(renderer.close)
     renderer.close()
+
+
+class MovableCamera:
+    """A camera that is fixed to the world, and that can be moved relative to the pose it has in the model now."""
+
+    def __init__(self, model: Any, name: str):
+        self.camera = model.camera(name)
+        self.position, self.quaternion = self.camera.pos.copy(), self.camera.quat.copy()
+
+    def move(self, motion: CameraMotion) -> None:
+        """Move the camera from its first pose. A motion of zeros restores that pose bit for bit."""
+        import mujoco
+
+        self.camera.pos, self.camera.quat = self.position, self.quaternion
+        if motion == NO_MOTION:
+            return
+        rotation, quaternion = np.zeros(9), np.zeros(4)
+        mujoco.mju_quat2Mat(rotation, self.quaternion / np.linalg.norm(self.quaternion))
+        position, rotation = motion.apply(self.position, rotation.reshape(3, 3))
+        mujoco.mju_mat2Quat(quaternion, rotation.reshape(-1))
+        self.camera.pos, self.camera.quat = position, quaternion
 
 
 def intrinsics(model: Any, camera: str, image_size: int) -> np.ndarray:

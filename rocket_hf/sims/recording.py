@@ -20,7 +20,7 @@ RECORD_AGAIN = "remove the recording and record it again"
 class RecordingPlan:
     """All settings that determine the recorded data. The episodes of a task have the seeds first_seed, +1, +2, ..."""
 
-    suite: str
+    suite: str  # environment name: the suite, and its settings if it has any
     tasks: tuple[str, ...]
     episodes: int  # per task
     image_size: int

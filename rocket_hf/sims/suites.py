@@ -1,4 +1,7 @@
-"""Suites of simulated tasks, and environments by the names of their suite and task."""
+"""Suites of simulated tasks, and environments by their names.
+
+The functions take environment names, which are those of a suite, optionally with settings: see settings.py.
+"""
 
 from collections.abc import Sequence
 
@@ -6,12 +9,13 @@ from rocket_hf.errors import UserError
 
 from .environment import Environment
 from .names import require_known
+from .settings import SUITES, parse_environment_name
 
-SUITES = ("metaworld", "libero", "libero-plus")
 
-
-def make_environment(suite: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
+def make_environment(name: str, task: str, image_size: int = 128, max_steps: int | None = None) -> Environment:
     """Create an environment. By default `max_steps` is the benchmark's limit, and for MetaWorld 200."""
+    settings = parse_environment_name(name)
+    suite = settings.suite
     require_known("rocket-hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero import LiberoEnvironment
@@ -23,15 +27,16 @@ def make_environment(suite: str, task: str, image_size: int = 128, max_steps: in
         return LiberoPlusEnvironment(task, image_size, max_steps)
     from .metaworld import MAX_STEPS, MetaWorldEnvironment
 
-    return MetaWorldEnvironment(task, image_size, max_steps=max_steps or MAX_STEPS)
+    return MetaWorldEnvironment(task, image_size, max_steps or MAX_STEPS, settings)
 
 
-def task_names(suite: str) -> list[str]:
-    return sorted({task for tasks in task_groups(suite).values() for task in tasks})
+def task_names(name: str) -> list[str]:
+    return sorted({task for tasks in task_groups(name).values() for task in tasks})
 
 
-def task_groups(suite: str) -> dict[str, list[str]]:
+def task_groups(name: str) -> dict[str, list[str]]:
     """Return the tasks of each named group of a suite, such as "easy" or "libero_goal"."""
+    suite = parse_environment_name(name).suite
     require_known("rocket-hf", "suite", suite, SUITES)
     if suite == "libero":
         from .libero_tasks import TASK_GROUPS as LIBERO
@@ -46,8 +51,9 @@ def task_groups(suite: str) -> dict[str, list[str]]:
     return {name: list(tasks) for name, tasks in METAWORLD.items()}
 
 
-def require_expert(suite: str, task: str) -> None:
+def require_expert(name: str, task: str) -> None:
     """Raise if the task has no scripted expert. All tasks of MetaWorld have one."""
+    suite = parse_environment_name(name).suite
     if suite == "libero-plus":
         raise UserError("libero-plus is for evaluation only, its tasks have no scripted expert: record tasks of libero")
     if suite == "libero":
@@ -56,12 +62,18 @@ def require_expert(suite: str, task: str) -> None:
         libero_expert.require_libero_expert(task.partition("/")[0])
 
 
-def select_tasks(suite: str, words: Sequence[str]) -> list[str]:
-    """Return the tasks of a list of task and group names, which may contain commas. `all` is the whole suite."""
-    groups = task_groups(suite) | {"all": task_names(suite)}
+def select_tasks(name: str, words: Sequence[str]) -> list[str]:
+    """Return the tasks of a list of task and group names, which may contain commas. `all` is the whole suite.
+
+    Raise if the settings of the environment do not fit one of them.
+    """
+    settings = parse_environment_name(name)
+    groups = task_groups(name) | {"all": task_names(name)}
     tasks: list[str] = []
-    for name in filter(None, (part.strip() for word in words for part in word.split(","))):
-        if name not in groups:
-            require_known(suite, "task", name, task_names(suite))
-        tasks += groups.get(name, [name])
+    for task in filter(None, (part.strip() for word in words for part in word.split(","))):
+        if task not in groups:
+            require_known(settings.suite, "task", task, task_names(name))
+        tasks += groups.get(task, [task])
+    for task in tasks:
+        settings.require_task(task)
     return list(dict.fromkeys(tasks))

@@ -72,7 +72,7 @@ def test_mistyped_name_raises_with_suggestion(suite, task, message):
 
 def test_unknown_camera_raises_with_suggestion():
     with pytest.raises(UserError, match="no camera 'corner4': did you mean 'corner"):
-        MetaWorldEnvironment("reach-v3", 32, cameras=("corner4",))
+        make_suite_environment("metaworld:cameras=corner4", "reach-v3", 32)
 
 
 # Initial states, steps and images
