@@ -53,3 +53,34 @@ def draw_gauge(positions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     columns = np.linspace(-90, 90, size[1])
     bars = (columns[:, None] < positions) * np.uint8(200)
     return np.broadcast_to(bars, (*size, 3)).astype(np.uint8)
+
+
+def write_joint_dataset(
+    folder: Path, fps: int, names: list[str], episodes: list[tuple[np.ndarray, np.ndarray]]
+) -> Path:
+    """Record a dataset from the states and actions of each episode, both (frames, joints) with the same names.
+
+    Its camera front is gray, as bright as the number of the frame in the dataset.
+    """
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    vector = {"dtype": "float32", "shape": (len(names),), "names": names}
+    image = {"dtype": "image", "shape": (24, 32, 3), "names": ["height", "width", "channels"]}
+    features = {"observation.state": vector, "action": vector, "observation.images.front": image}
+    dataset = LeRobotDataset.create(f"local/{folder.name}", fps, features, root=folder, use_videos=False)
+    number = 0
+    for states, actions in episodes:
+        for state, action in zip(states.astype(np.float32), actions.astype(np.float32), strict=True):
+            frame = {"observation.state": state, "action": action, "task": "pick up the cube"}
+            dataset.add_frame(frame | {"observation.images.front": np.full((24, 32, 3), number, np.uint8)})
+            number += 1
+        dataset.save_episode(parallel_encoding=False)
+    dataset.finalize()
+    return folder
+
+
+def sweeping_joints(joints: int, frames: int, fps: int, first: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return states and actions of an episode, (frames, joints): joints at constant speeds, actions a frame ahead."""
+    times = np.arange(frames + 1)[:, None] / fps
+    positions = first + 10 * np.arange(joints) + times * (1 + np.arange(joints))
+    return positions[:-1], positions[1:]

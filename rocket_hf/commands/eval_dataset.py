@@ -20,30 +20,29 @@ def evaluate_policy(arguments: argparse.Namespace) -> "OpenLoopReport":
         OpenLoopSettings,
         check_rate,
         choose_episodes,
-        dataset_config,
         evaluate_open_loop,
+        open_dataset,
     )
     from rocket_hf.evaluation.open_loop_report import OpenLoopReport
     from rocket_hf.evaluation.report import PolicyIdentity
     from rocket_hf.evaluation.trained_policy import find_trained_policy, load_trained_policy
     from rocket_hf.hub import POLICY_FILES, resolve
-    from rocket_hf.training.data.lerobot_data import RobotDataset
 
     from .arguments import parse_cameras
 
     resolved = resolve(arguments.policy, POLICY_FILES)
     source = find_trained_policy(resolved.folder)
     policy, processor = load_trained_policy(source)
-    config = dataset_config(source, arguments.dataset, parse_cameras(arguments.cameras))
-    data = RobotDataset(config, policy.config)
+    data = open_dataset(source, policy.config, arguments.dataset, parse_cameras(arguments.cameras))
     check_rate(policy.config.fps, data)
     split = choose_episodes(source, data, arguments.dataset, arguments.episodes)
     identity = PolicyIdentity(source_name(arguments.policy), resolved.commit, fingerprint(policy, processor))
     settings = OpenLoopSettings(arguments.execute, arguments.parallel, arguments.seed, arguments.device)
     episodes = list(evaluate_open_loop(policy, processor, data, split, settings))
-    joints = policy.config.action_names or data.action_names or [f"action {n}" for n in range(policy.config.action_dim)]
+    names = policy.config.action_names or data.action_names or [f"action {n}" for n in range(policy.config.action_dim)]
+    joints = [name for name, has in zip(names, data.action_mask.tolist(), strict=True) if has]
     described = describe_settings(arguments, data, split, policy.config.chunk_size)
-    return OpenLoopReport(identity, data.id, list(joints), episodes, described, package_versions())
+    return OpenLoopReport(identity, data.id, joints, episodes, described, package_versions())
 
 
 def describe_settings(

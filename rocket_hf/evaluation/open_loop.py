@@ -6,7 +6,7 @@ training/data/baselines.py) predict at the same frames.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from rocket_hf.errors import UserError
 from rocket_hf.files import expand_user
+from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 from rocket_hf.training.data.baselines import HOLD_STILL, MEAN_ACTION, NEAREST_NEIGHBOR, ActionBaselines
 from rocket_hf.training.data.batches import sample_generator
+from rocket_hf.training.data.frame_table import MixtureEntry
 from rocket_hf.training.data.lerobot_data import RobotDataset
 from rocket_hf.training.data.mixture import split_episodes
 from rocket_hf.training.recipe import DatasetConfig, VLARecipe
@@ -31,7 +33,10 @@ PREDICTORS = (POLICY, *BASELINES)
 
 @dataclass(frozen=True)
 class OpenLoopEpisode:
-    """Recorded actions of one episode, (frames, A), and those of each predictor, in the dataset's units."""
+    """Recorded actions of one episode, (frames, A), and those of each predictor, in the dataset's units.
+
+    A are the policy's action dimensions that the dataset has.
+    """
 
     number: int
     recorded: Tensor
@@ -69,7 +74,22 @@ def dataset_config(source: TrainedPolicySource, dataset: str, cameras: dict[str,
     recipe = source.recipe
     trained_on = recipe.data.datasets if isinstance(recipe, VLARecipe) else []
     config = next((each for each in trained_on if is_same_dataset(each.id, dataset)), DatasetConfig())
-    return DatasetConfig(dataset, None, config.episodes, config.cameras | cameras, config.state, config.action)
+    return replace(config, id=dataset, weight=None, cameras=config.cameras | cameras)
+
+
+def open_dataset(
+    source: TrainedPolicySource, config: RocketConfig, dataset: str, cameras: dict[str, str]
+) -> RobotDataset:
+    """Open a dataset as the policy's run read it: with its columns, cameras and control rate.
+
+    A dataset that the run did not read is opened at its own rate.
+    """
+    recipe = source.recipe
+    is_trained_on = isinstance(recipe, VLARecipe) and any(
+        is_same_dataset(each.id, dataset) for each in recipe.data.datasets
+    )
+    rate = recipe.data.resample if isinstance(recipe, VLARecipe) and is_trained_on else None
+    return RobotDataset(dataset_config(source, dataset, cameras), config, entry=MixtureEntry(rate=rate))
 
 
 def is_same_dataset(one: str, other: str) -> bool:
@@ -135,7 +155,8 @@ def evaluate_open_loop(
         ]
         predicted[POLICY] = torch.cat(chunks)[:, :execute].flatten(0, 1)[: len(frames)]
         check_finite(predicted[POLICY], data, frames)
-        yield OpenLoopEpisode(number, data.actions[frames.start : frames.stop], predicted)
+        recorded, mask = data.actions[frames.start : frames.stop], data.action_mask
+        yield OpenLoopEpisode(number, recorded[:, mask], {name: values[:, mask] for name, values in predicted.items()})
 
 
 @torch.no_grad()
@@ -146,7 +167,7 @@ def predict_chunks(
     images = dict(zip(data.camera_keys, data.read_images(frames), strict=True))
     present = {camera: image if data.camera_keys[camera] else None for camera, image in images.items()}
     tasks = [data.tasks[int(data.task_indices[frame])] for frame in frames]
-    batch = processor(images=present, task=tasks, state=data.state[list(frames)])
+    batch = processor(images=present, task=tasks, state=data.state[list(frames)], state_mask=data.state_mask)
     config = policy.config
     if config.policy_config.draws_noise:
         shape = (config.chunk_size, config.policy_config.max_action_dim)

@@ -11,7 +11,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 
 from ..recipe import DatasetConfig
-from .dimensions import VectorDescription, find_places
+from .dimensions import VectorDescription, find_places, is_subset
 from .lerobot_files import DatasetFiles, check_frames, read_columns
 from .resampling import action_kinds, actions_are_states, frame_times, is_same_rate, nearest_frames, resample_actions
 
@@ -137,17 +137,23 @@ def place_dimensions(
     config: DatasetConfig, name: str, table: np.ndarray, vector: VectorDescription, policy: RocketConfig, pads: bool
 ) -> tuple[Tensor, Tensor]:
     """Return vectors (frames, policy's dimensions), 0 on those that the dataset lacks, and a mask of those it has."""
-    dim = getattr(policy, f"{name}_dim")
-    if vector.dim > dim or (vector.dim < dim and not pads):
+    common = VectorDescription.of(getattr(policy, f"{name}_dim"), getattr(policy, f"{name}_names"))
+    if vector.dim > common.dim or (vector.dim < common.dim and not (pads or may_lack(name, vector, common, policy))):
         raise UserError(
-            f"the {name} of {config.id} has {vector.dim} dimensions, the policy was made for {name}_dim={dim}: "
+            f"the {name} of {config.id} has {vector.dim} dimensions, the policy was made for {name}_dim={common.dim}: "
             f"set robot.{name}_dim={vector.dim} in the recipe, or adapt the policy with `rocket-hf adapt`"
         )
-    places = find_places(vector, VectorDescription.of(dim, getattr(policy, f"{name}_names")))
-    mask = torch.zeros(dim, dtype=torch.bool)
+    places = find_places(vector, common)
+    mask = torch.zeros(common.dim, dtype=torch.bool)
     mask[places] = True
-    if places == list(range(dim)):
+    if places == list(range(common.dim)):
         return torch.from_numpy(table), mask
-    placed = torch.zeros(len(table), dim)
+    placed = torch.zeros(len(table), common.dim)
     placed[:, places] = torch.from_numpy(table)
     return placed, mask
+
+
+def may_lack(name: str, vector: VectorDescription, common: VectorDescription, policy: RocketConfig) -> bool:
+    """Return whether a policy that pads vectors knows all dimensions of a dataset by their names."""
+    pads = getattr(policy.policy_config, f"max_{name}_dim") is not None
+    return pads and vector.names is not None and common.names is not None and is_subset(vector, common)
