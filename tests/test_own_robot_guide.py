@@ -28,8 +28,7 @@ FEW_STEPS = [
     )
     for word in ("--set", change)
 ]  # fmt: skip
-# The small policy has four layers.
-FEW_LAYERS = ["--set", "alignment.student_layers=[1,2,-1]", "--set", "alignment.teacher_layers=[2,3,4]"]
+FEW_LAYERS = ["--set", "alignment.pairs=3"]  # The small policy and its teacher have four layers.
 LICENSE = ["--license", "apache-2.0", "--base", "you/base"]
 # Options for the first words of a command, to make it small, or None for a command that this machine cannot run.
 OPTIONS: dict[str, list[str] | None] = {

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rocket_hf.errors import UserError
 from rocket_hf.formatting import format_duration
-from rocket_hf.training.recipe_files import read_recipe_values
+from rocket_hf.training.recipe_files import read_vla_recipe
 
 from .curves import mean
 from .demo import Demo
@@ -206,24 +206,26 @@ def recipes_by_name(recipes: list[str]) -> dict[str, str]:
     if len(by_name) < len(recipes):
         raise UserError(f"--recipes {','.join(recipes)} lists a recipe twice: list each recipe once")
     for recipe in recipes:
-        read_recipe_values(recipe)
+        read_vla_recipe(recipe)
     return by_name
 
 
 def has_alignment(recipe: str) -> bool:
-    return read_recipe_values(recipe).get("alignment") is not None
+    return read_vla_recipe(recipe).alignment is not None
 
 
 def alignment_settings(recipe: str, data: AblationData, steps: int) -> Result:
     """Return the layer settings of a recipe: all layer pairs of the demo, or the deepest for a recipe with one pair."""
-    if not has_alignment(recipe):
+    alignment = read_vla_recipe(recipe).alignment
+    if alignment is None:
         return {}
-    has_single_pair = len(read_recipe_values(recipe)["alignment"]["student_layers"]) == 1
+    has_single_pair = (alignment.pairs or len(alignment.student_layers)) == 1
     layers = {
         f"alignment.{model}_layers": data.pairs[model][-1:] if has_single_pair else data.pairs[model]
         for model in ("student", "teacher")
     }
-    return layers | {"analysis.gradient_agreement_every": max(1, steps // AGREEMENT_MEASUREMENTS)}
+    measurements = {"analysis.gradient_agreement_every": max(1, steps // AGREEMENT_MEASUREMENTS)}
+    return layers | {"alignment.pairs": None} | measurements
 
 
 def read_data(folder: Path) -> AblationData:

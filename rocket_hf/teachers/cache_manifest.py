@@ -81,6 +81,12 @@ class Manifest:
         values = {"licence" if key == "license" else key: value for key, value in asdict(self).items()}
         return sha256(format_json(values).encode()).hexdigest()
 
+    def layer_index(self, layer: int) -> int | None:
+        """Return the index of a teacher layer among the stored ones, or None. Negative numbers count from the end."""
+        stored = [number % (self.depth + 1) for number in self.layers]
+        exists = -self.depth <= layer <= self.depth and layer % (self.depth + 1) in stored
+        return stored.index(layer % (self.depth + 1)) if exists else None
+
     @property
     def tokens(self) -> tuple[int, int, int]:
         """Shape of one row: (layers, cameras, patches)."""

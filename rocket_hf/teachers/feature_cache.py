@@ -48,14 +48,13 @@ class FeatureCache:
         return self.__dict__ | {"_mapped_shards": {}}  # each process maps the files itself
 
     def _layer_index(self, layer: int) -> int:
-        depth = self.manifest.depth
-        numbers = [number % (depth + 1) for number in self.manifest.layers]  # negative layers count from the end
-        if not -depth <= layer <= depth or layer % (depth + 1) not in numbers:
+        index = self.manifest.layer_index(layer)
+        if index is None:
             raise UserError(
                 f"{self.folder} has no teacher layer {layer}: it has {list(self.manifest.layers)} of "
                 f"{self.manifest.teacher}. Build another cache with `rocket-hf cache build --layers`."
             )
-        return numbers.index(layer % (depth + 1))
+        return index
 
     def _camera_index(self, camera: str) -> int:
         if camera not in self.manifest.cameras:

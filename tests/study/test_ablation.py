@@ -23,8 +23,9 @@ from rocket_hf.study.ablation import Ablation, alignment_settings, phase_name, r
 from rocket_hf.study.ablation_depth import ProbedVariant, error_difference
 from rocket_hf.study.ablation_report import write_ablation_report
 from rocket_hf.study.ablation_training import MEMORY
-from rocket_hf.study.phases import Phases
+from rocket_hf.study.phases import Phases, write_experiment_recipe
 from rocket_hf.training.journal import read_journal
+from rocket_hf.training.recipe_files import read_vla_recipe
 
 SIZES = {"steps": 4, "rollouts": 2, "episodes": None, "depth_episodes": 4}
 PAIRS = {"student": [2, 3, 4], "teacher": [1, 3, 4]}
@@ -157,6 +158,17 @@ def test_recipe_with_one_pair_uses_the_deepest_and_others_use_all(tmp_path):
     assert chosen.pop("spatial-forcing") == ([4], [4])
     assert set(map(str, chosen.values())) == {str(tuple(PAIRS.values()))}
     assert alignment_settings("none", data, steps=400) == {}
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(1, ([4], [4])), (8, tuple(PAIRS.values()))])
+def test_recipe_with_a_number_of_pairs_is_trained_with_the_pairs_of_the_demo(tmp_path, pairs, expected):
+    """The recipe has no lists of layers."""
+    data, file = read_data(demo_folder(tmp_path / "demo")), tmp_path / "mine.yaml"
+    file.write_text(f"like: none\nalignment: {{pairs: {pairs}, strategy: uniform}}\n")
+    settings = alignment_settings(str(file), data, steps=400)
+    written = read_vla_recipe(str(write_experiment_recipe(tmp_path / "written.yaml", str(file), settings)))
+    assert written.alignment is not None and written.alignment.pairs is None
+    assert (written.alignment.student_layers, written.alignment.teacher_layers) == expected
 
 
 def test_depth_errors_are_compared_on_the_same_episodes_at_the_selected_layers():

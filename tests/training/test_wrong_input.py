@@ -254,6 +254,11 @@ def test_feature_cache_of_another_dataset(refused, caches, other_data):
 
 def test_feature_cache_without_a_layer(refused, caches):
     refused("has no teacher layer 1", cache=caches("int8"), changes={"alignment__teacher_layers": [1, 2, 3]})
+    refused(
+        "it has 2,3,4 of vggt: build another one with `rocket-hf cache build --layers 1,2,3`, or set "
+        "alignment.pairs=N to choose N pairs by depth, or let `rocket-hf layers` suggest pairs",
+        cache=caches("int8"), changes={"alignment__pairs": 3, "alignment__strategy": "shallow"},
+    )  # fmt: skip
 
 
 def test_missing_and_incomplete_feature_cache(refused, caches, tmp_path):

@@ -11,6 +11,7 @@ from rocket_hf.modeling.configuration_rocket import AlignmentConfig, RocketConfi
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.processing_rocket import POLICY_SETTINGS, RocketProcessor
 from rocket_hf.modeling.robot_adaptation import config_for_robot
+from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.license import license_note
 from rocket_hf.teachers.load import DTYPES, load_teacher
@@ -26,6 +27,7 @@ from ..data.loader import common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 from ..input_fingerprints import Fingerprints, dataset_fingerprints, policy_fingerprints, statistics_values
 from ..recipe import DataConfig, VLARecipe
+from .layers_by_depth import OTHER_CHOICE
 from .robot import robot_changes
 from .targets import CachedTargets, LiveTargets, TargetSource, image_windows
 
@@ -222,6 +224,7 @@ def open_caches(recipe: VLARecipe, datasets: Sequence[RobotDataset], layers: lis
                 f"the dataset {dataset.id} lacks a camera of the policy, so the feature cache {folder} cannot be used: "
                 "remove teacher.caches to run the teacher instead"
             )
+        check_cached_layers(folder, layers)
         cache = FeatureCache(folder, keys, layers)
         cache.check_dataset(dataset.id, dataset.revision, dataset.fingerprint)
         check_teacher(recipe.teacher.name, cache)
@@ -238,6 +241,19 @@ def open_caches(recipe: VLARecipe, datasets: Sequence[RobotDataset], layers: lis
                 "with the same teacher, and not with --storage projected"
             )
     return caches
+
+
+def check_cached_layers(folder: str, layers: list[int]) -> None:
+    """Raise a UserError that names the recipe key if a feature cache lacks a teacher layer."""
+    manifest = Manifest.load(Path(folder))
+    missing = [layer for layer in layers if manifest.layer_index(layer) is None]
+    if missing:
+        stored, needed = (",".join(map(str, numbers)) for numbers in (manifest.layers, layers))
+        raise UserError(
+            f"alignment.teacher_layers: the feature cache {folder} has no teacher layer {missing[0]}, it has {stored} "
+            f"of {manifest.teacher}: build another one with `rocket-hf cache build --layers {needed}`, "
+            f"or {OTHER_CHOICE}"
+        )
 
 
 def check_teacher(name: str, cache: FeatureCache) -> None:
