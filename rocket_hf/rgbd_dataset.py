@@ -69,10 +69,7 @@ class RgbdFrames:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)}")
         images = [self.read_image(image_key(camera), index, "rgb24") for camera in self.cameras]
-        depths = [
-            self.depth_scales[camera][self.read_image(image_key(camera, DEPTH_SUFFIX), index, "gray12le")]
-            for camera in self.cameras
-        ]
+        depths = [self.read_depth(camera, index) for camera in self.cameras]
         return RgbdFrame(
             torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
             torch.from_numpy(np.stack(depths)),
@@ -81,6 +78,13 @@ class RgbdFrames:
             self.tasks[index],
             int(self.episodes[index]),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"cursors": {}}  # Each process opens the videos itself.
+
+    def read_depth(self, camera: str, index: int) -> np.ndarray:
+        """Return the depth of one camera in meters, (H, W) float32."""
+        return self.depth_scales[camera][self.read_image(image_key(camera, DEPTH_SUFFIX), index, "gray12le")]
 
     def read_image(self, key: str, index: int, pixel_format: str) -> np.ndarray:
         """Read one camera's image from the video file that contains the frame's episode."""
@@ -122,6 +126,12 @@ def read_tables(folder: Path, pattern: str) -> pa.Table:
 
 def read_camera_matrices(table: pa.Table, cameras: tuple[str, ...], name: str, shape: tuple[int, int]) -> Tensor:
     """Return the matrices of all cameras: (frames, V, *shape)."""
+    for camera in cameras:
+        if f"camera.{camera}.{name}" not in table.column_names:
+            raise UserError(
+                f"the depth of {camera} has no {name}, the column camera.{camera}.{name}: record the dataset with "
+                "`rocket-hf simulate ... --depth`"
+            )
     columns = [np.stack(table[f"camera.{camera}.{name}"].to_numpy()).reshape(-1, *shape) for camera in cameras]
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 

@@ -19,7 +19,10 @@ from rocket_hf.errors import UserError
 from .arguments import image_resolution, integer_list, positive_integer, require_device
 
 if TYPE_CHECKING:
+    import torch
+
     from rocket_hf.teachers.cache_manifest import Manifest
+    from rocket_hf.teachers.cache_writer import FrameSource
     from rocket_hf.teachers.teacher import Teacher
 
 HELP = "store a teacher's features of a dataset"
@@ -45,7 +48,8 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher",
         required=True,
-        help="teacher: a folder, a Hub id OWNER/NAME[@REVISION], or `embedded` for the small one in this package",
+        help="teacher: a folder, a Hub id OWNER/NAME[@REVISION], `embedded` for the small one in this package, "
+        "`embedded-untrained` for its random weights, or `oracle` for the world coordinates of a dataset with depth",
     )
     parser.add_argument(
         "--out", required=True, metavar="FOLDER", type=Path, help="new folder for the cache, or an unfinished one"
@@ -54,7 +58,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=integer_list,
         help="teacher layers to store, such as 3,5,-1 (default for VGGT: the layers of ROCKET's recipe, or all layers "
-        "of a small VGGT; required for other teachers)",
+        "of a small VGGT and of the oracle; required for other teachers)",
     )
     parser.add_argument(
         "--cameras",
@@ -108,8 +112,6 @@ def build(arguments: argparse.Namespace) -> int:
     from rocket_hf.folder_lock import FolderLock
     from rocket_hf.teachers.cache_writer import CacheWriter, plan_cache
     from rocket_hf.teachers.license import license_note
-    from rocket_hf.teachers.load import load_teacher
-    from rocket_hf.training.data.dataset_frames import DatasetFrames
 
     if arguments.device is not None:
         require_device(arguments.device)
@@ -118,11 +120,8 @@ def build(arguments: argparse.Namespace) -> int:
     # The other processes wait while the main process computes the projection, which can take hours.
     state = PartialState(cpu=arguments.device == "cpu", timeout=timedelta(days=1))
     device = torch.device(arguments.device) if arguments.device is not None else state.device
-    dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    name, _, revision = arguments.teacher.partition("@")
     with state.local_main_process_first():  # downloads once; the other processes then find the files in the Hub's cache
-        frames = DatasetFrames(arguments.dataset, arguments.cameras)
-        teacher = load_teacher(name, revision or None, arguments.resolution, dtype, device, arguments.compile)
+        frames, teacher = open_source(arguments, device)
     layers = choose_layers(arguments.layers, teacher)
     plan = plan_cache(frames, teacher, layers, arguments.storage, arguments.width, arguments.grid)
     writer = CacheWriter(
@@ -143,17 +142,35 @@ def build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def open_source(arguments: argparse.Namespace, device: "torch.device") -> tuple["FrameSource", "Teacher"]:
+    """Open the dataset and load the teacher. The oracle reads depth instead of images."""
+    from rocket_hf.teachers.load import load_teacher
+    from rocket_hf.teachers.oracle import ORACLE, OracleTeacher
+    from rocket_hf.training.data.dataset_frames import DatasetFrames
+    from rocket_hf.training.data.world_points import WorldPointFrames
+
+    if arguments.teacher == ORACLE:
+        if arguments.resolution != "camera":
+            raise UserError(f"the teacher {ORACLE} reads depth in the size of the cameras: remove --resolution")
+        return WorldPointFrames(arguments.dataset, arguments.cameras), OracleTeacher(device)
+    dtype = arguments.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    name, _, revision = arguments.teacher.partition("@")
+    frames = DatasetFrames(arguments.dataset, arguments.cameras)
+    return frames, load_teacher(name, revision or None, arguments.resolution, dtype, device, arguments.compile)
+
+
 def choose_layers(requested: list[int] | None, teacher: "Teacher") -> list[int]:
-    """Return the requested layers; by default the layers of ROCKET's recipe, or all layers of a smaller VGGT.
+    """Return the requested layers; by default the layers of ROCKET's recipe, or all layers of a small teacher of ours.
 
     For other teachers no layers are known to be useful, so the user has to choose them.
     """
     from rocket_hf.modeling.configuration_rocket import AlignmentConfig
+    from rocket_hf.teachers.oracle import OracleTeacher
     from rocket_hf.teachers.vggt import VggtTeacher
 
     if requested:
         return requested
-    if isinstance(teacher, VggtTeacher):
+    if isinstance(teacher, VggtTeacher | OracleTeacher):
         published = list(AlignmentConfig().teacher_layers)
         return published if max(published) <= teacher.card.depth else list(range(1, teacher.card.depth + 1))
     raise UserError(

@@ -18,7 +18,7 @@ from rocket_hf.hub import REPO_ID, HubSource, cached_commit, cached_file, parse_
 from rocket_hf.hub_cards.facts import Provenance, Source, TeacherFacts, TrainingFacts
 from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.license import KNOWN_LICENSES, UNKNOWN_LICENSE, license_note, read_license
-from rocket_hf.teachers.load import EMBEDDED, local_teacher_folder
+from rocket_hf.teachers.load import EMBEDDED_TEACHERS, local_teacher_folder
 from rocket_hf.training.checkpoint import read_progress
 from rocket_hf.training.input_origins import read_origins
 from rocket_hf.training.journal import read_journal
@@ -183,12 +183,12 @@ def loss_curves(steps: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]
 
 def teacher_facts(recipe: VLARecipe, inputs: RunInputs) -> TeacherFacts:
     name, revision = recipe.teacher.name, recipe.teacher.revision
-    folder = local_teacher_folder(name) if name == EMBEDDED else inputs.folder(name)
+    folder = local_teacher_folder(name) if name in EMBEDDED_TEACHERS else inputs.folder(name)
     if recipe.teacher.caches and Path(recipe.teacher.caches[0]).is_dir():
         manifest = Manifest.load(Path(recipe.teacher.caches[0]))
         name, license = manifest.teacher, manifest.license
     elif folder is not None:
-        name = folder.resolve().name
+        name = name if name in EMBEDDED_TEACHERS else folder.resolve().name
         license = read_license(folder, name)
     elif inputs.hub_source(name) is None and name not in KNOWN_LICENSES:  # a folder of another machine
         name, license = Path(name).name, UNKNOWN_LICENSE

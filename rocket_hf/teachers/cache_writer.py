@@ -52,7 +52,7 @@ class FrameSource(Protocol):
     def __len__(self) -> int: ...
 
     def read_images(self, indices: Sequence[int]) -> list[Tensor]:
-        """Return one tensor (frames, 3, H, W) uint8 for each camera."""
+        """Return one tensor (frames, 3, H, W) for each camera: uint8 images, or what else the teacher reads."""
 
 
 class FrameBatchDataset(Dataset):

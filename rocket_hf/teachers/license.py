@@ -7,9 +7,11 @@ from huggingface_hub import metadata_load
 
 from rocket_hf.errors import UserError
 
+from .oracle import ORACLE, ORACLE_LICENSE
+
 UNKNOWN_LICENSE = "unknown"
-# Licenses of well-known repositories, for folders that were copied without their README.
-KNOWN_LICENSES = {"facebook/VGGT-1B": "cc-by-nc-4.0"}
+# Licenses of the teacher without files, and of well-known repositories for folders that were copied without their README.
+KNOWN_LICENSES = {ORACLE: ORACLE_LICENSE, "facebook/VGGT-1B": "cc-by-nc-4.0"}
 
 
 def read_license(folder: Path, name: str) -> str:

@@ -16,6 +16,8 @@ from .frozen import FrozenTeacher
 from .hf_checkpoint import load_vision_config, load_vision_model, vision_card
 from .hf_vision import HFVisionTeacher
 from .license import read_license
+from .oracle import ORACLE
+from .pretraining.pretrain import build_model
 from .teacher import Resolution
 from .vggt import VggtAggregator, VggtConfig, VggtTeacher, vggt_card
 from .vggt_checkpoint import load_aggregator
@@ -26,6 +28,9 @@ PICKLED_WEIGHTS = "model.pt"  # read for VGGT only, and without executing any co
 METADATA_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "README.md"]
 VGGT_KEYS = {"img_size", "patch_size", "embed_dim"}  # keys of config.json that identify a VGGT
 EMBEDDED = "embedded"  # the teacher inside this package, which needs no download
+UNTRAINED = "embedded-untrained"  # the same model with random weights, as a control: no knowledge, but an image encoder
+EMBEDDED_TEACHERS = (EMBEDDED, UNTRAINED)
+UNTRAINED_SEED = 0
 
 
 def load_teacher(
@@ -44,11 +49,18 @@ def load_teacher(
         raise UserError(f"the dtype of a teacher must be {' or '.join(DTYPES)}, got {dtype!r}")
     device = torch.device(device)
     has_weights = device.type != "meta"
+    if name == ORACLE:
+        raise UserError(
+            f"the teacher {ORACLE} reads recorded depth instead of images: build a feature cache with `rocket-hf cache "
+            f"build DATASET --teacher {ORACLE} --out FOLDER` and pass --cache FOLDER"
+        )
     folder = teacher_folder(name, revision, has_weights)
-    name = folder.resolve().name if local_teacher_folder(name) else name
+    name = folder.resolve().name if local_teacher_folder(name) and name != UNTRAINED else name
     config = read_config(folder, name)
     if not has_weights:
         return build_without_weights(folder, name, config, resolution, DTYPES[dtype])
+    if name == UNTRAINED:
+        return build_untrained(folder, VggtConfig.from_dict(config), resolution, DTYPES[dtype], device, compile)
     if "model_type" in config:
         return load_vision_teacher(folder, name, resolution, DTYPES[dtype], device, compile)
     return load_vggt_teacher(folder, name, VggtConfig.from_dict(config), resolution, DTYPES[dtype], device, compile)
@@ -84,6 +96,16 @@ def load_vggt_teacher(
     return teacher
 
 
+def build_untrained(
+    folder: Path, config: VggtConfig, resolution: Resolution, dtype: torch.dtype, device: torch.device, compile: bool
+) -> VggtTeacher:
+    """Build the embedded teacher with the random weights from which its training started."""
+    aggregator = build_model(config, UNTRAINED_SEED).aggregator
+    tensors = b"".join(tensor.numpy().tobytes() for _, tensor in sorted(aggregator.state_dict().items()))
+    card = vggt_card(config, UNTRAINED, hashlib.sha256(tensors).hexdigest(), read_license(folder, UNTRAINED))
+    return VggtTeacher(aggregator.to(device, dtype), card, resolution, compile)
+
+
 def build_without_weights(
     folder: Path, name: str, config: dict[str, Any], resolution: Resolution, dtype: torch.dtype
 ) -> FrozenTeacher:
@@ -102,7 +124,7 @@ def build_without_weights(
 
 def local_teacher_folder(name: str) -> Path | None:
     """Return the folder of a teacher that needs no download; None for a teacher on the Hub."""
-    folder = Path(__file__).with_name(EMBEDDED) if name == EMBEDDED else Path(name)
+    folder = Path(__file__).with_name(EMBEDDED) if name in EMBEDDED_TEACHERS else Path(name)
     return folder if folder.is_dir() else None
 
 
