@@ -26,6 +26,7 @@ COMMANDS = (
     "pretrain-teacher",
     "publish",
     "simulate",
+    "study",
     "train",
     "verify",
 )
