@@ -55,11 +55,21 @@ def find_file(source: str | os.PathLike, name: str, kwargs: Mapping[str, Any]) -
         return None  # transformers reports repositories that do not exist or cannot be reached
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download or publish it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} contains no JSON object: download or publish it again")
+    return values
+
+
 def shard_names(index: Path) -> list[str]:
     """Return the names of the shards that an index lists; raise `UserError` if one is not in its folder."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json_object(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is not a readable index of weights ({error}): download the policy again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

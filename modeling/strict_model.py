@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from .errors import UserError
-from .stored_weights import Shapes, read_stored_shapes
+from .stored_weights import Shapes, find_file, read_json_object, read_stored_shapes
+
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 
 
 class StrictModel(PreTrainedModel):
@@ -42,7 +44,7 @@ class StrictModel(PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # reported below, with the names of the weights
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         if adapter := (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path"):
-            raise adapter_error(str(adapter), str(source))  # AutoModel was called with the repository of an adapter
+            raise adapter_error(adapter, {})  # AutoModel was called with an adapter, whose base is `source`
         if isinstance(source, (str, os.PathLike)) and "state_dict" not in kwargs:
             cls.check_stored_weights(source, kwargs)
         try:
@@ -62,17 +64,19 @@ class StrictModel(PreTrainedModel):
 
     def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """Raise UserError: transformers would load an adapter without the robot that it was trained for."""
-        raise adapter_error(str(peft_model_id), self.config._name_or_path)
+        raise adapter_error(str(peft_model_id), kwargs)
 
     @classmethod
     def check_stored_weights(cls, source: str | os.PathLike, kwargs: Mapping[str, Any]) -> None:
         """Compare the shapes in the weights' files with those of the configuration, before anything is allocated.
 
         transformers allocates all weights whose shapes differ, so that a wrong number in a configuration could fill the
-        memory. A source without safetensors is left to transformers, which reports it.
+        memory. A source without safetensors is left to transformers, which reports it, unless it is an adapter.
         """
         stored = read_stored_shapes(source, kwargs)
         if stored is None:
+            if find_file(source, ADAPTER_CONFIG, kwargs) is not None:
+                raise adapter_error(source, kwargs)
             return
         config = copy.deepcopy(kwargs.get("config"))
         if not isinstance(config, cls.config_class):
@@ -101,10 +105,14 @@ class StrictModel(PreTrainedModel):
                 raise UserError(f"these weights do not fit the configuration: {len(affected)} {problem}: {listed}")
 
 
-def adapter_error(adapter: str, base: str) -> UserError:
+def adapter_error(adapter: str | os.PathLike, kwargs: Mapping[str, Any]) -> UserError:
+    """Return the error that explains how to load an adapter; `kwargs` are arguments of `from_pretrained`."""
+    path = find_file(adapter, ADAPTER_CONFIG, kwargs)
+    config = read_json_object(path) if path is not None else {}
+    base, revision = config.get("base_model_name_or_path", "OWNER/BASE"), config.get("revision", "main")
     return UserError(
-        f"{adapter} is an adapter, which AutoModel would load with wrong layers. Load its base policy and add the "
-        f'adapter with PEFT: base = AutoModel.from_pretrained("{base}", revision=..., trust_remote_code=True, '
-        'dtype="float32") with the revision in adapter_config.json of the adapter, then policy = '
+        f"{adapter} is an adapter, which AutoModel cannot load. Load its base policy, and add the adapter with PEFT "
+        f'(pip install peft): base = AutoModel.from_pretrained("{base}", revision="{revision}", '
+        f'trust_remote_code=True, dtype="float32"), then policy = '
         f'PeftModel.from_pretrained(base.for_robot("{adapter}"), "{adapter}").merge_and_unload()'
     )

@@ -37,7 +37,7 @@ POLICY_FILES = (
     SELF_TEST_FILE, *CARD_FILES,
 )  # fmt: skip
 ADAPTER_FILES = (
-    "adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE, SELF_TEST_FILE, *PROCESSOR_FILES, *CARD_FILES,
+    "adapter_config.json", "config.json", ADAPTER_WEIGHTS, ROBOT_FILE, SELF_TEST_FILE, *PROCESSOR_FILES, *CARD_FILES,
 )  # fmt: skip
 REQUIRED_FILES = (README, SELF_TEST_FILE, "config.json", "adapter_config.json", ADAPTER_WEIGHTS, ROBOT_FILE)
 MAX_FIGURE_BYTES = 300_000  # all figures together
@@ -83,6 +83,7 @@ def check_adapter(folder: Path) -> None:
     """Check a LoRA adapter, which `PeftModel` loads."""
     check_no_foreign_code(folder)
     check_files(folder, ADAPTER_FILES, VLA)
+    check_config(folder, VLA)
     read_adapter_base(folder)
     check_tensors(folder / ADAPTER_WEIGHTS, ADAPTER_FORBIDDEN_TENSORS)
     check_self_test(folder, VLA)

@@ -25,11 +25,13 @@ from rocket_hf.export.policy_folder import (
     cast_weights,
     record_rocket2_self_test,
     record_self_test,
+    write_config,
     write_policy_files,
     write_processor,
     write_rocket2_files,
 )
 from rocket_hf.folder_lock import staged_folder
+from rocket_hf.foreign_code import MODEL_CLASSES
 from rocket_hf.hub import require_repo_id, require_tag
 from rocket_hf.hub_cards.cards import Card, adapter_card, model_card, rocket2_card
 from rocket_hf.hub_cards.facts import AdapterFacts, CardError, Provenance, Source
@@ -144,6 +146,8 @@ class AdapterPackage(Package):
         adapter = write_adapter(self.model, base, folder)
         write_processor(folder, self.processor)
         merged = policy_from_weights(self.model.config, merge_lora_weights(self.model))
+        # PEFT does not read config.json. AutoModel finds the code in it that explains how an adapter is loaded.
+        write_config(folder, merged.config, MODEL_CLASSES)
         record_self_test(merged, merged, self.processor).write(folder / SELF_TEST_FILE)
         artifact = adapter_artifact(self.model, self.processor, repo, revision)
         return adapter_card(artifact, self.provenance, adapter)

@@ -31,6 +31,7 @@ INFO = "meta/info.json"  # of a LeRobot dataset
 FILES = {"model": "config.json", "dataset": INFO}  # a file that every repository of the type has
 # Settings that the card shows elsewhere.
 SHOWN_ELSEWHERE = ("name", "about", "policy", "teacher.", "data.datasets", "alignment", "compared_with", "run.trackers")
+TARGET_SETTINGS = ("teacher.targets", "alignment.normalize_targets")
 ALIGNMENT, ACTION, AUXILIARY = "alignment/", "action/", "auxiliary/"  # prefixes of the journal's losses
 FIRST_PROJECTOR_WEIGHT = "alignment_head.projectors.0.fc1.weight"
 
@@ -131,7 +132,11 @@ def training_facts(recipe: BaseRecipe, run: Path, checkpoint: Path | None, input
     trained_steps = recipe.run.steps if checkpoint is None else read_progress(checkpoint).step
     records = [record for record in read_journal(run / JOURNAL) if record["step"] <= trained_steps]
     steps = [record for record in records if "loss" in record]
-    rows = [(name, value) for name, value in changed_settings(recipe) if not name.startswith(SHOWN_ELSEWHERE)]
+    rows = [
+        (name, value)
+        for name, value in changed_settings(recipe)
+        if name in TARGET_SETTINGS or not name.startswith(SHOWN_ELSEWHERE)
+    ]
     return TrainingFacts(
         recipe=recipe.name,
         about=recipe.about,

@@ -213,7 +213,7 @@ def test_adapter_without_pinned_base_is_rejected(valid, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
     for path in [*valid.glob("*.py"), *valid.glob("*token*"), valid / "processor_config.json", valid / "README.md",
-                 valid / "self_test.safetensors"]:  # fmt: skip
+                 valid / "self_test.safetensors", valid / "config.json"]:  # fmt: skip
         shutil.copy(path, folder)
     (folder / "robot.json").write_text("{}")
     save_file({"x": NAN}, folder / "adapter_model.safetensors")

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -266,8 +267,11 @@ def publishing_files(names: list[str]) -> set[str]:
     return {file for file in files if "." in file and file.split(".")[0] not in LOADED_ROOMS}
 
 
-def test_few_files_run_between_the_command_and_the_commit(finished_run, policies, tmp_path):
-    rocket2 = tmp_path / "rocket2"
+@pytest.fixture(scope="module")
+def published(finished_run, policies, tmp_path_factory) -> Iterator[tuple[LoopbackHub, list[set[str]]]]:
+    """Publish a VLA policy, its adapter and a ROCKET-2 policy; return the Hub and the files that ran for each."""
+    home = tmp_path_factory.mktemp("home")
+    rocket2 = home / "rocket2"
     random_rocket2().for_inference().save_pretrained(rocket2)
     write_rocket2_files(rocket2, random_rocket2().config)
     sources = ((finished_run, "policy"), (finished_run, "adapter", "--adapter"), (rocket2, "rocket2"))
@@ -276,11 +280,47 @@ def test_few_files_run_between_the_command_and_the_commit(finished_run, policies
         for source, name, *more in sources
     ]
     with LoopbackHub() as hub:
-        code, printed, errors = run_client(hub.url, TRACE, policies("smolvla"), *commands, home=tmp_path / "home")
+        code, printed, errors = run_client(hub.url, TRACE, policies("smolvla"), *commands, home=home)
         assert code == 0, errors
-    traces = [publishing_files(json.loads(line)) for line in printed.splitlines() if line.startswith("[")]
-    assert len(traces) == len(sources)
+        yield hub, [publishing_files(json.loads(line)) for line in printed.splitlines() if line.startswith("[")]
+
+
+def test_few_files_run_between_the_command_and_the_commit(published):
+    traces = published[1]
+    assert len(traces) == 3
     for files in traces:
         assert {"commands.publish", "publishing.package", "publishing.upload", "hub_cards.cards"} <= files
         assert len(files) <= MAX_FILES, sorted(files)
         assert len({file.split(".")[0] for file in files}) <= MAX_ROOMS, sorted(files)
+
+
+AUTO_MODEL_ON_ADAPTER = """
+import sys
+sys.modules["rocket_hf"] = sys.modules["lerobot"] = None
+if sys.argv[1] == "without PEFT":
+    sys.modules["peft"] = None
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoModel
+from transformers.utils import is_peft_available
+
+assert is_peft_available() == (sys.argv[1] == "with PEFT")
+for source in ("ada/adapter", snapshot_download("ada/adapter")):
+    assert AutoConfig.from_pretrained(source, trust_remote_code=True).action_dim == int(sys.argv[2])
+    try:
+        AutoModel.from_pretrained(source, trust_remote_code=True)
+    except ValueError as error:
+        print(str(error).replace(source, "SOURCE"))
+"""
+
+
+@pytest.mark.parametrize("environment", [pytest.param("with PEFT", marks=pytest.mark.slow), "without PEFT"])
+def test_automodel_on_an_adapter_explains_how_to_load_it(published, finished_run, tmp_path, environment):
+    dim = json.loads((finished_run / "policy" / "config.json").read_text())["action_dim"]
+    code, printed, errors = run_client(
+        published[0].url, AUTO_MODEL_ON_ADAPTER, environment, dim, home=tmp_path / "user"
+    )
+    assert code == 0, errors
+    assert len(printed.splitlines()) == 2, printed
+    for line in printed.splitlines():
+        assert line.startswith("SOURCE is an adapter, ") and 'AutoModel.from_pretrained("ada/base", revision=' in line
+        assert 'PeftModel.from_pretrained(base.for_robot("SOURCE"), "SOURCE")' in line
