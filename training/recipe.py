@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 TrainingMode = Literal["frozen", "lora", "full"]
 Nesting = Literal["none", "increasing", "decreasing", "explicit"]
+TargetKind = Literal["own", "shuffled", "position"]
 DepthStrategy = Literal["early-to-middle+last", "uniform", "shallow", "middle", "deep"]
 
 
@@ -136,17 +137,19 @@ class AlignmentSettings:
     weight: float = 0.5  # weight of the mean alignment loss
     schedule: Literal["constant", "linear", "stop"] = "constant"  # course of the weight
     until: int | None = None  # step at which a linear schedule reaches zero, or at which alignment stops
+    normalize_targets: float = 0.0  # share of the mean target of an image that is subtracted from each of its targets
     reference_compat: bool = False  # resample the teacher's features as the public ROCKET code does
 
 
 @dataclass
 class TeacherSettings:
-    name: str = "facebook/VGGT-1B"  # Hub id or folder
+    name: str = "facebook/VGGT-1B"  # Hub id, folder, embedded, embedded-untrained, or oracle (with caches)
     revision: str | None = None  # tag, branch or commit of the teacher on the Hub
     resolution: str | int = "camera"  # "camera", "teacher" or a side in pixels
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # dtype of the teacher's weights and features
     compile: bool = False  # compile the teacher with torch.compile
     caches: list[str] = field(default_factory=list)  # feature cache folders, one per dataset; without, run the teacher
+    targets: TargetKind = "own"  # own, or as a control: shuffled (features of other frames) or position (no features)
 
 
 @dataclass

@@ -85,6 +85,12 @@ def check_alignment(recipe: VLARecipe) -> None:
         )
     require_at_least("alignment.until", alignment.until, 1)
     require_at_least("alignment.pairs", alignment.pairs, 1)
+    require_between("alignment.normalize_targets", alignment.normalize_targets, 0, 1)
+    if recipe.teacher.targets == "shuffled" and not recipe.teacher.caches:
+        raise UserError(
+            "teacher.targets=shuffled reads the features of other frames from feature caches: build them with "
+            "`rocket-hf cache build` and pass --cache"
+        )
     if alignment.weight <= 0:
         raise UserError(
             f"alignment.weight must be above 0, got {alignment.weight}: to train without it set alignment=null"

@@ -39,7 +39,7 @@ class RestoredRun:
         loader = make_loader(
             resources.datasets, resources.order, resources.processor, self.policy.config,
             replace(recipe.data, workers=0), recipe.run.seed, batch_size, end_position=samples,
-            feature_caches=resources.caches,
+            feature_caches=resources.feature_readers,
         )  # fmt: skip
         for raw in loader:
             batch, images, warp = model_inputs.inputs(raw)

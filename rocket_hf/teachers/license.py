@@ -10,7 +10,7 @@ from rocket_hf.errors import UserError
 from .oracle import ORACLE, ORACLE_LICENSE
 
 UNKNOWN_LICENSE = "unknown"
-# Licenses of the teacher without files, and of well-known repositories for folders that were copied without their README.
+# Licenses of the teacher without files, and of well-known repositories, whose copies may lack their README.
 KNOWN_LICENSES = {ORACLE: ORACLE_LICENSE, "facebook/VGGT-1B": "cc-by-nc-4.0"}
 
 

@@ -32,12 +32,20 @@ class Registration:
 
     `reference_compat` resamples as the public ROCKET code does, which aligns corners instead of centers and so moves
     patches by up to a quarter of a student patch. Use it only for comparisons, on images without letterbox bars.
+    `normalize_targets` is the share that `subtract_image_mean` subtracts.
     """
 
-    def __init__(self, target_grid: Grid, windows: Sequence[Window], reference_compat: bool = False):
+    def __init__(
+        self,
+        target_grid: Grid,
+        windows: Sequence[Window],
+        reference_compat: bool = False,
+        normalize_targets: float = 0.0,
+    ):
         if reference_compat and set(windows) != {WHOLE_IMAGE}:
             raise UserError("reference_compat does not support letterboxed images: use square cameras, or remove it")
         self.target_grid, self.windows, self.reference_compat = target_grid, list(windows), reference_compat
+        self.normalize_targets = normalize_targets
 
     def __call__(
         self, features: Features, warp: Tensor | None = None, projections: dict[int, Tensor] | None = None
@@ -53,7 +61,8 @@ class Registration:
             for layer, maps in features.maps.items():
                 projection = projections[layer] if projections else None
                 parts[layer].append(self.register(maps[:, cameras], features.grid, window, sampler, projection))
-        return {layer: joined[0] if len(joined) == 1 else torch.cat(joined, dim=1) for layer, joined in parts.items()}
+        joined = {layer: maps[0] if len(maps) == 1 else torch.cat(maps, dim=1) for layer, maps in parts.items()}
+        return {layer: subtract_image_mean(maps, self.normalize_targets) for layer, maps in joined.items()}
 
     def camera_groups(self) -> list[tuple[slice, Window]]:
         """Return slices of adjacent cameras with the same window, which are registered together."""
@@ -137,6 +146,20 @@ def register_features(
         grid, target_grid, window, channels, features.device, features.dtype, None, reference_compat
     )
     return maps + code_weight * code
+
+
+def subtract_image_mean(targets: Tensor, share: float) -> Tensor:
+    """Subtract a share of the mean target of an image from its targets (B, V, T, C), as iREPA (arXiv 2512.10794) does.
+
+    What all places of an image have in common then counts less in the cosine than their differences. Places without a
+    target, zeros, are not part of the mean and stay zeros; each image has a mean of its own, so missing cameras do not
+    change others.
+    """
+    if not share:
+        return targets
+    has_target = (targets != 0).any(dim=-1, keepdim=True)  # (B, V, T, 1)
+    mean = targets.float().sum(dim=-2, keepdim=True) / has_target.sum(dim=-2, keepdim=True).clamp_min(1)
+    return torch.where(has_target, targets - share * mean.to(targets), targets)
 
 
 def is_inside(positions: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.license import license_note
 from rocket_hf.teachers.load import DTYPES, load_teacher
 from rocket_hf.teachers.registration import Registration
+from rocket_hf.teachers.scene import scene_size
+from rocket_hf.teachers.teacher import Grid
 
 from ..base_policy import find_policy_folder
 from ..data.baselines import validation_baselines
@@ -23,13 +25,14 @@ from ..data.dataset_statistics import compute_dataset_statistics, unit_differenc
 from ..data.frame_table import MixtureEntry
 from ..data.image_resizer import ImageResizer
 from ..data.lerobot_data import RobotDataset
-from ..data.loader import common_image_sizes
+from ..data.loader import FeatureReader, common_image_sizes
 from ..data.mixture import EvenlySpacedOrder, FrameRanges, MixtureOrder, split_episodes
 from ..input_fingerprints import Fingerprints, dataset_fingerprints, policy_fingerprints, statistics_values
-from ..recipe import DataConfig, VLARecipe
+from ..recipe import DataConfig, TeacherSettings, VLARecipe
 from .layers_by_depth import OTHER_CHOICE
 from .robot import robot_changes
-from .targets import CachedTargets, LiveTargets, TargetSource, image_windows
+from .shuffled_features import shuffle_features
+from .targets import CachedTargets, LiveTargets, PositionTargets, TargetSource, image_windows
 
 
 @dataclass
@@ -41,6 +44,7 @@ class TrainingResources:
     order: MixtureOrder
     held_out: EvenlySpacedOrder | None
     caches: list[FeatureCache] | None
+    feature_readers: Sequence[FeatureReader] | None  # the caches, or readers that shuffle their frames
     targets: TargetSource | None
     notes: list[str]  # facts that the user should know before training starts
 
@@ -54,10 +58,13 @@ def load_training_resources(recipe: VLARecipe, device: torch.device) -> Training
     processor = create_processor(folder, config, compute_dataset_statistics(datasets))
     check_prompt_lengths(processor, datasets)
     caches, targets, notes = create_targets(recipe, config, processor, datasets, device)
+    readers: Sequence[FeatureReader] | None = caches
+    if caches is not None and recipe.teacher.targets == "shuffled":
+        readers = shuffle_features(caches, datasets, recipe.run.seed)
     notes += [*unit_notes(config, datasets), *baseline_notes(recipe, datasets, held_out)]
     if recipe.alignment is not None and targets is not None:
         config = RocketConfig.from_dict(config.to_dict(), alignment=alignment_config(recipe, targets.width))
-    return TrainingResources(folder, config, processor, datasets, order, held_out, caches, targets, notes)
+    return TrainingResources(folder, config, processor, datasets, order, held_out, caches, readers, targets, notes)
 
 
 def resource_fingerprints(recipe: VLARecipe, resources: TrainingResources) -> Fingerprints:
@@ -141,7 +148,7 @@ def unit_notes(config: RocketConfig, datasets: Sequence[RobotDataset]) -> list[s
 
 def create_image_resizer(recipe: VLARecipe, folder: Path, config: RocketConfig) -> ImageResizer | None:
     """Return the resizer of large images; None if a teacher reads the images in the size of the cameras."""
-    if recipe.alignment is not None and not recipe.teacher.caches:
+    if recipe.alignment is not None and runs_teacher(recipe.teacher):
         return None
     return ImageResizer.for_processor(RocketProcessor.from_pretrained(folder), config.policy_config.image_size)
 
@@ -190,6 +197,11 @@ def check_prompt_lengths(processor: RocketProcessor, datasets: Sequence[RobotDat
 # Teacher and feature caches
 
 
+def runs_teacher(teacher: TeacherSettings) -> bool:
+    """Return whether the teacher runs in each training step."""
+    return teacher.targets != "position" and not teacher.caches
+
+
 def create_targets(
     recipe: VLARecipe,
     config: RocketConfig,
@@ -203,8 +215,11 @@ def create_targets(
         return None, None, []
     sizes = list(common_image_sizes(datasets, config.cameras).values())
     grid = config.policy_config.image_grid
-    registration = Registration(grid, image_windows(processor, sizes), alignment.reference_compat)
+    windows = image_windows(processor, sizes)
+    registration = Registration(grid, windows, alignment.reference_compat, alignment.normalize_targets)
     layers = list(dict.fromkeys(alignment.teacher_layers))
+    if teacher.targets == "position":
+        return None, PositionTargets(*read_teacher_shape(teacher, sizes), layers, registration), []
     if teacher.caches:
         caches = open_caches(recipe, datasets, layers)
         manifest = caches[0].manifest
@@ -212,6 +227,15 @@ def create_targets(
         return caches, targets, [license_note(manifest.teacher, manifest.license), *(c.scene_note for c in caches)]
     live = load_teacher(teacher.name, teacher.revision, teacher.resolution, teacher.dtype, device, teacher.compile)
     return None, LiveTargets(live, layers, registration), [license_note(live.card.name, live.card.license)]
+
+
+def read_teacher_shape(teacher: TeacherSettings, sizes: Sequence[tuple[int, int]]) -> tuple[int, Grid]:
+    """Return the width and the grid of a teacher's features from its cache or its configuration."""
+    if teacher.caches:
+        manifest = Manifest.load(Path(teacher.caches[0]))
+        return manifest.channels, manifest.grid
+    model = load_teacher(teacher.name, teacher.revision, teacher.resolution, device="meta")
+    return model.card.width, model.grid(*scene_size(sizes, model))
 
 
 def open_caches(recipe: VLARecipe, datasets: Sequence[RobotDataset], layers: list[int]) -> list[FeatureCache]:

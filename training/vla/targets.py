@@ -1,4 +1,6 @@
-"""Alignment targets: the teacher's features on the student's grid, computed in each step or read from a cache."""
+"""Alignment targets on the student's grid: the teacher's features, computed in each step or read from a cache; or, as a
+control, positions alone.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,7 +14,7 @@ from rocket_hf.teachers.feature_cache import FeatureCache
 from rocket_hf.teachers.frozen import FrozenTeacher
 from rocket_hf.teachers.registration import WHOLE_IMAGE, Registration, Window
 from rocket_hf.teachers.scene import scene_images
-from rocket_hf.teachers.teacher import Features
+from rocket_hf.teachers.teacher import Features, Grid
 
 from ..data.batches import LoaderBatch
 from .layers_by_depth import OTHER_CHOICE
@@ -75,6 +77,19 @@ class CachedTargets:
             stored = {layer: self.cache.projection(layer) for layer in self.cache.layers}
             self.projections[device] = {layer: each.to(device) for layer, each in stored.items() if each is not None}
         return self.projections[device] or None
+
+
+class PositionTargets:
+    """The position code alone that registration adds to features: targets that know places but nothing of the image."""
+
+    def __init__(self, width: int, grid: Grid, layers: Sequence[int], registration: Registration):
+        """`width` and `grid` are those of the teacher whose features these targets replace."""
+        self.width, self.grid, self.layers, self.registration = width, grid, list(layers), registration
+
+    def __call__(self, batch: LoaderBatch, images: Sequence[Tensor], warp: Tensor | None) -> Targets:
+        count, device = len(images[0]), images[0].device
+        nothing = torch.zeros(count, len(images), self.grid[0] * self.grid[1], self.width, device=device)
+        return self.registration(Features(dict.fromkeys(self.layers, nothing), self.grid), warp)
 
 
 def image_window(resize: str, size: tuple[int, int], side: int) -> Window:

@@ -189,7 +189,7 @@ def training_loader(
         accelerator.num_processes,
         first_step * step_size,
         recipe.run.steps * step_size,
-        resources.caches,
+        resources.feature_readers,
     )
 
 
