@@ -107,9 +107,7 @@ def write_shards(folder, weights) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-@pytest.fixture
-def openvla(tmp_path):
-    folder = tmp_path / "openvla"
+def write_openvla(folder):
     folder.mkdir()
     write_shards(folder, openvla_weights())
     config = {
@@ -125,11 +123,21 @@ def openvla(tmp_path):
 
 
 @pytest.fixture
-def oft(openvla):
+def openvla(tmp_path):
+    return write_openvla(tmp_path / "openvla")
+
+
+def write_oft(folder):
+    write_openvla(folder)
     for stem, weights in heads().items():
-        torch.save(weights, openvla / f"{stem}--150000_checkpoint.pt")
-    (openvla / "dataset_statistics.json").write_text(json.dumps(statistics("libero_spatial_no_noops")))
-    return openvla
+        torch.save(weights, folder / f"{stem}--150000_checkpoint.pt")
+    (folder / "dataset_statistics.json").write_text(json.dumps(statistics("libero_spatial_no_noops")))
+    return folder
+
+
+@pytest.fixture
+def oft(tmp_path):
+    return write_oft(tmp_path / "openvla")
 
 
 def convert(family, source, destination, *options) -> int:
