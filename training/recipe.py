@@ -177,6 +177,7 @@ class AugmentationConfig:
     saturation: float = 0.0  # factors in 1 +- this
     hue: float = 0.0  # largest rotation of the color circle in turns, in either direction
     color_only: list[str] = field(default_factory=list)  # cameras without crops and rotations, such as wrists
+    same_geometry: dict[str, str] = field(default_factory=dict)  # map -> camera whose crops it gets, without colors
 
 
 @dataclass

@@ -7,14 +7,18 @@ zeros elsewhere returns the image bit for bit.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from rocket_hf.errors import UserError
+
 from ..recipe import AugmentationConfig
 
 PARAMETERS = ("side", "left", "top", "angle", "brightness", "contrast", "saturation", "hue")
+GEOMETRY = 4  # number of parameters of crop and rotation, which come before those of colors
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
 
 
@@ -22,6 +26,39 @@ def is_identity(config: AugmentationConfig) -> bool:
     """Return whether the configuration leaves all images unchanged."""
     amounts = (config.rotation, config.brightness, config.contrast, config.saturation, config.hue)
     return config.crop_area == 1 and not any(amounts)
+
+
+def check_augmented_cameras(config: AugmentationConfig, cameras: Sequence[str]) -> None:
+    """Raise if the configuration names cameras that the policy does not have, or contradicts itself."""
+    named = [("color_only", camera) for camera in config.color_only]
+    named += [("same_geometry", camera) for pair in config.same_geometry.items() for camera in pair]
+    for key, camera in named:
+        if camera not in cameras:
+            raise UserError(
+                f"data.augmentation.{key}: the policy has no camera {camera!r}, its cameras are {', '.join(cameras)}"
+            )
+    for camera, reference in config.same_geometry.items():
+        if reference in config.same_geometry:
+            raise UserError(
+                f"data.augmentation.same_geometry: {reference!r} of {camera!r} follows another camera itself: name "
+                f"{config.same_geometry[reference]!r} for both"
+            )
+        if camera in config.color_only:
+            raise UserError(
+                f"data.augmentation: {camera!r} is both in color_only and in same_geometry: remove it from one of them"
+            )
+
+
+def draw_augmentations(config: AugmentationConfig, cameras: Sequence[str], generator: Generator) -> Tensor:
+    """Draw the parameters of one image of each camera, (V, len(PARAMETERS)).
+
+    Images of `same_geometry` get the crop and rotation of their reference and no color changes. Their own draws are
+    discarded, so that those of the other cameras stay the same.
+    """
+    rows = {camera: draw_augmentation(config, camera, generator) for camera in cameras}
+    for camera, reference in config.same_geometry.items():
+        rows[camera] = torch.cat([rows[reference][:GEOMETRY], torch.zeros(len(PARAMETERS) - GEOMETRY)])
+    return torch.stack([rows[camera] for camera in cameras])
 
 
 def draw_augmentation(config: AugmentationConfig, camera: str, generator: Generator) -> Tensor:

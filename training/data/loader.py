@@ -18,7 +18,7 @@ from rocket_hf.modeling.flow_matching import draw_noise, draw_time
 from rocket_hf.modeling.processing_rocket import RocketProcessor
 
 from ..recipe import DataConfig
-from .augmentation import draw_augmentation, is_identity
+from .augmentation import check_augmented_cameras, draw_augmentations, is_identity
 from .batches import LoaderBatch, sample_generator
 from .lerobot_data import RobotDataset
 
@@ -102,12 +102,7 @@ class BatchDataset(Dataset):
         policy = rocket_config.policy_config
         self.noise_shape = (rocket_config.chunk_size, policy.max_action_dim) if policy.draws_noise else None
         augmentation = data_config.augmentation
-        for camera in augmentation.color_only:
-            if camera not in self.cameras:
-                raise UserError(
-                    f"data.augmentation.color_only: the policy has no camera {camera!r}, its cameras are "
-                    f"{', '.join(self.cameras)}"
-                )
+        check_augmented_cameras(augmentation, self.cameras)
         self.augmentation = None if is_identity(augmentation) else augmentation
         self.feature_caches = feature_caches
         self.lacks_dimensions = any(not (data.state_mask.all() and data.action_mask.all()) for data in datasets)
@@ -149,8 +144,7 @@ class BatchDataset(Dataset):
             sample |= {"state_mask": data.state_mask, "action_mask": data.action_mask}
         generator = sample_generator(self.seed, position)
         if self.augmentation is not None:
-            rows = [draw_augmentation(self.augmentation, camera, generator) for camera in self.cameras]
-            sample["augmentation"] = torch.stack(rows)
+            sample["augmentation"] = draw_augmentations(self.augmentation, self.cameras, generator)
         if self.noise_shape is not None:
             sample["noise"] = draw_noise(self.noise_shape, CPU, generator)
             sample["time"] = draw_time(1, CPU, generator)[0]

@@ -7,7 +7,15 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
-from rocket_hf.training.data.augmentation import PARAMETERS, augment, draw_augmentation, is_identity
+from rocket_hf.errors import UserError
+from rocket_hf.training.data.augmentation import (
+    PARAMETERS,
+    augment,
+    check_augmented_cameras,
+    draw_augmentation,
+    draw_augmentations,
+    is_identity,
+)
 from rocket_hf.training.recipe import AugmentationConfig
 
 HEIGHT, WIDTH = 24, 40
@@ -112,6 +120,47 @@ def test_color_only_camera_is_not_cropped_or_rotated_and_draws_as_many_numbers()
     assert wrist[:4].tolist() == [1, 0, 0, 0]
     assert torch.equal(wrist[4:], front[4:])
     assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
+
+
+def test_map_gets_the_crop_and_rotation_of_its_camera_and_no_color_changes():
+    config = AugmentationConfig(**(vars(EVERYTHING) | {"same_geometry": {"front_xyz": "front"}}))
+    cameras = ["front_xyz", "wrist", "front"]
+    one, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    rows = draw_augmentations(config, cameras, one)
+    alone = torch.stack([draw_augmentation(EVERYTHING, camera, other) for camera in cameras])
+    assert torch.equal(rows[1:], alone[1:]), "the other cameras draw the same as without the map"
+    assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=other))
+    assert torch.equal(rows[0, :4], rows[2, :4]) and not rows[0, 4:].any() and rows[2, 4:].all()
+
+
+def test_augmented_map_shows_the_coordinates_of_the_pixels_of_its_image():
+    """Red and green of the map are each pixel's place. With a crop window of half of the side, whose middle is (3/8,
+    1/2), turned by 90 degrees, pixel (x, y) must show the place (3/8, 1/2) + (1/2 - y, x - 1/2) / 2."""
+    side = 64
+    place = (torch.arange(side) + 0.5) / side
+    image = torch.stack([place.expand(side, side), place[:, None].expand(side, side), torch.zeros(side, side)])
+    geometry = {"side": 0.5, "left": 0.125, "top": 0.25, "angle": math.pi / 2}
+    both, warp = augment(torch.stack([image, image]), torch.stack([row(**geometry), row(**geometry, brightness=0.2)]))
+    assert torch.equal(warp[0], warp[1])
+    expected_x = 3 / 8 - (place[:, None].expand(side, side) - 1 / 2) / 2
+    expected_y = 1 / 2 + (place.expand(side, side) - 1 / 2) / 2
+    torch.testing.assert_close(both[0, 0], expected_x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[0, 1], expected_y, atol=1e-5, rtol=0)
+    torch.testing.assert_close(both[1, :2], (both[0, :2] + 0.2).clamp(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"same_geometry": {"front_xyz": "frnt"}}, "same_geometry: the policy has no camera 'frnt', its cameras are"),
+        ({"same_geometry": {"map": "front"}}, "same_geometry: the policy has no camera 'map', its cameras are"),
+        ({"same_geometry": {"front_xyz": "wrist", "wrist": "front"}}, "'wrist' of 'front_xyz' follows another camera"),
+        ({"same_geometry": {"wrist": "front"}, "color_only": ["wrist"]}, "'wrist' is both in color_only and in"),
+    ],
+)
+def test_contradictory_cameras_raise_one_sentence(settings, message):
+    with pytest.raises(UserError, match=message):
+        check_augmented_cameras(AugmentationConfig(**settings), ["front", "wrist", "front_xyz"])
 
 
 def test_default_configuration_changes_nothing():

@@ -1,6 +1,7 @@
 """Loader batches depend on their positions only, not on workers, ranks or interruptions."""
 
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +87,17 @@ def test_batch_contains_the_processors_outputs_and_the_generators_draws(datasets
         assert torch.equal(batch["augmentation"][row], parameters)
         assert torch.equal(batch["noise"][row], draw_noise((4, 8), torch.device("cpu"), generator))
         assert torch.equal(batch["time"][row], draw_time(1, torch.device("cpu"), generator)[0])
+
+
+def test_batch_has_the_geometry_of_one_camera_for_both(datasets, config):
+    """The policy's cameras are front and wrist; the latter takes the place of a map here."""
+    augmentation = replace(AUGMENTATION, color_only=[], same_geometry={"wrist": "front"})
+    (batch,) = loader(datasets, config, augmentation=augmentation, end_position=8)
+    front, wrist = (batch["augmentation"][:, config.cameras.index(camera)] for camera in ("front", "wrist"))
+    assert torch.equal(front[:, :4], wrist[:, :4]) and front[:, 4].all() and not wrist[:, 4:].any()
+    (usual,) = loader(datasets, config, augmentation=replace(AUGMENTATION, color_only=[]), end_position=8)
+    assert torch.equal(usual["augmentation"][:, config.cameras.index("front")], front)
+    assert torch.equal(usual["noise"], batch["noise"])
 
 
 def test_two_ranks_together_read_the_batches_of_one_rank(datasets, config):
