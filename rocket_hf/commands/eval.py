@@ -2,6 +2,7 @@
 
     rocket-hf eval runs/rocket --env metaworld --tasks button-press-v3 --episodes 20 --out report
     rocket-hf eval runs/rocket2 --env vizdoom --episodes 200 --refresh 1,30,90 --out report
+    rocket-hf eval runs/rocket --tasks easy --perturb camera=0,5,10,20 --out perturbed
     rocket-hf eval runs/rocket --dataset you/robot-data --out report
 
 Episode k of each task starts from seed --seed + k for every policy. The report (evaluation.json, evaluation.md and
@@ -25,7 +26,9 @@ from . import eval_dataset, eval_rocket2
 from .arguments import integer_list, parse_cameras, require_at_least_one, require_device, source_name
 
 if TYPE_CHECKING:
-    from rocket_hf.evaluation.report import EvaluationReport, EvaluationResult
+    from rocket_hf.evaluation.episode_journal import EpisodeJournal
+    from rocket_hf.evaluation.perturbation_report import PerturbationReport
+    from rocket_hf.evaluation.report import EvaluationReport, EvaluationResult, PolicyIdentity
     from rocket_hf.evaluation.rollout_strips import RolloutStrips
     from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
     from rocket_hf.modeling.processing_rocket import RocketProcessor
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 HELP = "measure a policy in simulated tasks, or on the recorded actions of a dataset"
 ROCKET2 = "vizdoom"
 # Options of only some environments, with their defaults.
-TASK_OPTIONS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain"}
+TASK_OPTIONS = {"tasks": None, "execute": None, "cameras": "", "image_size": 128, "protocol": "plain", "perturb": None}
 ROLLOUT_OPTIONS = {"max_steps": None, "workers": 2, "videos": None, "against": None}
 ROCKET2_OPTIONS = {"refresh": [1, 30, 90], "temperature": 1.0}
 EPISODES, SEED = 10, 100_000
@@ -75,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of episodes per task (default: 10; vizdoom: 200), or of the dataset (default: all)",
     )
     add("--against", metavar="OTHER", help="second policy, evaluated on the same starts and compared")
+    add(
+        "--perturb",
+        metavar="SETTING=VALUE,...",
+        help="metaworld: success at each camera azimuth in degrees (camera=0,5,10,20) or object height in meters "
+        "(heights=0,0.06,0.12), from the same starts",
+    )
     add("--execute", type=int, metavar="K", help="number of actions executed of each chunk (default: all)")
     add("--max-steps", type=int, metavar="N", help="step limit of an episode (default: that of the benchmark)")
     add(
@@ -119,6 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
         report = eval_dataset.evaluate_policy(arguments)
     elif arguments.env == ROCKET2:
         report = eval_rocket2.evaluate_policies(arguments)
+    elif arguments.perturb is not None:
+        report = evaluate_perturbed(arguments)
     else:
         report = evaluate_policies(arguments)
     print(report.as_markdown(), end="")
@@ -147,6 +158,8 @@ def complete_arguments(arguments: argparse.Namespace) -> None:
         reject_options(arguments, arguments.env, others)
         defaults = eval_rocket2.DEFAULTS if is_rocket2 else {"episodes": EPISODES, "seed": SEED}
         set_defaults(arguments, own | defaults)
+    if arguments.perturb is not None:
+        reject_options(arguments, "--perturb", ("against", "videos"))
     require_valid_numbers(arguments)
     require_device(arguments.device)
 
@@ -173,11 +186,8 @@ def evaluate_policies(arguments: argparse.Namespace) -> "EvaluationReport":
     from rocket_hf.evaluation.identity import package_versions
     from rocket_hf.evaluation.report import EvaluationReport
     from rocket_hf.evaluation.rollout_strips import FOLDER, RolloutStrips
-    from rocket_hf.sims.suites import select_tasks
 
-    if arguments.tasks is None:
-        raise UserError(f"--env {arguments.env} needs --tasks: names of tasks or groups, or all")
-    tasks = select_tasks(arguments.env, arguments.tasks)
+    tasks = selected_tasks(arguments, arguments.env)
     settings = rollout_settings(arguments)
     strips = RolloutStrips(tasks)
     first = evaluate(arguments.policy, arguments, tasks, settings, "first", strips)
@@ -211,20 +221,14 @@ def evaluate(
     strips: "RolloutStrips | None" = None,
 ) -> "EvaluationResult":
     """Evaluate one policy; `role` names its folder of videos if there are two policies."""
-    from rocket_hf.evaluation.episode_journal import JOURNAL, EpisodeJournal
-    from rocket_hf.evaluation.identity import fingerprint, package_versions
-    from rocket_hf.evaluation.report import EvaluationResult, PolicyIdentity
+    from rocket_hf.evaluation.report import EvaluationResult
     from rocket_hf.evaluation.rollouts import rollout
 
-    policy, processor, revision = load_policy(source)
-    identity = PolicyIdentity(source_name(source), revision, fingerprint(policy, processor))
+    policy, processor, identity = load_policy(source)
     videos = arguments.videos
     if videos is not None and arguments.against:
         videos = videos / role
-    journal = None
-    if arguments.out is not None and videos is None:
-        dependencies = reported_settings(arguments) | {"episodes": None, "versions": package_versions()}
-        journal = EpisodeJournal(arguments.out / JOURNAL, [identity.fingerprint, arguments.env, dependencies])
+    journal = open_journal(arguments, identity, arguments.env) if videos is None else None
     episodes = rollout(
         policy, processor, arguments.env, tasks, arguments.episodes,
         videos=videos, strips=strips, journal=journal, **settings,
@@ -232,13 +236,58 @@ def evaluate(
     return EvaluationResult(identity, episodes)
 
 
-def load_policy(source: str) -> tuple["RocketForActionPrediction", "RocketProcessor", str | None]:
-    """Load a policy with its processor and, if it comes from the Hub, its commit. The code is that of this package."""
+def evaluate_perturbed(arguments: argparse.Namespace) -> "PerturbationReport":
+    """Evaluate a policy at each value of a perturbation, on the same starts."""
+    from rocket_hf.evaluation.identity import package_versions
+    from rocket_hf.evaluation.perturbation_report import PerturbationReport
+    from rocket_hf.evaluation.rollouts import rollout
+    from rocket_hf.sims.settings import parse_environment_name, parse_perturbation
+
+    settings = parse_environment_name(arguments.env)
+    perturbation = parse_perturbation(arguments.perturb, settings)
+    environments = [environment.name for environment in perturbation.environments(settings)]
+    tasks, *_ = [selected_tasks(arguments, environment) for environment in environments]  # each checks its setting
+    options = rollout_settings(arguments)
+    policy, processor, identity = load_policy(arguments.policy)
+    episodes = []
+    for environment in environments:
+        journal = open_journal(arguments, identity, environment)
+        episodes.append(rollout(policy, processor, environment, tasks, arguments.episodes, journal=journal, **options))
+    reported = reported_settings(arguments)
+    return PerturbationReport(settings, perturbation, identity, episodes, reported, package_versions())
+
+
+def selected_tasks(arguments: argparse.Namespace, environment: str) -> list[str]:
+    from rocket_hf.sims.suites import select_tasks
+
+    if arguments.tasks is None:
+        raise UserError(f"--env {arguments.env} needs --tasks: names of tasks or groups, or all")
+    return select_tasks(environment, arguments.tasks)
+
+
+def open_journal(
+    arguments: argparse.Namespace, identity: "PolicyIdentity", environment: str
+) -> "EpisodeJournal | None":
+    """Open the journal of a policy in an environment; None if no report is written."""
+    from rocket_hf.evaluation.episode_journal import JOURNAL, EpisodeJournal
+    from rocket_hf.evaluation.identity import package_versions
+
+    if arguments.out is None:
+        return None
+    dependencies = reported_settings(arguments) | {"episodes": None, "versions": package_versions()}
+    return EpisodeJournal(arguments.out / JOURNAL, [identity.fingerprint, environment, dependencies])
+
+
+def load_policy(source: str) -> tuple["RocketForActionPrediction", "RocketProcessor", "PolicyIdentity"]:
+    """Load a policy with its processor and identity. The code is that of this package."""
+    from rocket_hf.evaluation.identity import fingerprint
+    from rocket_hf.evaluation.report import PolicyIdentity
     from rocket_hf.evaluation.trained_policy import find_trained_policy, load_trained_policy
     from rocket_hf.hub import POLICY_FILES, resolve
 
     resolved = resolve(source, POLICY_FILES)
-    return *load_trained_policy(find_trained_policy(resolved.folder)), resolved.commit
+    policy, processor = load_trained_policy(find_trained_policy(resolved.folder))
+    return policy, processor, PolicyIdentity(source_name(source), resolved.commit, fingerprint(policy, processor))
 
 
 def reported_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,18 +6,18 @@ simulator's draws nor those of another setting change.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rocket_hf.errors import UserError
 
-from .camera_motion import STILL, CameraMotion, CameraSetting, parse_camera_setting
+from .camera_motion import MAX_AZIMUTH, STILL, CameraMotion, CameraSetting, parse_camera_setting
 from .geometry_images import IMAGES_BY_INPUT
 from .metaworld_tasks import RAISABLE_TASKS
 from .names import require_known
-from .setting_values import format_number, parse_names, parse_range
+from .setting_values import format_number, parse_names, parse_number, parse_range
 
 SUITES = ("metaworld", "libero", "libero-plus")
 ROCKET2_SUITE = "vizdoom"
@@ -29,6 +29,7 @@ STATES = {"robot": (), "none": (), "object": ("object_x", "object_y", "object_z"
 ROBOT_STATE = ("x", "y", "z", "gripper")
 NOT_RAISED = (0.0, 0.0)
 MAX_HEIGHT = 0.3  # meters; the hand reaches up to 0.5
+PERTURBATIONS = {"camera": "camera azimuth (degrees)", "heights": "height of objects (m)"}
 HEIGHT_DRAWS, CAMERA_DRAWS = 1, 2  # second parts of the seeds of their generators
 
 
@@ -160,3 +161,36 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "state": parse_state,
     "inputs": parse_inputs,
 }
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Setting that an evaluation varies: the camera is turned by each value, or the objects are raised by it."""
+
+    kind: str
+    values: tuple[float, ...]
+
+    def environments(self, settings: EnvironmentSettings) -> list[EnvironmentSettings]:
+        """Return the environment of each value."""
+        form = "fixed({},0,0)" if self.kind == "camera" else "{}"
+        texts = [form.format(format_number(value)) for value in self.values]
+        return [replace(settings, **{self.kind: PARSERS[self.kind](text)}) for text in texts]
+
+
+def parse_perturbation(text: str, settings: EnvironmentSettings) -> Perturbation:
+    """Parse a perturbation of an environment, such as `camera=0,5,10,20`."""
+    kind, equals, words = text.partition("=")
+    if settings.suite != SUITE_WITH_SETTINGS:
+        raise UserError(f"{settings.suite} has no setting {kind!r}: only {SUITE_WITH_SETTINGS} can be perturbed")
+    require_known(settings.suite, "perturbation", kind, PERTURBATIONS)
+    if not equals:
+        raise UserError(f"the perturbation {text!r} has no values: write it as camera=0,5,10,20")
+    if getattr(settings, kind) != getattr(EnvironmentSettings(settings.suite), kind):
+        raise UserError(f"{settings.name} sets {kind} already: remove it from the environment or from the perturbation")
+    limits = (-MAX_AZIMUTH, MAX_AZIMUTH) if kind == "camera" else (0.0, MAX_HEIGHT)
+    values = tuple(parse_number(kind, word, *limits) for word in words.split(","))
+    if len(set(values)) < len(values):
+        raise UserError(f"the perturbation {text!r} contains a value twice: remove one of them")
+    perturbation = Perturbation(kind, values)
+    perturbation.environments(settings)  # raises if the environment lacks the camera
+    return perturbation
