@@ -76,7 +76,7 @@ def test_killed_evaluation_of_perturbations_resumes(perturbed, pushing, tmp_path
     process = subprocess.Popen([sys.executable, "-m", "rocket_hf.commands", *arguments], stderr=subprocess.DEVNULL)
     journal = tmp_path / JOURNAL
     while process.poll() is None and not (journal.exists() and journal.read_text().endswith("\n")):
-        time.sleep(0.01)
+        time.sleep(0.01)  # until the first episode is stored
     process.kill()
     process.wait()
     finished = len(journal.read_text().split("\n\n"))
