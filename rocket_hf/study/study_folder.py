@@ -55,6 +55,7 @@ def start_study(file: Path, folder: Path, is_quick: bool) -> StudyFolder:
     elif not is_unused(folder):
         raise UserError(f"{folder} is not empty and contains no study: choose another folder with --out")
     else:
+        create_folder(folder)
         write_atomically(folder / FILE, lambda temporary: shutil.copyfile(file, temporary))
         write_json(folder / ABOUT, about)
     return StudyFolder(folder, study, is_quick)

@@ -55,7 +55,7 @@ class StudyPlan:
 
         def gain(setting: str) -> float:
             gains = self.outcomes.differences(primary, setting, phase.seeds, phase.measured_on)
-            room = self.headroom(name, setting)
+            room = self.headroom(name, setting) if primary != self.study.headroom else None
             share = max(room, 1.0) if room is not None else 1.0
             return mean_difference(list(gains.values())) / share
 

@@ -37,11 +37,11 @@ def resolved_sentence(study: Study, summary: SettingSummary, primary: Comparison
     low, high = primary.tests.interval
     if low > 0:
         room = f" of a headroom of {primary.headroom:.1f}" if primary.headroom is not None else ""
-        gain = f"In {summary.setting}, {first} adds {format_tests(primary)} points to {second}{room}"
+        gain = f"In {summary.setting}, {first} gains {format_tests(primary)} against {second}{room}"
         controls = study.phases[summary.phase].controls
         return " ".join([f"{gain}.", *(control_sentence(summary, primary, control) for control in controls)])
     if high < 0:
-        return f"In {summary.setting}, {first} lowers success against {second} by {format_tests(primary)} points."
+        return f"In {summary.setting}, {first} lowers success: {describe(primary)}."
     if primary.is_equivalent:
         return equivalence_sentence(study, summary, primary)
     needed = seeds_for_power(primary.margin, standard_deviation(primary.tests.differences))
@@ -109,7 +109,7 @@ def interaction_sentence(summary: SettingSummary, primary: ComparisonSummary) ->
     effects = [describe(summary.comparisons[name]) for name in reversed(differences_of(primary.name))]
     low, high = primary.tests.interval
     if low > 0 or high < 0:
-        conclusion = f"the effects differ by {format_tests(primary)} points"
+        conclusion = f"the effects differ by {format_tests(primary)}"
     elif primary.is_equivalent:
         conclusion = f"the effects are equal within +-{primary.margin:g} points ({format_tests(primary)})"
     else:
@@ -122,10 +122,10 @@ def describe(comparison: ComparisonSummary) -> str:
 
 
 def format_tests(comparison: ComparisonSummary) -> str:
-    """Return for example "+4.2 (95 % interval -1.0 to +9.4 over 12 seeds)"."""
+    """Return for example "+4.2 points (95 % interval -1.0 to +9.4 over 12 seeds)"."""
     low, high = comparison.tests.interval
     seeds = len(comparison.seeds)
-    return f"{comparison.tests.mean:+.1f} (95 % interval {low:+.1f} to {high:+.1f} over {seeds} seeds)"
+    return f"{comparison.tests.mean:+.1f} points (95 % interval {low:+.1f} to {high:+.1f} over {seeds} seeds)"
 
 
 def resolution_sentence(comparison: ComparisonSummary) -> str:

@@ -46,7 +46,7 @@ class ComparisonSummary:
 
     @property
     def is_equivalent(self) -> bool:
-        """Whether the 90 % interval is inside the margin. A stopped comparison never shows equivalence."""
+        """Equivalence: the 90 % interval is inside the margin. A stopped comparison never shows it."""
         return not self.is_stopped and self.tests.is_equivalent(self.margin)
 
     def as_dict(self) -> dict[str, Any]:
