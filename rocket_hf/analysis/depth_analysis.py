@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from rocket_hf.errors import UserError
+from rocket_hf.evaluation.identity import fingerprint
 from rocket_hf.evaluation.trained_policy import TrainedPolicySource, find_trained_policy, load_trained_policy
 from rocket_hf.files import create_folder
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
@@ -19,23 +20,31 @@ from rocket_hf.training.vla.targets import image_windows
 
 from .depth_figures import ProbedModel, draw_errors, draw_predictions
 from .depth_probe import ProbeSettings, constant_errors, probe_policy, probe_teacher
+from .depth_progress import DepthProgress
 from .depth_report import CONSTANT, RUN, TEACHER, UNTRAINED, DepthResult, write_depth_tables
 from .depth_samples import TEST, DepthSamples
 
 
 @dataclass
 class DepthAnalysis:
-    """Frames with known depth, and the settings and device with which models are probed on them."""
+    """Frames with known depth, and the settings and device with which models are probed on them.
+
+    `progress` holds the probes that a killed analysis has finished.
+    """
 
     samples: DepthSamples
     settings: ProbeSettings
     device: torch.device
+    progress: DepthProgress
 
     def probe_policy(
         self, name: str, kind: str, policy: RocketForActionPrediction, processor: RocketProcessor
     ) -> ProbedModel:
         """Probe a policy. `kind` is RUN or UNTRAINED."""
-        errors = probe_policy(policy.to(self.device), processor, self.samples, self.settings)
+        errors = self.progress.probe(
+            fingerprint(policy, processor),
+            lambda: probe_policy(policy.to(self.device), processor, self.samples, self.settings),
+        )
         return ProbedModel(DepthResult(name, kind, errors), policy.config.policy_config.image_grid, processor)
 
     def probe_teacher(self, name: str, policy: ProbedModel) -> ProbedModel:
@@ -49,7 +58,10 @@ class DepthAnalysis:
         teacher = load_teacher(source, revision or None, device=self.device)
         height, width = self.samples.images.shape[-2:]
         windows = image_windows(policy.processor, [(height, width)] * len(policy.processor.cameras))
-        errors = probe_teacher(teacher, windows, policy.grid, policy.processor, self.samples, self.settings)
+        errors = self.progress.probe(
+            f"{teacher.card.weights} {teacher.resolution} {policy.grid} {windows}",
+            lambda: probe_teacher(teacher, windows, policy.grid, policy.processor, self.samples, self.settings),
+        )
         return ProbedModel(DepthResult(f"teacher {teacher.card.name}", TEACHER, errors), policy.grid, policy.processor)
 
 

@@ -10,6 +10,7 @@ representations: similarity of the policy's and the teacher's layers, and of pro
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,17 +131,22 @@ def run_gradients(arguments: argparse.Namespace, device: "torch.device") -> int:
 def run_depth(arguments: argparse.Namespace, device: "torch.device") -> int:
     from rocket_hf.analysis.depth_analysis import DepthAnalysis, probe_runs, write_depth_results
     from rocket_hf.analysis.depth_probe import ProbeSettings
+    from rocket_hf.analysis.depth_progress import DepthProgress, samples_digest
     from rocket_hf.analysis.depth_report import compare_results, summarize_results
     from rocket_hf.analysis.depth_samples import read_samples
+    from rocket_hf.evaluation.identity import package_versions
     from rocket_hf.rgbd_dataset import RgbdFrames
 
     require_at_least_one(arguments, "batch_size")
     frames = RgbdFrames(arguments.dataset)
     samples = read_samples(frames, arguments.samples, arguments.held_out_tasks, arguments.held_out_share)
     settings = ProbeSettings(arguments.head, arguments.batch_size, arguments.position_features)
-    analysis = DepthAnalysis(samples, settings, device)
+    dependencies = [asdict(settings), samples_digest(samples), package_versions()]
+    progress = DepthProgress(arguments.out, dependencies)
+    analysis = DepthAnalysis(samples, settings, device, progress)
     models = probe_runs(analysis, arguments.runs, arguments.teacher)
     results = write_depth_results(arguments.out, analysis, models, arguments.dataset.resolve().name)
+    progress.remove()
     print("\n".join(f"compared   {difference.sentence()}" for difference in compare_results(results)))
     print(f"summary    {summarize_results(results)}")
     print(f"written    {arguments.out}/depth.json, depth.csv, depth.png, predicted-depth.png")

@@ -14,6 +14,7 @@ from .arguments import source_name
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rocket_hf.evaluation.rocket2.journal import Rocket2Journal
     from rocket_hf.evaluation.rocket2.report import Rocket2EvaluationReport, Rocket2EvaluationResult
     from rocket_hf.evaluation.rocket2.simulator import Rocket2Reply, Rocket2Request
     from rocket_hf.evaluation.trained_policy import TrainedPolicySource
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rocket_hf.sims.process_pool import SimulatorPool
 
 DEFAULTS = {"episodes": 200, "seed": 5_000_000, "max_steps": 60}  # Rooms from seed 0 on are for training.
+JOURNAL_SETTINGS = ("temperature", "max_steps", "device")
 REPORTED_SETTINGS = ("episodes", "seed", "refresh", "temperature", "max_steps", "parallel", "device")
 
 
@@ -40,7 +42,10 @@ def evaluate_policies(arguments: argparse.Namespace) -> "Rocket2EvaluationReport
     starts, longest = episode_starts(arguments.episodes, arguments.seed), max(arguments.refresh)
     with SimulatorPool(Rocket2Simulator, min(arguments.workers, arguments.episodes)) as pool:
         results = {role: evaluate(role, source, *policies[role], pool, arguments) for role, source in sources.items()}
-        random = run_player(RandomPlayer(), pool, starts, refresh=longest, name=RANDOM, **run_settings(arguments))
+        journal = create_journal(arguments, RANDOM, longest)
+        random = run_player(
+            RandomPlayer(), pool, starts, refresh=longest, journal=journal, name=RANDOM, **run_settings(arguments)
+        )
     settings = {name: getattr(arguments, name) for name in REPORTED_SETTINGS}
     return Rocket2EvaluationReport(results["first"], results.get("second"), random, settings, package_versions())
 
@@ -57,6 +62,18 @@ def require_valid_options(arguments: argparse.Namespace) -> None:
 
 def run_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("max_steps", "parallel")}
+
+
+def create_journal(arguments: argparse.Namespace, player: str, refresh: int) -> "Rocket2Journal | None":
+    """Create the journal of a player, a fingerprint or a name. With videos, which are not stored, there is none."""
+    from rocket_hf.evaluation.episode_journal import JOURNAL
+    from rocket_hf.evaluation.identity import package_versions
+    from rocket_hf.evaluation.rocket2.journal import Rocket2Journal
+
+    if arguments.out is None or arguments.videos is not None:
+        return None
+    settings = {name: getattr(arguments, name) for name in JOURNAL_SETTINGS}
+    return Rocket2Journal(arguments.out / JOURNAL, [player, refresh, settings, package_versions()])
 
 
 def load_policy(source: str) -> tuple["Rocket2ForActionPrediction", str | None]:
@@ -97,7 +114,7 @@ def evaluate(
     arguments: argparse.Namespace,
 ) -> "Rocket2EvaluationResult":
     """Run the policy with each refresh interval from the same starts, and write videos and strips."""
-    from rocket_hf.evaluation.identity import rocket2_fingerprint
+    from rocket_hf.evaluation.identity import rocket2_fingerprint, rocket2_fingerprint_with_heads
     from rocket_hf.evaluation.report import PolicyIdentity
     from rocket_hf.evaluation.rocket2.figures import VideoRecorder
     from rocket_hf.evaluation.rocket2.players import PolicyPlayer
@@ -107,6 +124,7 @@ def evaluate(
     from rocket_hf.evaluation.rollout_strips import FOLDER
 
     identity = PolicyIdentity(source_name(source), revision, rocket2_fingerprint(policy))
+    journal_name = rocket2_fingerprint_with_heads(policy)
     policy, rollouts = policy.to(arguments.device), {}
     starts, slots = episode_starts(arguments.episodes, arguments.seed), min(arguments.parallel, arguments.episodes)
     for refresh in arguments.refresh:
@@ -114,6 +132,7 @@ def evaluate(
         recorder = VideoRecorder(arguments.videos / f"every-{part}" if arguments.videos is not None else None)
         rollouts[refresh] = run_player(
             PolicyPlayer(policy, slots, arguments.temperature), pool, starts, refresh=refresh, on_episode_end=recorder,
+            journal=create_journal(arguments, journal_name, refresh),
             name=f"{identity.name}, goal {describe_refresh(refresh)}", **run_settings(arguments),
         )  # fmt: skip
         if arguments.out is not None:

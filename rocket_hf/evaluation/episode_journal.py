@@ -5,7 +5,7 @@ report is written.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from .episode_simulator import EpisodeStart
 JOURNAL = ".episodes.jsonl"
 
 
-class EpisodeJournal:
-    """Results of one policy in a journal, by the start of the episode.
+class ResultJournal:
+    """Results of one policy in a journal, as JSON values.
 
     `dependencies` are the policy's fingerprint and all settings that affect the results.
     """
@@ -26,13 +26,13 @@ class EpisodeJournal:
     def __init__(self, path: Path, dependencies: Any):
         self.path = path
         self.key = sha256(json.dumps(dependencies, sort_keys=True, default=str).encode()).hexdigest()
-        self.results: dict[EpisodeStart, dict[str, Any]] = {}
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
             try:
                 record = json.loads(line)
                 if record["key"] == self.key:
-                    result = record["result"]
-                    self.results[EpisodeStart(result["task"], result["seed"])] = result
+                    yield record["result"]
             except (ValueError, KeyError, TypeError):
                 continue  # The process was killed while it wrote this line.
 
@@ -43,6 +43,14 @@ class EpisodeJournal:
                 file.write("\n" + json.dumps({"key": self.key, "result": result}) + "\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}; choose another --out") from error
+
+
+class EpisodeJournal(ResultJournal):
+    """Results of a vision-language-action policy by the start of the episode."""
+
+    def __init__(self, path: Path, dependencies: Any):
+        super().__init__(path, dependencies)
+        self.results = {EpisodeStart(result["task"], result["seed"]): result for result in self.read()}
 
     def resumable(self, tasks: Collection[str], shows_images: bool) -> dict[EpisodeStart, dict[str, Any]]:
         """Return the results that need not be repeated.

@@ -26,20 +26,29 @@ def fingerprint(policy: RocketForActionPrediction, processor: RocketProcessor) -
     The alignment head is excluded, so the fingerprint is the same before and after publishing.
     """
     settings = {name: getattr(processor, name) for name in PROCESSOR_SETTINGS}
-    return hash_policy(settings, policy.state_dict(), excluded_prefix=ALIGNMENT_HEAD_PREFIX)
+    return hash_policy(settings, policy.state_dict(), excluded_prefixes=(ALIGNMENT_HEAD_PREFIX,))
 
 
 def rocket2_fingerprint(policy: Rocket2ForActionPrediction) -> str:
     """Return the SHA-256 of a ROCKET-2 policy's weights, without auxiliary heads, and of its behavioral settings."""
+    return hash_policy(rocket2_settings(policy), policy.state_dict(), excluded_prefixes=(AUXILIARY_PREFIX,))
+
+
+def rocket2_fingerprint_with_heads(policy: Rocket2ForActionPrediction) -> str:
+    """Return the SHA-256 of all that determines a ROCKET-2 policy's actions and the predictions of its auxiliary
+    heads."""
+    return hash_policy(rocket2_settings(policy), policy.state_dict(), excluded_prefixes=())
+
+
+def rocket2_settings(policy: Rocket2ForActionPrediction) -> dict[str, Any]:
     config = policy.config.to_dict()
-    settings = {name: config[name] for name in ROCKET2_SETTINGS}
-    return hash_policy(settings, policy.state_dict(), excluded_prefix=AUXILIARY_PREFIX)
+    return {name: config[name] for name in ROCKET2_SETTINGS}
 
 
-def hash_policy(settings: dict[str, Any], weights: dict[str, Tensor], excluded_prefix: str) -> str:
+def hash_policy(settings: dict[str, Any], weights: dict[str, Tensor], excluded_prefixes: tuple[str, ...]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
-        if not name.startswith(excluded_prefix):
+        if not name.startswith(excluded_prefixes):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rocket_hf.evaluation.report import REPORT, TEXT, PolicyIdentity, read_evaluation
+from rocket_hf.evaluation.rocket2.episode import Rocket2Episode, VisibilityRecord
 from rocket_hf.evaluation.rocket2.figures import (
     CONFIDENT,
     OUTLINE,
@@ -18,7 +19,7 @@ from rocket_hf.evaluation.rocket2.figures import (
 )
 from rocket_hf.evaluation.rocket2.players import PlayerOutput
 from rocket_hf.evaluation.rocket2.report import Rocket2EvaluationReport, Rocket2EvaluationResult
-from rocket_hf.evaluation.rocket2.rollouts import EpisodeFrame, PlayerRollouts, Rocket2Episode, VisibilityRecord
+from rocket_hf.evaluation.rocket2.rollouts import EpisodeFrame, PlayerRollouts
 from rocket_hf.evaluation.rocket2.simulator import GoalView, Rocket2Reply, Rocket2Start
 from rocket_hf.evaluation.rocket2.visibility import bootstrap_interval, visibility_metrics
 from rocket_hf.evaluation.rollout_strips import MAX_BYTES

@@ -16,7 +16,8 @@ from rocket_hf.sims.vizdoom.world import Event
 
 from ..rollout_strips import FILES, spaced_indices, write_compact_png
 from ..videos import write_video
-from .rollouts import EpisodeFrame, Rocket2Episode
+from .episode import Rocket2Episode
+from .rollouts import EpisodeFrame
 from .simulator import GoalView
 
 STRIP_SCALE, VIDEO_SCALE = 3, 4  # each pixel is enlarged to a square of this width

@@ -14,7 +14,8 @@ from rocket_hf.sims.vizdoom.world import Event
 
 from ..report import REPORT, TEXT, PolicyIdentity, describe_policy, settings_lines
 from ..statistics import PairedComparison, format_rate, wilson_interval
-from .rollouts import PlayerRollouts, Rocket2Episode
+from .episode import Rocket2Episode
+from .rollouts import PlayerRollouts
 from .visibility import AXES, visibility_metrics
 
 SUITE, RANDOM = "vizdoom", "random"

@@ -14,28 +14,11 @@ from tqdm import tqdm
 from rocket_hf.modeling.rocket2_auxiliary import auxiliary_targets
 from rocket_hf.sims.process_pool import SimulatorPool
 from rocket_hf.sims.vizdoom.maps import make_room
-from rocket_hf.sims.vizdoom.world import Event
 
+from .episode import Rocket2Episode, VisibilityRecord
+from .journal import Rocket2Journal
 from .players import Player, PlayerInput, PlayerOutput
 from .simulator import GoalView, Rocket2Reply, Rocket2Request, Rocket2Start, Rocket2StartRequest, Rocket2StepRequest
-
-
-@dataclass(frozen=True)
-class VisibilityRecord:
-    """Ground truth about the goal in the player's view at one step, and the player's output at that step."""
-
-    is_visible: bool
-    point: tuple[float, float]  # (y, x), as fractions of the image; meaningless if the goal is not visible
-    output: PlayerOutput
-
-
-@dataclass(frozen=True)
-class Rocket2Episode:
-    start: Rocket2Start
-    kind: str  # of the target
-    event: Event
-    steps: int
-    visibility: tuple[VisibilityRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -54,10 +37,11 @@ class PlayerRollouts:
     episodes: tuple[Rocket2Episode, ...]
     player_seconds: float
     total_seconds: float  # player and simulators
+    resumed_steps: int = 0  # steps of the episodes that an interrupted evaluation had finished, without their time
 
     @property
     def steps_per_second(self) -> float:
-        return sum(episode.steps for episode in self.episodes) / self.player_seconds
+        return (sum(episode.steps for episode in self.episodes) - self.resumed_steps) / self.player_seconds
 
 
 OnEpisodeEnd = Callable[[Rocket2Episode, Sequence[EpisodeFrame]], None]
@@ -88,25 +72,29 @@ def run_player(
     max_steps: int,
     parallel: int = 8,
     on_episode_end: OnEpisodeEnd | None = None,
+    journal: Rocket2Journal | None = None,
     name: str = "episodes",
 ) -> PlayerRollouts:
     """Run one episode from each start. The goal is shown again after every `refresh` steps.
 
-    `player` must have at least `parallel` slots. `name` labels the progress bar.
+    `player` must have at least `parallel` slots. Episodes in the `journal` are not repeated, unless `on_episode_end`
+    needs their images. `name` labels the progress bar.
     """
-    waiting = list(reversed(starts))
+    resumed = journal.resumable(on_episode_end is not None) if journal is not None else {}
     running: dict[int, RunningEpisode] = {}
     requests: dict[int, Rocket2Request] = {}
-    results: dict[Rocket2Start, Rocket2Episode] = {}
+    results = {start: resumed[start] for start in starts if start in resumed}
+    resumed_steps = sum(episode.steps for episode in results.values())
+    waiting = [start for start in reversed(starts) if start not in results]
 
     def start_next(slot: int) -> None:
         running[slot] = RunningEpisode(waiting.pop())
         requests[slot] = Rocket2StartRequest(running[slot].start, refresh, max_steps)
 
-    for slot in range(min(parallel, len(starts))):
+    for slot in range(min(parallel, len(waiting))):
         start_next(slot)
     begin, player_seconds = time.perf_counter(), 0.0
-    with tqdm(total=len(starts), desc=name, unit="", disable=None, leave=False) as bar:
+    with tqdm(total=len(starts), initial=len(results), desc=name, unit="", disable=None, leave=False) as bar:
         while requests:
             replies = pool.run(requests)
             player_begin = time.perf_counter()
@@ -118,12 +106,12 @@ def run_player(
                 if not reply.has_ended:
                     requests[slot] = Rocket2StepRequest(outputs[slot].choices)
                     continue
-                finish(running.pop(slot), results, on_episode_end)
+                finish(running.pop(slot), results, on_episode_end, journal)
                 if waiting:
                     start_next(slot)
             bar.update(len(results) - bar.n)
     episodes = tuple(results[start] for start in starts)
-    return PlayerRollouts(episodes, player_seconds, time.perf_counter() - begin)
+    return PlayerRollouts(episodes, player_seconds, time.perf_counter() - begin, resumed_steps)
 
 
 def player_inputs(running: Mapping[int, RunningEpisode], replies: Mapping[int, Rocket2Reply]) -> dict[int, PlayerInput]:
@@ -132,9 +120,14 @@ def player_inputs(running: Mapping[int, RunningEpisode], replies: Mapping[int, R
 
 
 def finish(
-    episode: RunningEpisode, results: dict[Rocket2Start, Rocket2Episode], on_episode_end: OnEpisodeEnd | None
+    episode: RunningEpisode,
+    results: dict[Rocket2Start, Rocket2Episode],
+    on_episode_end: OnEpisodeEnd | None,
+    journal: Rocket2Journal | None,
 ) -> None:
     result = results[episode.start] = episode.result()
+    if journal is not None:
+        journal.add_episode(result)
     if on_episode_end is not None:
         on_episode_end(result, episode.frames)
 

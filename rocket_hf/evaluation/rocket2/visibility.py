@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .rollouts import Rocket2Episode
+from .episode import Rocket2Episode
 
 BOOTSTRAP_SAMPLES = 2_000
 AXES = ("y", "x")
