@@ -5,6 +5,7 @@ because a vector that silently stays in robot units could move a robot to a wron
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,8 +27,22 @@ KNOWN_STATISTICS = frozenset(key for keys in STATISTICS.values() for key in keys
 CONSTANT_DEVIATIONS = {"state": 1.0, "action": 1e-8}
 RANGES = (("min", "max"), ("q01", "q99"))  # the first must not exceed the second
 ADVICE = "compute the statistics again"
+# Replaces the deviation 0 of version 0.1.0. In float32, adding it to EPSILON or multiplying by it changes nothing.
+SMALLEST_DEVIATION = 1e-30
 
 Statistics = dict[str, list[float] | list[bool]]
+
+
+def with_positive_deviations(statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Return the statistics of a policy of version 0.1.0 in which no deviation is 0.
+
+    That version stored 0 for a dimension that never moves: its actions are the mean, and its states are divided by
+    EPSILON. Both stay so.
+    """
+    return {
+        name: values | ({"std": [value or SMALLEST_DEVIATION for value in values["std"]]} if "std" in values else {})
+        for name, values in statistics.items()
+    }
 
 
 class Normalizer:

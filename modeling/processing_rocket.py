@@ -17,13 +17,15 @@ from .configuration_smolvla import SmolVLAConfig  # noqa: F401
 from .errors import UserError
 from .finite_checks import check_image_range
 from .image_resizing import INTERPOLATIONS, RESIZE_METHODS, is_float_on_device, resize_images, to_unit_batch
-from .normalization import Normalizer, Statistics
+from .normalization import Normalizer, Statistics, with_positive_deviations
 from .policy_interface import Batch  # noqa: F401
 from .processor_settings import check_kinds
 from .prompts import PromptTemplate
 from .size_limits import check_size
+from .stored_weights import find_file
 from .strict_config import suggest_name
 
+TOKENIZER_FILE = "tokenizer.json"
 CPU = torch.device("cpu")
 # Settings that belong to a policy's weights: a processor for another robot takes them over from the policy's processor.
 POLICY_SETTINGS = ("resize", "interpolation", "prompt_template", "task_text", "max_prompt_length")
@@ -123,10 +125,24 @@ class RocketProcessor(ProcessorMixin):
         return super().from_pretrained(*args, trust_remote_code=False, **kwargs)
 
     @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Create a processor from the content of processor_config.json, as transformers does when it loads one."""
+        if "clip_normalized" not in processor_dict:  # of version 0.1.0, whose deviations may be 0
+            statistics = processor_dict.get("statistics") or {}
+            if all(isinstance(values, dict) for values in statistics.values()):
+                processor_dict = processor_dict | {"statistics": with_positive_deviations(statistics)}
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, source: str, *_: Any, **kwargs: Any) -> list[PreTrainedTokenizerBase]:
         """Load the tokenizer by class from tokenizer.json: AutoTokenizer could execute code that the folder names."""
         kwargs.pop("trust_remote_code", None)
-        return [PreTrainedTokenizerFast.from_pretrained(source, **kwargs)]
+        try:
+            return [PreTrainedTokenizerFast.from_pretrained(source, **kwargs)]
+        except (ImportError, OSError, ValueError):
+            if find_file(source, TOKENIZER_FILE, kwargs) is None:
+                raise UserError(f"{source} has no {TOKENIZER_FILE}: download or export the policy again") from None
+            raise
 
     @classmethod
     def for_config(

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 from rocket_hf import Rocket2ForActionPrediction, RocketForActionPrediction, RocketProcessor
 from rocket_hf.commands import main
+from rocket_hf.errors import UserError
 
 RECORDED = Path(__file__).resolve().parent / "published_by_0_1_0"
 VLA, ROCKET2 = RECORDED / "vla", RECORDED / "rocket2"
@@ -123,3 +125,47 @@ def test_verify_accepts_policy_published_by_0_1_0(folder, capsys):
     """Check that `rocket-hf verify` succeeds and names the folder."""
     assert main(["verify", str(folder)]) == 0
     assert str(folder) in capsys.readouterr().out
+
+
+def test_constant_dimension_of_policy_published_by_0_1_0_keeps_its_numbers(tmp_path):
+    """Version 0.1.0 stored the deviation 0: the action is the mean, and the state is divided by 1e-8."""
+    folder = shutil.copytree(VLA, tmp_path / "vla")
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    for part in ("state", "action"):
+        settings["statistics"][part]["std"][1] = 0.0
+        assert settings[f"{part}_normalization"] == "mean_std"
+    file.write_text(json.dumps(settings))
+    processor = RocketProcessor.from_pretrained(folder)
+    state_mean, action_mean = (torch.tensor(settings["statistics"][part]["mean"]) for part in ("state", "action"))
+    state, action = torch.ones(settings["state_dim"]), torch.ones(settings["action_dim"])
+    state[1] = state_mean[1]
+    assert processor.normalize_state(state)[1] == 0
+    state[1] += 0.5
+    assert processor.normalize_state(state)[1] == (state[1] - state_mean[1]) / torch.tensor(1e-8)
+    assert processor.unnormalize_actions(action)[1] == action_mean[1]
+    processor.save_pretrained(tmp_path / "saved")
+    saved = RocketProcessor.from_pretrained(tmp_path / "saved")
+    assert torch.equal(saved.unnormalize_actions(action), processor.unnormalize_actions(action))
+    assert torch.equal(saved.normalize_state(state), processor.normalize_state(state))
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_wrong_deviations_of_policy_published_by_0_1_0_are_refused(value, tmp_path):
+    folder = shutil.copytree(VLA, tmp_path / "vla")
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["statistics"]["action"]["std"][1] = value
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"is {value:g} in dimension 1"):
+        RocketProcessor.from_pretrained(folder)
+
+
+def test_deviation_of_zero_is_refused_in_policies_of_this_version(tmp_path):
+    RocketProcessor.from_pretrained(VLA).save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["statistics"]["action"]["std"][1] = 0.0
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="is 0 in dimension 1, but deviations must be positive"):
+        RocketProcessor.from_pretrained(tmp_path)

@@ -22,5 +22,8 @@ def describe_run(recipe: BaseRecipe, accelerator: Accelerator) -> str:
 
 
 def recipe_lines(recipe: BaseRecipe) -> list[str]:
-    rows = [(key, value) for key, value in changed_settings(recipe) if key not in ("name", "about")]
+    hidden = ["name", "about"]
+    if isinstance(recipe, VLARecipe) and recipe.alignment is not None and recipe.alignment.pairs is not None:
+        hidden += ["alignment.student_layers", "alignment.teacher_layers"]  # `pairs` replaces them
+    rows = [(key, value) for key, value in changed_settings(recipe) if key not in hidden]
     return [recipe.name, *(f"  {key}: {value}" for key, value in rows)]

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import expand_user
 from rocket_hf.modeling.strict_config import suggest_name
 
 from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
@@ -64,6 +65,43 @@ def read_rocket2_recipe(name: str, changes: Sequence[str] = ()) -> Rocket2Recipe
     return recipe
 
 
+def read_run_recipe(path: Path) -> BaseRecipe:
+    """Read the recipe that a run wrote into its folder.
+
+    Recipes of version 0.1.0 have retired keys, which get their new names, and in those of ROCKET-2 also the sections of
+    VLA policies, which had no effect.
+    """
+    values = read_yaml_table(path)
+    retired = [key for key, _ in dotted_items(values) if current_name(key) != key]
+    top = [key for key in retired if key.rpartition(".")[0] not in retired]
+    for key in top:
+        value = remove_value(values, key)
+        if value is not None:
+            set_value(values, current_name(key), value)
+    if "goals" in top and "rocket2" in values:
+        rename_keys(values["rocket2"], "rocket2.")
+        values = known_values(Rocket2Recipe, values)
+    return parse_value(Rocket2Recipe if "rocket2" in values else VLARecipe, values, "")
+
+
+def rename_keys(section: dict[str, Any], prefix: str) -> None:
+    """Give retired keys of one section their new names."""
+    for key in list(section):
+        name = current_name(prefix + key)
+        if name != prefix + key:
+            section[name.removeprefix(prefix)] = section.pop(key)
+
+
+def known_values(annotation: Any, value: Any) -> Any:
+    """Return a value of a recipe without the keys that its class does not have."""
+    if is_dataclass(annotation) and isinstance(value, dict):
+        hints = get_type_hints(annotation)
+        return {key: known_values(hints[key], entry) for key, entry in value.items() if key in hints}
+    if get_origin(annotation) is list and isinstance(value, list):
+        return [known_values(get_args(annotation)[0], entry) for entry in value]
+    return value
+
+
 def read_recipe_values(name: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read the nested values of a recipe file, merged with those of the recipe that it modifies.
 
@@ -73,31 +111,47 @@ def read_recipe_values(name: str, derived: tuple[str, ...] = ()) -> dict[str, An
         chain = " -> ".join([*derived, name])
         raise UserError(f"the recipe {name} modifies itself by its key like ({chain}): name another recipe there")
     shipped = {path.stem: path for path in RECIPES_FOLDER.glob("*.yaml")}
-    path = shipped.get(name, Path(name))
+    path = shipped.get(name) or expand_user(name)
     if not path.is_file():
         raise UserError(f"there is no recipe {name!r}: {suggest_name(name, shipped)}; or give the path of a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the recipe {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must contain keys and values, as the recipes in {RECIPES_FOLDER.name}/ do")
-    for key in dotted_keys(values):
-        check_not_retired(key, str(path))
+    values = read_yaml_table(path)
+    for key, value in list(dotted_items(values)):
+        if value is None and current_name(key) != key:  # as in recipes that runs of version 0.1.0 wrote
+            remove_value(values, key)
+        else:
+            check_not_retired(key, str(path))
     base = values.pop("like", None)
     if base is not None and not isinstance(base, str):
         raise UserError(f"{path}: like must be the name of a recipe, got {base!r}")
     return merge(read_recipe_values(base, (*derived, name)) if base else {}, {"name": path.stem} | values)
 
 
-def dotted_keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield every key of nested tables, such as `optimizer` and `optimizer.lr`."""
+def read_yaml_table(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, RecursionError, UnicodeDecodeError) as error:  # RecursionError: values nested thousands deep
+        raise UserError(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must contain keys and values, as the recipes in {RECIPES_FOLDER.name}/ do")
+    return values
+
+
+def dotted_items(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key and value of nested tables, such as those of `optimizer` and `optimizer.lr`."""
     for key, value in values.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from dotted_keys(value, f"{prefix}{key}.")
+            yield from dotted_items(value, f"{prefix}{key}.")
+
+
+def remove_value(values: dict[str, Any], key: str) -> Any:
+    """Remove and return the value of a key of nested tables, such as `optimizer.lr`."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    return values.pop(last)
 
 
 def check_not_retired(key: str, source: str) -> None:

@@ -173,7 +173,7 @@ def convert_to_lerobot(arguments: argparse.Namespace) -> int:
     print(f"tokenizer  {names.tokenizer}")
     if names.vlm:
         print(f"vlm        {names.vlm}")
-    if Path(names.vlm or names.tokenizer).is_relative_to(arguments.destination.resolve()):
-        print("           lerobot finds them by their absolute paths: convert again after moving the folder, and pass")
+    if Path(names.vlm or names.tokenizer).is_relative_to(arguments.destination):
+        print("           lerobot finds them by these paths: convert again after moving the folder, and pass")
         print(f"           Hub ids with --tokenizer or --vlm to publish it{hub_hint(model.config.policy_config)}")
     return 0

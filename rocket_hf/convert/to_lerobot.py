@@ -1,8 +1,9 @@
 """Export of pi0, pi0.5 and SmolVLA to a folder that lerobot's policy class loads strictly, with the same actions.
 
 lerobot weights that do not affect the actions (see lerobot_names.py) are written as zeros. lerobot finds the tokenizer
-and SmolVLA's vision-language model by names. By default these are absolute paths of copies in the folder, which need no
-network; lerobot does not search relative to the policy.
+and SmolVLA's vision-language model by names. By default these are paths of copies in the folder, which need no network.
+lerobot does not search relative to the policy, so the paths are written as the user typed the folder: a relative one is
+valid wherever lerobot starts beside the folder, while an absolute one would name a folder of this machine alone.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rocket_hf.errors import UserError
 from rocket_hf.export.policy_folder import ACTION, STATE, lerobot_features, lerobot_normalization
-from rocket_hf.files import expand_user, write_json
+from rocket_hf.files import write_json
 from rocket_hf.folder_lock import staged_folder
 from rocket_hf.modeling.configuration_pi0 import Pi0Config
 from rocket_hf.modeling.configuration_rocket import RocketConfig
@@ -29,7 +30,6 @@ from .lerobot_folder import NORMALIZER
 from .lerobot_names import EXPERT, TIED_HEAD, UNUSED, rules_to_lerobot
 from .plan import Rename
 from .smolvlm_folder import read_smolvlm_settings, write_smolvlm_folder
-from .write import write_errors_as_user_errors
 
 # lerobot's names of the processor step that completes a prompt.
 PROMPT_STEPS = {
@@ -70,8 +70,8 @@ def to_lerobot(
         check_smolvlm(policy, vlm)
     elif vlm:
         raise UserError("only SmolVLA has a vision-language model of its own: remove --vlm")
-    with write_errors_as_user_errors(folder), staged_folder(folder) as staging:
-        names = write_external_files(staging, folder.resolve(), processor, policy, tokenizer, vlm)
+    with staged_folder(folder) as staging:
+        names = write_external_files(staging, folder, processor, policy, tokenizer, vlm)
         save_file(lerobot_weights(model), staging / "model.safetensors", metadata={"format": "pt"})
         write_json(staging / "config.json", lerobot_config(model.config, processor, names))
         write_processors(staging, model.config, processor, names.tokenizer)
@@ -102,21 +102,14 @@ def write_external_files(
     vlm: str | None,
 ) -> ExternalNames:
     """Write what lerobot loads by name, unless names were given. `final` is the later path of the folder `staging`."""
-    names = {name: local_name(name) for name in (tokenizer, vlm) if name}
     if isinstance(policy, SmolVLAConfig):
         if vlm is None:
             write_smolvlm_folder(staging / "vlm", policy, processor.tokenizer)
-        vlm_name = names[vlm] if vlm else str(final / "vlm")
-        return ExternalNames(names[tokenizer] if tokenizer else vlm_name, vlm_name)
+        vlm_name = vlm if vlm else str(final / "vlm")
+        return ExternalNames(tokenizer if tokenizer else vlm_name, vlm_name)
     if tokenizer is None:
         processor.tokenizer.save_pretrained(staging / "tokenizer")
-    return ExternalNames(names[tokenizer] if tokenizer else str(final / "tokenizer"), None)
-
-
-def local_name(name: str) -> str:
-    """Return the absolute path of a folder, and a Hub id unchanged."""
-    folder = expand_user(name)
-    return str(folder.resolve()) if folder.is_dir() else name
+    return ExternalNames(tokenizer if tokenizer else str(final / "tokenizer"), None)
 
 
 def lerobot_type(config: RocketConfig) -> str:
@@ -133,7 +126,7 @@ def check_preparation(config: RocketConfig, processor: RocketProcessor) -> None:
     """Raise UserError if lerobot's classes would prepare other inputs than the processor."""
     policy = config.policy_config
     expected = {"clip_normalized": False} | {
-        name: getattr(policy, name) for name in ("resize", "interpolation", "prompt_template")
+        name: getattr(policy, name) for name in ("resize", "interpolation", "prompt_template", "task_text")
     }
     for name, value in expected.items():
         if getattr(processor, name) != value:

@@ -19,7 +19,7 @@ from rocket_hf.training.data.dataset_statistics import compute_dataset_statistic
 from rocket_hf.training.distributed.tensor_storage import stored_tensor
 from rocket_hf.training.optimization import trainable_parameters
 from rocket_hf.training.recipe import BaseRecipe, Rocket2Recipe, VLARecipe
-from rocket_hf.training.recipe_files import read_recipe
+from rocket_hf.training.recipe_files import read_run_recipe
 from rocket_hf.training.rocket2.policy import load_rocket2_policy, rocket2_policy_config
 from rocket_hf.training.run import CHECKPOINTS, POLICY, RECIPE
 from rocket_hf.training.vla.resources import (
@@ -45,7 +45,7 @@ class TrainedPolicySource:
 
     @property
     def recipe(self) -> BaseRecipe | None:
-        return read_recipe(str(self.run / RECIPE)) if self.run is not None else None
+        return read_run_recipe(self.run / RECIPE) if self.run is not None else None
 
 
 def find_trained_policy(path: Path) -> TrainedPolicySource:

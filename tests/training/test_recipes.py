@@ -1,6 +1,7 @@
 """Recipes: the shipped files, changes by `--set`, retired keys, and the checks of keys, types and values."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,13 +15,15 @@ from rocket_hf.training.recipe_files import (
     changed_settings,
     different_keys,
     read_recipe,
+    read_run_recipe,
     read_vla_recipe,
     write_recipe,
 )
-from rocket_hf.training.run import tracked_settings, tracker_arguments
+from rocket_hf.training.run import named_trackers, tracked_settings, tracker_arguments
 from rocket_hf.training.train import parse_arguments, recipe_from_arguments
 
 REQUIRED = ["policy=some/policy", "data.datasets.0.id=some/data"]
+RECORDED = Path(__file__).parents[1] / "published_by_0_1_0"
 SHIPPED = sorted(path.stem for path in RECIPES_FOLDER.glob("*.yaml"))
 
 # arXiv 2602.17951, its appendix on hyper-parameters and its public code.
@@ -263,6 +266,9 @@ def test_trackers_receive_numbers_and_strings_only():
 def test_trackers_receive_the_name_of_the_run():
     recipe = read_recipe("tiny", [*REQUIRED, "name=arm-7", "run.trackers=[wandb, trackio, tensorboard]"])
     assert tracker_arguments(recipe) == {"wandb": {"name": "arm-7"}, "trackio": {"name": "arm-7"}}
+    wandb, trackio, tensorboard = named_trackers(recipe.run.trackers, recipe, Path("run"))
+    assert (wandb, trackio) == ("wandb", "trackio")
+    assert (tensorboard.run_name, tensorboard.logging_dir_param) == ("arm-7", Path("run/tensorboard"))
 
 
 def test_recipe_with_a_rocket2_section_is_a_rocket2_recipe(tmp_path):
@@ -311,3 +317,20 @@ def test_error_for_a_retired_key_names_the_new_key(key, new_key, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=f"mine.yaml: {message}" if key.count(".") == 0 else "is now called"):
         read_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_null_of_a_retired_key_is_ignored(tmp_path):
+    """Every run of a VLA policy with version 0.1.0 wrote `goals: null`."""
+    (tmp_path / "mine.yaml").write_text("like: tiny\ngoals: null\n")
+    assert isinstance(read_recipe(str(tmp_path / "mine.yaml")), VLARecipe)
+
+
+def test_recipes_that_runs_of_0_1_0_wrote_are_read():
+    vla = read_run_recipe(RECORDED / "run_recipe_vla.yaml")
+    assert isinstance(vla, VLARecipe) and vla.alignment is not None
+    assert vla.run.max_skipped_steps == 10 and vla.data.augmentation.color_only == []
+    assert vla.alignment.student_layers == [1, 2, -1] and vla.data.datasets[0].id == "you/robot-data"
+    rocket2 = read_run_recipe(RECORDED / "run_recipe_rocket2.yaml")
+    assert isinstance(rocket2, Rocket2Recipe)
+    assert rocket2.rocket2.same_episode_goals == 0.2 and rocket2.rocket2.config["action_factors"]["turn"] == 9
+    assert rocket2.data.datasets[0].id == "you/robot-data" and rocket2.run.max_skipped_steps == 10
