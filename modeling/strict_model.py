@@ -80,7 +80,9 @@ class StrictModel(PreTrainedModel):
             return
         config = copy.deepcopy(kwargs.get("config"))
         if not isinstance(config, cls.config_class):
-            config, _ = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+            # transformers warns about trust_remote_code=True wherever no Auto class reads it.
+            arguments = {**kwargs, "trust_remote_code": False, "return_unused_kwargs": True}
+            config, _ = cls.config_class.from_pretrained(source, **arguments)
         with torch.device("meta"):
             model = cls(config)
         expected: Shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}

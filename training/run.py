@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
 from rocket_hf.folder_lock import LOCK, FolderLock
 
 from .checkpoint import Checkpoints, Progress
-from .distributed.agreement import MainProcessError, on_main_process
+from .distributed.agreement import RankBatches, on_main_process, shared_errors
 from .distributed.placement import Optimizer
 from .input_fingerprints import INPUTS, Fingerprints, write_fingerprints
 from .input_origins import ORIGINS, write_origins
 from .journal import Journal, StepTimer, read_journal
 from .optimization import MovingAverage
 from .recipe import BaseRecipe, VLARecipe
-from .recipe_files import changed_settings, different_keys, read_recipe, write_recipe
+from .recipe_files import changed_settings, different_keys, read_run_recipe, write_recipe
 from .task import TrainingTask
 from .vla.gradient_projection import GradientProjection
 
@@ -31,8 +31,9 @@ TEMPORARY_RECIPE = f"{RECIPE}.tmp"
 # Files in the folder of a run that was killed before it started.
 FILES_BEFORE_START = (TEMPORARY_RECIPE, INPUTS, ORIGINS, LOCK)
 
-# Arguments of the trackers' own functions that name a run. TensorBoard names it by its folder.
+# Arguments of the trackers' own functions that name a run. TensorBoard names a run by its folder.
 RUN_NAME_ARGUMENTS = {"trackio": "name", "wandb": "name"}
+TENSORBOARD = "tensorboard"
 
 # Settings that may change when a run is resumed. Any other change would make it a different run.
 CHANGEABLE_ON_RESUME = (
@@ -63,7 +64,7 @@ class TrainState:
 @dataclass
 class Run(TrainState):
     out: Path
-    batches: Iterator[list[Any]]  # this rank's batches of each step
+    batches: RankBatches[list[Any]]  # this rank's batches of each step
     checkpoints: Checkpoints
     journal: Journal
     progress: Progress = field(default_factory=Progress)
@@ -73,15 +74,10 @@ class Run(TrainState):
 @contextmanager
 def locked_run_folder(out: Path, accelerator: Accelerator) -> Iterator[None]:
     """Hold the lock of a run's folder in the main process. All ranks raise if another process holds it."""
-    failure = [""]
     with ExitStack() as stack:
-        if accelerator.is_main_process:
-            try:
+        with shared_errors():
+            if accelerator.is_main_process:
                 stack.enter_context(FolderLock(out))
-            except UserError as error:
-                failure = [str(error)]
-        if reason := "".join(gather_object(failure)):
-            raise UserError(reason) if accelerator.is_main_process else MainProcessError(reason)
         yield
 
 
@@ -100,7 +96,7 @@ def find_started_run(out: Path, resume: bool) -> StartedRun | None:
         raise UserError(f"there is no run to resume in {out}: remove --resume to start one")
     if resume:
         steps = Checkpoints(out / CHECKPOINTS, keep=1).steps()
-        return StartedRun(read_recipe(str(recipe_file)), steps[-1] if steps else None)
+        return StartedRun(read_run_recipe(recipe_file), steps[-1] if steps else None)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
     if out.exists() and any(path.name not in FILES_BEFORE_START for path in out.iterdir()):
@@ -138,12 +134,19 @@ def create_run_folder(recipe: BaseRecipe, fingerprints: Fingerprints, out: Path,
 
     on_main_process(accelerator, write)
     if recipe.run.trackers:
+        accelerator.log_with = named_trackers(accelerator.log_with, recipe, out)
         accelerator.init_trackers("rocket_hf", config=tracked_settings(recipe), init_kwargs=tracker_arguments(recipe))
 
 
 def tracker_arguments(recipe: BaseRecipe) -> dict[str, dict[str, str]]:
     """Return the arguments that give the run its name in each tracker."""
     return {name: {RUN_NAME_ARGUMENTS[name]: recipe.name} for name in recipe.run.trackers if name in RUN_NAME_ARGUMENTS}
+
+
+def named_trackers(trackers: list[Any], recipe: BaseRecipe, out: Path) -> list[Any]:
+    """Replace "tensorboard" by a tracker that writes to a folder of the run's name, instead of the project's."""
+    name = recipe.name.replace("/", "-")
+    return [TensorBoardTracker(name, out / TENSORBOARD) if str(each) == TENSORBOARD else each for each in trackers]
 
 
 def tracked_settings(recipe: BaseRecipe) -> dict[str, int | float | str]:
@@ -165,6 +168,8 @@ def create_journal(
         accelerator.log(values, step=step)
 
     journal = Journal(out / JOURNAL if accelerator.is_main_process else None, track, mean_over_ranks)
+    if not accelerator.is_main_process:
+        return journal
     journal.truncate_after(progress.step)
     if isinstance(recipe, VLARecipe) and not progress.step:
         journal.write([{"step": 0, "robot": asdict(recipe.robot)}])

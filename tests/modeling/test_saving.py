@@ -1,6 +1,7 @@
 """Tests of saving and loading: shards, dtypes, alignment heads, and `AutoModel` without rocket_hf."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,10 @@ def test_exported_policy_gives_same_actions_in_clean_process(published, model, t
     """Load with AutoConfig, AutoModel and AutoProcessor in a process that cannot import rocket_hf."""
     out = tmp_path / "actions.safetensors"
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", CLEAN_PROCESS, published, out], check=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, "-c", CLEAN_PROCESS, published, out]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "You are using a model of type" not in result.stderr and "Auto classes" not in result.stderr
 
     config = model.config
     processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
@@ -190,3 +194,10 @@ def test_exported_policy_gives_same_actions_in_clean_process(published, model, t
         model.predict_action_chunk(**inputs, generator=torch.Generator().manual_seed(0))
     )
     torch.testing.assert_close(load_file(out)["actions"], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_missing_tokenizer_is_one_sentence(published, tmp_path):
+    folder = shutil.copytree(published, tmp_path / "copy" / "policy")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"^\S+/policy has no tokenizer\.json: download or export the policy again$"):
+        RocketProcessor.from_pretrained(folder)

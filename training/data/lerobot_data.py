@@ -190,7 +190,10 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     mapping = {camera: by_name.get(key, key) for camera, key in config.cameras.items()}
     for camera, key in mapping.items():
         if camera not in cameras:
-            raise UserError(f"datasets.cameras of {config.id}: no camera {camera!r}: {suggest_name(camera, cameras)}")
+            raise UserError(
+                f"data.datasets.N.cameras of {config.id}: the policy has no camera {camera!r}: "
+                f"{suggest_name(camera, cameras)}"
+            )
         if key != ABSENT_CAMERA and key not in keys:
             raise UserError(f"the dataset {config.id} has no camera {key!r}: {suggest_name(key, keys)}")
     matched = {camera: mapping.get(camera, by_name.get(camera)) for camera in cameras}
@@ -199,8 +202,9 @@ def match_cameras(config: DatasetConfig, cameras: list[str], keys: list[str]) ->
     for camera, matched_key in matched.items():
         if matched_key is None:
             raise UserError(
-                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: set datasets.cameras to "
-                f'{{{camera}: KEY}}, or to {{{camera}: ""}} if it is absent; {suggest_name(camera, keys)}'
+                f"the dataset {config.id} has no camera {camera!r}, which the policy needs: pass --set "
+                f'"data.datasets.N.cameras={{{camera}: KEY}}" with the dataset\'s number N, counted from 0, and '
+                f"with '' as KEY if it is absent; {suggest_name(camera, keys)}"
             )
     if not any(matched.values()):
         raise UserError(

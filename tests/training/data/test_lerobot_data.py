@@ -236,9 +236,8 @@ def test_dataset_without_tasks_is_refused(dataset_copy):
 
 
 def test_unknown_cameras_are_reported(image_dataset):
-    expect_user_error(
-        image_dataset, "no camera 'rear'", "datasets.cameras", config=tiny_config(cameras=["front", "rear"])
-    )
+    option = '--set "data.datasets.N.cameras={rear: KEY}"'
+    expect_user_error(image_dataset, "no camera 'rear'", option, config=tiny_config(cameras=["front", "rear"]))
     expect_user_error(
         image_dataset, "did you mean 'observation.images.front'?", cameras={"front": "observation.images.frnt"}
     )
