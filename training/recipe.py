@@ -171,12 +171,13 @@ class AugmentationConfig:
     """Random augmentation of each camera image, before it is resized for the policy. Zeros change nothing."""
 
     crop_area: float = 1.0  # smallest share of the image area that a crop keeps, at the same aspect ratio
+    crop_fixed: bool = False  # every crop keeps exactly `crop_area`, at a random place
     rotation: float = 0.0  # largest angle in degrees, in either direction
     brightness: float = 0.0  # largest added value, as a share of the pixel range
     contrast: float = 0.0  # factors in 1 +- this
     saturation: float = 0.0  # factors in 1 +- this
     hue: float = 0.0  # largest rotation of the color circle in turns, in either direction
-    color_only: list[str] = field(default_factory=list)  # cameras without crops and rotations, such as wrists
+    color_only: list[str] = field(default_factory=list)  # cameras without crops and rotations; or patterns: "*wrist*"
     same_geometry: dict[str, str] = field(default_factory=dict)  # map -> camera whose crops it gets, without colors
 
 

@@ -86,6 +86,11 @@ def check_alignment(recipe: VLARecipe) -> None:
     require_at_least("alignment.until", alignment.until, 1)
     require_at_least("alignment.pairs", alignment.pairs, 1)
     require_between("alignment.normalize_targets", alignment.normalize_targets, 0, 1)
+    if set(alignment.student_layers) == {0} and recipe.parts.vision == "frozen":
+        raise UserError(
+            "alignment.student_layers=[0] aligns the vision encoder alone, but parts.vision=frozen: set it to lora or "
+            "full, or align later layers"
+        )
     if recipe.teacher.targets == "shuffled" and not recipe.teacher.caches:
         raise UserError(
             "teacher.targets=shuffled reads the features of other frames from feature caches: build them with "

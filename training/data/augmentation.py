@@ -6,6 +6,7 @@ top, the rotation angle in radians, and the changes of brightness, contrast, sat
 zeros elsewhere returns the image bit for bit.
 """
 
+import fnmatch
 import math
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from ..recipe import AugmentationConfig
 
 PARAMETERS = ("side", "left", "top", "angle", "brightness", "contrast", "saturation", "hue")
 GEOMETRY = 4  # number of parameters of crop and rotation, which come before those of colors
+PATTERN_CHARACTERS = set("*?[")  # of patterns of cameras' names
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
 
 
@@ -28,9 +30,17 @@ def is_identity(config: AugmentationConfig) -> bool:
     return config.crop_area == 1 and not any(amounts)
 
 
+def is_color_only(config: AugmentationConfig, camera: str) -> bool:
+    """Return whether a camera is listed, or matches a pattern such as "*wrist*" in any case."""
+    return any(fnmatch.fnmatchcase(camera.lower(), pattern.lower()) for pattern in config.color_only)
+
+
 def check_augmented_cameras(config: AugmentationConfig, cameras: Sequence[str]) -> None:
-    """Raise if the configuration names cameras that the policy does not have, or contradicts itself."""
-    named = [("color_only", camera) for camera in config.color_only]
+    """Raise if the configuration names cameras that the policy does not have, or contradicts itself.
+
+    A pattern may match no camera, so that one recipe fits several robots.
+    """
+    named = [("color_only", camera) for camera in config.color_only if not PATTERN_CHARACTERS & set(camera)]
     named += [("same_geometry", camera) for pair in config.same_geometry.items() for camera in pair]
     for key, camera in named:
         if camera not in cameras:
@@ -43,7 +53,7 @@ def check_augmented_cameras(config: AugmentationConfig, cameras: Sequence[str]) 
                 f"data.augmentation.same_geometry: {reference!r} of {camera!r} follows another camera itself: name "
                 f"{config.same_geometry[reference]!r} for both"
             )
-        if camera in config.color_only:
+        if is_color_only(config, camera):
             raise UserError(
                 f"data.augmentation: {camera!r} is both in color_only and in same_geometry: remove it from one of them"
             )
@@ -68,9 +78,9 @@ def draw_augmentation(config: AugmentationConfig, camera: str, generator: Genera
     """
     area, left, top, *signs = torch.rand(len(PARAMETERS), generator=generator).tolist()
     angle, brightness, contrast, saturation, hue = (2 * sign - 1 for sign in signs)
-    side = math.sqrt(1 - area * (1 - config.crop_area))
+    side = math.sqrt(config.crop_area if config.crop_fixed else 1 - area * (1 - config.crop_area))
     geometry = [side, left * (1 - side), top * (1 - side), angle * math.radians(config.rotation)]
-    if camera in config.color_only:
+    if is_color_only(config, camera):
         geometry = [1.0, 0.0, 0.0, 0.0]
     color = [
         brightness * config.brightness,

@@ -59,7 +59,7 @@ def test_two_episodes_of_one_frame_each_are_swapped():
 
 
 def test_time_in_the_episode_is_not_preserved():
-    """Frames of a longer episode are read in random order, or targets would still tell how far an episode is."""
+    """Frames of a longer episode are read in random order, or targets would still depend on how far an episode is."""
     episodes = np.repeat(np.arange(20), 50)
     times = np.tile(np.arange(50), 20)
     found = shuffle_between_episodes(episodes, np.random.default_rng(0))
@@ -244,3 +244,22 @@ def test_recipe_key_normalizes_cached_targets(load):
         torch.testing.assert_close(normalized[layer], subtract_image_mean(target, 0.6))
     with pytest.raises(UserError, match=r"alignment.normalize_targets must be between 0 and 1, got 1.5"):
         load(True, alignment__normalize_targets=1.5)
+
+
+# The vision encoder
+
+
+@pytest.mark.needs_lerobot
+def test_recipe_vision_aligns_the_image_tokens_that_the_first_block_reads(image_dataset, teacher, policies, tmp_path):
+    words = ["--recipe", "vision", "--policy", policies("smolvla"), "--dataset", image_dataset, "--teacher", teacher]
+    small = {"run__steps": 2, "run__batch_size": 2, "run__log_every": 1, "data__workers": 0}
+    outcome = run_training(*words, "--out", tmp_path / "run", *set_options(**small, teacher__dtype="float32"))
+    assert outcome.code == 0, outcome.stderr
+    assert [0 < line["alignment/0--1"] < 2 for line in step_records(tmp_path / "run")] == [True, True]
+    assert [line["alignment_weight"] for line in step_records(tmp_path / "run")] == [0.1, 0.1]
+
+
+@pytest.mark.needs_lerobot
+def test_frozen_vision_encoder_cannot_be_aligned_alone(load):
+    with pytest.raises(UserError, match=r"alignment.student_layers=\[0\] aligns the vision encoder alone, but parts"):
+        load(True, alignment__student_layers=[0, 0, 0], parts__vision="frozen")
