@@ -2,21 +2,21 @@
 
 A checkpoint is a folder `step-00001000` with safetensors files and a state.json, which contains their checksums. It is
 written under a temporary name, flushed to disk and renamed. Tensors are stored unsharded and by name, so a run can be
-resumed with any number of ranks.
+resumed with any number of ranks. Only the main process reads and writes files, so no shared folder is needed.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rocket_hf.errors import UserError
 from rocket_hf.files import file_digest, sync
 
+from .distributed.agreement import on_main_process, shared_errors
 from .distributed.placement import Optimizer, optimizer_state, prepare_optimizer_for_loading
 from .distributed.tensor_storage import StoredTensor, gather_tensor, overwrite_tensor, stored_tensor
 from .optimization import MovingAverage, trainable_parameters
@@ -88,19 +89,18 @@ class Checkpoints:
             ),
             "random": random_states(accelerator),
         }
-        failure = [""]
-        if accelerator.is_main_process:
-            try:
-                self.write(progress, files)
-            except (OSError, SafetensorError) as error:
-                failure = [str(error)]
-        if reason := "".join(gather_object(failure)):
-            steps = self.steps()
-            previous = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
-            raise UserError(
-                f"the checkpoint of step {progress.step} could not be written to {self.folder}: {reason}; {previous}"
-            )
+        with shared_errors():
+            if accelerator.is_main_process:
+                try:
+                    self.write(progress, files)
+                except (OSError, SafetensorError) as error:
+                    raise self.failed_write(progress.step, str(error)) from error
         return self.path(progress.step)
+
+    def failed_write(self, step: int, reason: str) -> UserError:
+        steps = self.steps()
+        previous = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
+        return UserError(f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; {previous}")
 
     def write(self, progress: Progress, files: Mapping[str, dict[str, Tensor]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -133,15 +133,40 @@ class Checkpoints:
         optimizer: Optimizer,
         average: MovingAverage | None,
     ) -> Progress:
-        """Restore weights, optimizer, average and random states from the checkpoint of a step."""
+        """Restore weights, optimizer, average and random states from the checkpoint of a step.
+
+        The main process reads them and sends them to the other ranks. All ranks must call this; user errors of the main
+        process are raised in all of them.
+        """
         folder = self.path(step)
-        load_trainable_weights(model, read_tensors(folder, "model"), folder)
+        progress = on_main_process(accelerator, lambda: read_progress(folder))
+        load_shared_file(accelerator, trainable_weights(model), folder, "model")
         prepare_optimizer_for_loading(optimizer)
-        load_tensors_into(optimizer_state(model, optimizer), read_tensors(folder, "optimizer"), folder)
+        load_shared_file(accelerator, optimizer_state(model, optimizer), folder, "optimizer")
         if average is not None:
-            load_tensors_into(average.stored_tensors(model), read_tensors(folder, "average"), folder)
-        restore_random_states(accelerator, read_tensors(folder, "random"))
-        return read_progress(folder)
+            load_shared_file(accelerator, average.stored_tensors(model), folder, "average")
+        restore_random_states(accelerator, on_main_process(accelerator, lambda: read_tensors(folder, "random")))
+        return progress
+
+
+def load_shared_file(accelerator: Accelerator, targets: Mapping[str, StoredTensor], folder: Path, name: str) -> None:
+    """Read one file of a checkpoint in the main process, and copy its tensors into the targets of all ranks."""
+    values: dict[str, Tensor] = {}
+    with shared_errors():
+        if accelerator.is_main_process:
+            values = read_tensors(folder, name)
+            require_same_tensors(targets, values, folder)
+    overwrite_tensors(targets, send_tensors(accelerator, values))
+
+
+def send_tensors(accelerator: Accelerator, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of the main process by name, in all ranks, one after another to limit the memory."""
+    described = {name: (value.shape, value.dtype) for name, value in values.items()}
+    for name, (shape, dtype) in on_main_process(accelerator, lambda: described).items():
+        value = values[name] if accelerator.is_main_process else torch.empty(shape, dtype=dtype)
+        if accelerator.num_processes > 1:
+            value = broadcast(value.to(accelerator.device).contiguous())
+        yield name, value
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -195,14 +220,23 @@ def damaged_file(path: Path, reason: str) -> UserError:
     return UserError(f"the checkpoint file {path} cannot be read, {reason}: {fix}")
 
 
+def trainable_weights(model: nn.Module) -> dict[str, StoredTensor]:
+    return {name: stored_tensor(weight) for name, weight in trainable_parameters(model)}
+
+
 def load_trainable_weights(model: nn.Module, values: Mapping[str, Tensor], folder: Path) -> None:
     """Load the weights that a checkpoint's "model" or "average" file contains into the trainable weights of a model."""
-    load_tensors_into({name: stored_tensor(weight) for name, weight in trainable_parameters(model)}, values, folder)
+    load_tensors_into(trainable_weights(model), values, folder)
 
 
-@torch.no_grad()
 def load_tensors_into(targets: Mapping[str, StoredTensor], values: Mapping[str, Tensor], folder: Path) -> None:
     """Copy each value into the target of the same name. Names and shapes must match; `folder` is for error messages."""
+    require_same_tensors(targets, values, folder)
+    overwrite_tensors(targets, values.items())
+
+
+def require_same_tensors(targets: Mapping[str, StoredTensor], values: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise a UserError if names or shapes differ; `folder` is that of the checkpoint."""
     if targets.keys() != values.keys():
         names = sorted(targets.keys() ^ values.keys())
         raise UserError(
@@ -212,7 +246,12 @@ def load_tensors_into(targets: Mapping[str, StoredTensor], values: Mapping[str, 
         if values[name].shape != target.shape:
             shapes = f"{tuple(values[name].shape)} in the checkpoint and {tuple(target.shape)} in the model"
             raise UserError(f"{folder} belongs to another model or recipe: {name} has shape {shapes}")
-        overwrite_tensor(target, values[name])
+
+
+@torch.no_grad()
+def overwrite_tensors(targets: Mapping[str, StoredTensor], values: Iterable[tuple[str, Tensor]]) -> None:
+    for name, value in values:
+        overwrite_tensor(targets[name], value)
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rocket_hf.files import create_folder, write_atomically
+
+from .distributed.agreement import shared_errors
 from .journal import read_journal
 from .optimization import averaged_weights
 from .run import JOURNAL, POLICY, Run
@@ -20,10 +23,10 @@ def export(run: Run) -> Path:
     folder = run.out / POLICY
     with averaged_weights(run.average, run.policy):  # until it is written: on a CPU it shares the model's tensors
         policy = run.task.policy_for_export()
-        if run.accelerator.is_main_process:
-            move_existing_policy(folder)
-            run.task.save_policy(policy, folder)
-    run.accelerator.wait_for_everyone()
+        with shared_errors():
+            if run.accelerator.is_main_process:
+                move_existing_policy(folder)
+                run.task.save_policy(policy, folder)
     return folder
 
 
@@ -79,5 +82,7 @@ def save_batches(run: Run, batches: list[Any]) -> Path:
             tensors |= {f"{number}.{key}.{name}": part for name, part in parts}
             if isinstance(value, torch.Tensor):
                 tensors[f"{number}.{key}"] = value
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    create_folder(path.parent)  # It may exist on the machine of the main process only.
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
     return path

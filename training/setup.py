@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from rocket_hf.errors import UserError
 
 from .checkpoint import Checkpoints, Progress
-from .distributed.agreement import on_main_process
+from .distributed.agreement import RankBatches, on_main_process, shared_errors
 from .distributed.placement import place
 from .input_fingerprints import INPUTS, Fingerprints, check_same_inputs
 from .journal import StepTimer
@@ -35,15 +35,25 @@ from .vla.task import create_vla_task
 
 
 def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Accelerator) -> Run:
-    started = on_main_process(accelerator, lambda: find_started_run(out, resume))
-    if isinstance(recipe, VLARecipe):
-        recipe = resolve_layer_pairs(read_robot(recipe, started, accelerator), accelerator)
-    if started is not None:
-        check_same_recipe(started, recipe, out)
-    resume_step = None if started is None else started.step
-    task = create_task(recipe, accelerator)
-    fingerprints = on_main_process(accelerator, lambda: fingerprint_inputs(task, out, resume))
+    """Create a run, or restore it from its last checkpoint. The main process decides, and alone reads the folder."""
+    with shared_errors():
+        started = on_main_process(accelerator, lambda: find_started_run(out, resume))
+        if isinstance(recipe, VLARecipe):
+            recipe = resolve_layer_pairs(read_robot(recipe, started, accelerator), accelerator)
+        if started is not None:
+            check_same_recipe(started, recipe, out)
+        task = create_task(recipe, accelerator)
+        fingerprints = on_main_process(accelerator, lambda: fingerprint_inputs(task, out, resume))
+        task.make_trainable()
     state = create_train_state(task, recipe, accelerator)
+    with shared_errors():
+        return start_run(state, started, fingerprints, out)
+
+
+def start_run(state: TrainState, started: StartedRun | None, fingerprints: Fingerprints, out: Path) -> Run:
+    """Start the data loader, restore the last checkpoint of a resumed run, and create the folder and the journal."""
+    recipe, task, accelerator = state.recipe, state.task, state.accelerator
+    resume_step = None if started is None else started.step
     checkpoints = Checkpoints(out / CHECKPOINTS, recipe.run.keep)
     batches = task.batches(resume_step or 0)
     first_batches: list[list[Any]] = list(islice(batches, 1))  # Errors in the data appear before the folder is created.
@@ -55,7 +65,7 @@ def create_run(recipe: BaseRecipe, out: Path, resume: bool, accelerator: Acceler
     return Run(
         **vars(state),
         out=out,
-        batches=chain(first_batches, batches),
+        batches=RankBatches(chain(first_batches, batches), accelerator),
         checkpoints=checkpoints,
         journal=create_journal(out, accelerator, progress, task.notes, recipe),
         progress=progress,
@@ -88,7 +98,6 @@ def create_task(recipe: BaseRecipe, accelerator: Accelerator) -> TrainingTask:
 
 
 def create_train_state(task: TrainingTask, recipe: BaseRecipe, accelerator: Accelerator) -> TrainState:
-    task.make_trainable()
     policy = task.policy
     model, optimizer = place(accelerator, policy.train(), recipe.optimizer, task.part_of)
     projection = None

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging
@@ -24,13 +23,13 @@ from transformers.utils import logging
 from rocket_hf.errors import USER_ERRORS, UserError, format_error
 from rocket_hf.training.arguments import add_training_arguments
 from rocket_hf.training.distributed import placement
-from rocket_hf.training.distributed.agreement import MainProcessError
+from rocket_hf.training.distributed.agreement import SharedError, disconnect, exchange, shared_errors
 from rocket_hf.training.dry_run import describe_run
 from rocket_hf.training.export import export, save_batches, summary
 from rocket_hf.training.optimization import learning_rate_factor, set_learning_rates
 from rocket_hf.training.recipe import BaseRecipe, BaseRunConfig, VLARecipe
 from rocket_hf.training.recipe_checks import check_recipe
-from rocket_hf.training.recipe_files import read_recipe
+from rocket_hf.training.recipe_files import different_keys, read_recipe
 from rocket_hf.training.run import Run, TrainState, locked_run_folder
 from rocket_hf.training.setup import create_run
 from rocket_hf.training.task import Losses
@@ -64,12 +63,15 @@ def train(run: Run) -> None:
         due = due_actions(progress.step, recipe.run)
         if not due and not stop_signal.received_alone():
             continue
+        with shared_errors():
+            run.batches.raise_deferred_error()
         last_flush = flush_metrics(run, last_flush, bar)
         stop = stop_signal.received_by_any_rank()
         is_best = "validate" in due and validate(run)
         if "save" in due or is_best or stop:
             run.checkpoints.save(run.accelerator, run.policy, run.optimizer, run.average, progress)
         if stop:
+            disconnect(run.accelerator)
             raise KeyboardInterrupt(f"stopped by a signal after step {progress.step}: continue with --resume")
     bar.close()
 
@@ -121,15 +123,16 @@ def due_actions(step: int, config: BaseRunConfig) -> set[str]:
 def flush_metrics(run: Run, last_flush: float, bar: tqdm) -> float:
     """Write the metrics since the last call to the journal; return the time. Raise a UserError if too many consecutive
     steps had a non-finite loss."""
-    records = run.journal.flush()
-    now = time.perf_counter()
-    speed = len(records) * run.recipe.run.batch_size / (now - last_flush) if records else 0.0
-    check_skipped_steps(run, records)
-    run.unflushed_batches.clear()
-    if records:
-        memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
-        run.journal.write_metrics(records[-1]["step"], samples_per_second=round(speed, 3), **memory)
-        bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
+    with shared_errors():
+        records = run.journal.flush()
+        now = time.perf_counter()
+        speed = len(records) * run.recipe.run.batch_size / (now - last_flush) if records else 0.0
+        check_skipped_steps(run, records)
+        run.unflushed_batches.clear()
+        if records:
+            memory = {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {}
+            run.journal.write_metrics(records[-1]["step"], samples_per_second=round(speed, 3), **memory)
+            bar.set_postfix(loss=f"{records[-1]['loss']:.3f}", samples_per_s=f"{speed:.1f}", refresh=False)
     return now
 
 
@@ -142,7 +145,8 @@ def check_skipped_steps(run: Run, records: list[dict[str, Any]]) -> None:
             continue
         progress.skipped += 1
         progress.skipped_in_row += 1
-        run.journal.write([{"step": record["step"], "skipped_samples": gather_object(sample_ids(batches))}])
+        samples = [sample for samples in exchange(sample_ids(batches)) for sample in samples]
+        run.journal.write([{"step": record["step"], "skipped_samples": samples}])
         if progress.skipped_in_row >= limit:
             path = save_batches(run, batches)
             raise UserError(
@@ -195,29 +199,53 @@ def recipe_from_arguments(arguments: argparse.Namespace) -> BaseRecipe:
     return recipe
 
 
+def same_recipe(recipe: BaseRecipe) -> BaseRecipe:
+    """Return the recipe if all ranks have the same. They may have read it from files of different machines."""
+    for rank, other in enumerate(exchange(recipe)):
+        keys = different_keys(recipe, other) if type(other) is type(recipe) else ["policy"]
+        if keys:
+            raise UserError(
+                f"the recipe of process {rank} differs in {', '.join(keys)}: start the same command with the same "
+                "recipe files on all machines"
+            )
+    return recipe
+
+
+def run_training(arguments: argparse.Namespace, processes: PartialState) -> None:
+    with shared_errors():
+        recipe = same_recipe(recipe_from_arguments(arguments))
+        out = arguments.out or Path("runs") / recipe.name
+        quantize = isinstance(recipe, VLARecipe) and recipe.run.quantize
+        accelerator = placement.create_accelerator(recipe.run.trackers, out, quantize)
+        processes.print(placement.describe_processes(accelerator))
+        if arguments.dry_run:
+            processes.print(describe_run(recipe, accelerator))
+            return
+    with locked_run_folder(out, accelerator):
+        run = create_run(recipe, out, arguments.resume, accelerator)
+        train(run)
+        folder = export(run)
+        with shared_errors():
+            if accelerator.is_main_process:
+                print(summary(run, folder))
+        disconnect(accelerator)
+        accelerator.end_training()
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    processes = placement.connect_processes()
     try:
-        recipe = recipe_from_arguments(arguments)
-        out = arguments.out or Path("runs") / recipe.name
-        quantize = isinstance(recipe, VLARecipe) and recipe.run.quantize
-        accelerator = placement.create_accelerator(recipe.run.trackers, out, quantize)
-        accelerator.print(placement.describe_processes(accelerator))
-        if arguments.dry_run:
-            accelerator.print(describe_run(recipe, accelerator))
-            return 0
-        with locked_run_folder(out, accelerator):
-            run = create_run(recipe, out, arguments.resume, accelerator)
-            train(run)
-            folder = export(run)
-            if accelerator.is_main_process:
-                print(summary(run, folder))
-            accelerator.end_training()
+        run_training(arguments, processes)
+    except SharedError as error:
+        if processes.is_local_main_process:
+            print(f"train.py: {error}", file=sys.stderr, flush=True)
+        disconnect(processes)  # A launcher ends all other processes as soon as the first has ended.
+        return 2
     except USER_ERRORS as error:
-        if not isinstance(error, MainProcessError):
-            print(f"train.py: {format_error(error)}", file=sys.stderr)
+        print(f"train.py: {format_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"train.py: {error or 'interrupted'}", file=sys.stderr)

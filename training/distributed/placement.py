@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -45,8 +45,15 @@ Optimizer = torch.optim.Optimizer | ZeroOptimizer
 # What the accelerate configuration selects
 
 
+def connect_processes() -> PartialState:
+    """Connect the processes of this run, on the CPU if there is no other device, whatever the accelerate
+    configuration."""
+    with hidden_from_accelerate():
+        return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def create_accelerator(trackers: list[str], out: Path, quantize: bool) -> Accelerator:
-    """Create the Accelerator, on the CPU if there is no other device, whatever the accelerate configuration."""
+    """Create the Accelerator of the connected processes."""
     if zero_stage() is not None:
         check_zero_settings(quantize)
     cpu = not torch.accelerator.is_available()
