@@ -19,10 +19,10 @@ from .curves import Curve
 from .demo_figure import smooth
 
 # From light to dark, so that variants are distinguishable in grayscale; repeated if there are more variants.
-COLORS = ("#d9b44a", "#7fb77e", "#4a94b8", "#8a4f9e", "#1d2a5c")
-HATCHES = ("", "//", "..", "\\\\", "xx")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v")
+COLORS = ("#d9b44a", "#7fb77e", "#4a94b8", "#8a4f9e", "#1d2a5c", "#c4593b", "#767676", "#000000")
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo", "**")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 5)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 Rows = Sequence[Sequence[Any]]
 
 

@@ -16,11 +16,10 @@ Draw = Callable[[Any], None]
 
 def draw_figures(out: Path, study: Study, phases: Sequence[PhaseSummary]) -> dict[str, list[str]]:
     """Draw all figures; return the names of their files, without suffix, by phase."""
-    style = VariantStyles(list(study.variants))
     figures: dict[str, list[str]] = {}
     for phase in phases:
         for setting in phase.settings:
-            name = f"{phase.name}-{setting.setting}"
+            name, style = f"{phase.name}-{setting.setting}", VariantStyles([arm.variant for arm in setting.arms])
             write_plot(out / f"{name}.png", success_by_seed(setting, style))
             figures.setdefault(phase.name, []).append(name)
             if len(shifts(study, setting)) > 1:
@@ -100,8 +99,9 @@ def draw_depth_errors(axes: Any, arms: Sequence[ArmSummary], style: VariantStyle
     others = [(kind, error) for arm in probed[:1] for kind, error in arm.depth_errors.items() if kind]
     for kind, error in others:
         axes.axhline(100 * error, color="black", linestyle=":", linewidth=1)
-        axes.annotate(kind.rstrip("_"), (len(probed) - 0.55, 100 * error), fontsize=8, va="bottom", ha="right")
+        axes.annotate(kind.rstrip("_"), (len(probed) - 0.45, 100 * error), fontsize=8, va="bottom")
     axes.set_xticks(range(len(probed)), [arm.variant for arm in probed])
+    axes.set_xlim(-0.6, len(probed) + (0.3 if others else -0.4))
     axes.set_ylabel("relative depth error of the image tokens, %")
     if not probed:
         axes.set_axis_off()

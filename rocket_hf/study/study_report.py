@@ -11,7 +11,15 @@ from .study_file import Study
 from .study_folder import StudyFolder
 from .study_plan import StudyPlan
 from .study_sentences import format_tests, outcome_sentence, resolution_sentence
-from .study_summary import ArmSummary, PhaseSummary, SettingSummary, StudySummarizer, finite, reference_variant
+from .study_summary import (
+    ArmSummary,
+    ComparisonSummary,
+    PhaseSummary,
+    SettingSummary,
+    StudySummarizer,
+    finite,
+    reference_variant,
+)
 from .study_units import UnitPlanner
 
 SETTING_SIZES = ("steps", "image_size", "patch_size", "vision_depth")
@@ -147,13 +155,13 @@ def arm_table(study: Study, summary: SettingSummary) -> list[str]:
               "depth error", "alignment loss", "CPU minutes"]  # fmt: skip
     rows = []
     for arm in summary.arms:
-        comparison = summary.comparisons.get(f"{arm.variant} - {reference}")
+        comparison = summary.differences.get(arm.variant)
         share = comparison.share if comparison is not None else None
         rows.append([
             arm.variant,
             f"{arm.mean:.1f} %",
             ", ".join(f"{rate:.0f}" for rate in arm.rates.values()),
-            format_difference(summary, f"{arm.variant} - {reference}"),
+            format_difference(comparison),
             optional(share, "{:.0%}"),
             optional(arm.depth_error, "{:.1%}"),
             optional(arm.alignment_loss, "{:.3f}"),
@@ -162,8 +170,7 @@ def arm_table(study: Study, summary: SettingSummary) -> list[str]:
     return markdown_table(titles, rows)
 
 
-def format_difference(summary: SettingSummary, name: str) -> str:
-    comparison = summary.comparisons.get(name)
+def format_difference(comparison: ComparisonSummary | None) -> str:
     if comparison is None:
         return "-"
     low, high = comparison.tests.interval

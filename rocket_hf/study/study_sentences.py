@@ -109,12 +109,13 @@ def interaction_sentence(summary: SettingSummary, primary: ComparisonSummary) ->
     effects = [describe(summary.comparisons[name]) for name in reversed(differences_of(primary.name))]
     low, high = primary.tests.interval
     if low > 0 or high < 0:
-        conclusion = f"the effects differ by {format_tests(primary)}"
+        conclusion = "so the second effect differs from the first"
     elif primary.is_equivalent:
-        conclusion = f"the effects are equal within +-{primary.margin:g} points ({format_tests(primary)})"
+        conclusion = f"so the effects are equal within +-{primary.margin:g} points"
     else:
-        conclusion = f"whether the effects differ is unresolved ({format_tests(primary)})"
-    return f"In {summary.setting}, {effects[0]} and {effects[1]}: {conclusion}."
+        conclusion = "so it is unresolved whether the effects differ"
+    difference = f"Their difference is {format_tests(primary)}"
+    return f"In {summary.setting}, {effects[0]} and {effects[1]}. {difference}, {conclusion}."
 
 
 def describe(comparison: ComparisonSummary) -> str:

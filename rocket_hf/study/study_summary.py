@@ -106,7 +106,8 @@ class SettingSummary:
     phase: str
     setting: str
     arms: list[ArmSummary]
-    comparisons: dict[str, ComparisonSummary]
+    comparisons: dict[str, ComparisonSummary]  # those of the study file, by name
+    differences: dict[str, ComparisonSummary]  # variant -> its difference to the reference, for the table of arms
 
     def arm(self, variant: str) -> ArmSummary | None:
         return next((arm for arm in self.arms if arm.variant == variant), None)
@@ -153,7 +154,14 @@ class StudySummarizer:
         further = [name for name in self.study.phases[phase].further if name in complete]
         for name, p in zip(further, holm([complete[name].tests.p for name in further]), strict=True):
             complete[name] = replace(complete[name], holm_p=p)
-        return SettingSummary(phase, setting, [arm for arm in arms if arm.rates], complete)
+        reference = reference_variant(self.study, phase)
+        differences = {
+            variant: difference
+            for variant in self.study.phases[phase].variants
+            if variant != reference and reference is not None
+            if (difference := self.comparison(phase, setting, f"{variant} - {reference}")) is not None
+        }
+        return SettingSummary(phase, setting, [arm for arm in arms if arm.rates], complete, differences)
 
     def arm(self, phase_name: str, setting: str, variant: str) -> ArmSummary:
         phase, outcomes = self.study.phases[phase_name], self.plan.outcomes
@@ -201,7 +209,7 @@ class StudySummarizer:
             SeedComparison(tuple(differences.values())),
             headroom,
             self.study.phase_margin(phase_name),
-            self.plan.is_stopped(phase_name, setting, name),
+            name in self.plan.comparisons(phase_name) and self.plan.is_stopped(phase_name, setting, name),
             improvement=self.improvement(name, setting, list(differences), phase.measured_on),
         )
 

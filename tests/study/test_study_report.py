@@ -170,8 +170,9 @@ def test_interaction_gives_both_effects_and_their_difference(tmp_path):
     rates = {"none": 60, "rocket": 40, "none-crops": 60, "rocket-crops": 65}
     text = sentence(with_effects(folder, rates, 3))
     assert text.startswith("In S2, rocket - none is -20.0 points (95 % interval")
+    assert text.endswith(", so the second effect differs from the first.")
     assert "and rocket-crops - none-crops is +5.0 points (95 % interval" in text
-    assert "the effects differ by +25.0 points (95 % interval +" in text
+    assert "Their difference is +25.0 points (95 % interval +" in text
 
 
 def test_single_seed_makes_no_claim(tmp_path):
