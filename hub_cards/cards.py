@@ -132,7 +132,7 @@ def model_index_result(entry: Evaluation) -> dict[str, Any]:
     """Return one row of the Hub's evaluation table in the card's metadata."""
     return {
         "task": {"type": "robotics"},
-        "dataset": {"name": entry.suite, "type": entry.suite},
+        "dataset": {"name": entry.suite, "type": entry.suite.partition(":")[0]},  # without settings
         "metrics": [{"type": "success_rate", "name": "success rate", "value": round(entry.rate, 4)}],
     }
 

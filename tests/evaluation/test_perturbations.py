@@ -95,6 +95,15 @@ def test_killed_evaluation_of_perturbations_resumes(perturbed, pushing, tmp_path
     assert again["values"] == whole["values"] and not journal.exists()
 
 
+def test_policy_reads_images_of_geometry_as_cameras(tmp_path, capsys):
+    """A policy is evaluated where its maps exist, and refused where they do not."""
+    policy = export_pushing_policy(tmp_path / "mapped", spread=0.4, cameras=["corner2", "corner2_xyz"])
+    code, printed = run(capsys, policy, *SHORT, "--env", "metaworld:inputs=xyz,cameras=corner2")
+    assert code == 0 and "in metaworld:cameras=corner2,inputs=xyz" in printed.out
+    code, printed = run(capsys, policy, *SHORT, "--env", "metaworld")
+    assert code == 2 and "the policy has cameras corner2, corner2_xyz, state 4" in printed.err.splitlines()[-1]
+
+
 def test_heights_are_perturbed_beside_other_settings():
     settings = parse_environment_name("metaworld:cameras=corner2")
     environments = parse_perturbation("heights=0,0.06,0.12", settings).environments(settings)
