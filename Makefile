@@ -2,7 +2,7 @@
 # Needs Python 3.12. Uses uv if it is on the PATH, which is faster, and pip otherwise.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-deepspeed test-libero test-fuzz check docs lock clean
+.PHONY: help demo study-quick test test-newest test-deepspeed test-libero test-fuzz check docs lock clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -22,6 +22,9 @@ help: ## print this list of targets
 
 demo: $(VENV)/.ready ## run the whole pipeline in ten minutes: simulate, train, evaluate, publish
 	@$(VENV)/bin/rocket-hf demo $(ARGS)
+
+study-quick: $(VENV)/.ready ## train every arm of studies/alignment.yaml once with the smallest sizes, in about ten minutes
+	@$(VENV)/bin/rocket-hf study run studies/alignment.yaml --out runs/study-quick --quick $(ARGS)
 
 test: $(VENV)/.ready ## run the test suite on the locked versions
 	@$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)

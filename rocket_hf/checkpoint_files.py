@@ -209,7 +209,7 @@ def read_json(path: Path, fix: str = COPY_AGAIN) -> Any:
     require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: malformed JSON or UTF-8
+    except (OSError, RecursionError, ValueError) as error:  # ValueError: malformed JSON or UTF-8
         raise UserError(f"{path} is not valid JSON ({error}): {fix}") from error
 
 

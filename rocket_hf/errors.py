@@ -13,8 +13,12 @@ HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 # own validation in a StrictDataclassError.
 USER_ERRORS = (UserError, StrictDataclassError)
 
+# Longer messages, with values of thousands of characters from damaged files, are shortened in the middle.
+LONGEST_MESSAGE = 1500
+
 
 def format_error(error: Exception) -> str:
     """Return the message of an error on one line; of a wrapped validation error, the message of its cause."""
     cause = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ is not None else error
-    return " ".join(str(cause).split())
+    text = " ".join(str(cause).split())
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:1000]} ... {text[-400:]}"

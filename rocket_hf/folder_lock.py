@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from .errors import UserError
-from .files import TEMPORARY_SUFFIX, create_folder
+from .files import TEMPORARY_SUFFIX, create_folder, write_errors_as_user_errors
 
 LOCK = ".lock"
 REFRESH_SECONDS = 20.0
@@ -143,7 +143,8 @@ def staged_folder(folder: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary, FolderLock(Path(temporary)):
         staging = Path(temporary) / folder.name
         staging.mkdir()
-        yield staging
+        with write_errors_as_user_errors(folder):
+            yield staging
         try:
             if folder.exists():
                 folder.rmdir()

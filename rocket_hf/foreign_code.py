@@ -41,6 +41,7 @@ ANY_KEY = re.compile("|".join([*KEYS, r"\\u"]).encode())  # a key may be written
 
 def check_no_foreign_code(folder: Path) -> None:
     """Raise UserError if a JSON file of `folder`, at any depth, names foreign code or a file outside of its folder."""
+    check_regular_files(folder)
     for path in json_files(folder):
         values = read_relevant_json(path)
         for key, value in entries(values, CODE_KEYS):
@@ -57,8 +58,17 @@ def check_files_inside(folder: Path) -> None:
 
     For checkpoints of other projects, which name their own code and which this package reads as data only.
     """
+    check_regular_files(folder)
     for path in json_files(folder):
         check_file_names(path, read_relevant_json(path))
+
+
+def check_regular_files(folder: Path) -> None:
+    """Raise UserError if a named pipe or a device is in the folder: reading it might never end."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is a named pipe or a device: replace it by a file, or remove it")
 
 
 def json_files(folder: Path) -> Iterator[Path]:

@@ -18,7 +18,7 @@ class VideoCursor:
         """`pixel_format` is ffmpeg's name of the format of the returned frames, such as "rgb24" or "gray12le"."""
         self.path, self.fps, self.pixel_format = path, fps, pixel_format
         try:
-            self.container = av.open(str(path))
+            self.container = av.open(str(path), metadata_errors="replace")
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"the video {path} cannot be read ({error.strerror}): record it again") from error
         self.stream = self.container.streams.video[0]

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from rocket_hf.errors import UserError
-from rocket_hf.files import expand_user
+from rocket_hf.files import expand_user, write_text
 from rocket_hf.modeling.strict_config import suggest_name
 
 from .recipe import BaseRecipe, Rocket2Recipe, VLARecipe
@@ -268,7 +268,7 @@ def parse_scalar(annotation: type, value: Any, key: str) -> Any:
 
 
 def write_recipe(recipe: BaseRecipe, path: Path) -> None:
-    path.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def different_keys(one: Any, other: Any, key: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
 
 from rocket_hf.errors import UserError
+from rocket_hf.files import TEMPORARY_SUFFIX
 from rocket_hf.folder_lock import LOCK, FolderLock
 
 from .checkpoint import Checkpoints, Progress
@@ -27,9 +28,8 @@ from .vla.gradient_projection import GradientProjection
 
 # Contents of the folder of a run.
 RECIPE, JOURNAL, CHECKPOINTS, POLICY = "recipe.yaml", "journal.jsonl", "checkpoints", "policy"
-TEMPORARY_RECIPE = f"{RECIPE}.tmp"
 # Files in the folder of a run that was killed before it started.
-FILES_BEFORE_START = (TEMPORARY_RECIPE, INPUTS, ORIGINS, LOCK)
+FILES_BEFORE_START = (INPUTS, ORIGINS, LOCK)
 
 # Arguments of the trackers' own functions that name a run. TensorBoard names a run by its folder.
 RUN_NAME_ARGUMENTS = {"trackio": "name", "wandb": "name"}
@@ -99,9 +99,15 @@ def find_started_run(out: Path, resume: bool) -> StartedRun | None:
         return StartedRun(read_run_recipe(recipe_file), steps[-1] if steps else None)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another folder with --out")
-    if out.exists() and any(path.name not in FILES_BEFORE_START for path in out.iterdir()):
+    if out.exists() and not all(map(is_written_before_start, out.iterdir())):
         raise UserError(f"{out} is not empty: pass --resume to resume the run in it, or choose another --out")
     return None
+
+
+def is_written_before_start(path: Path) -> bool:
+    """Return whether a file may be left by a run that was killed before its recipe was written."""
+    is_temporary = path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX)
+    return path.name in FILES_BEFORE_START or is_temporary
 
 
 def check_same_recipe(started: StartedRun, recipe: BaseRecipe, out: Path) -> None:
@@ -125,10 +131,9 @@ def create_run_folder(recipe: BaseRecipe, fingerprints: Fingerprints, out: Path,
     def write() -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            write_recipe(recipe, out / TEMPORARY_RECIPE)
             write_fingerprints(fingerprints, out)
             write_origins(recipe, out)
-            (out / TEMPORARY_RECIPE).replace(out / RECIPE)
+            write_recipe(recipe, out / RECIPE)  # last: a folder with a recipe is a complete new run
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
 

@@ -8,9 +8,11 @@ import argparse
 import difflib
 import importlib
 import sys
+from pathlib import Path
 
 from rocket_hf import __version__
 from rocket_hf.errors import USER_ERRORS, format_error
+from rocket_hf.files import require_usable_path
 
 COMMANDS = (
     "ablate",
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     elif unknown_words:
         parser.error(f"unrecognized arguments: {' '.join(unknown_words)}")
     try:
+        check_paths(arguments)
         return commands[arguments.command].run(arguments)
     except USER_ERRORS as error:
         print(f"rocket-hf {arguments.command}: {format_error(error)}", file=sys.stderr)
@@ -64,6 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nrocket-hf {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def check_paths(arguments: argparse.Namespace) -> None:
+    """Raise a UserError if an argument is a path that the file system does not accept."""
+    for value in vars(arguments).values():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path):
+                require_usable_path(path)
 
 
 def reject_unknown_command(parser: argparse.ArgumentParser, words: list[str]) -> None:

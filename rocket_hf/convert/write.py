@@ -3,15 +3,12 @@
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
@@ -75,7 +72,7 @@ def write_conversion(
 ) -> dict[str, Any]:
     """Convert `source` to the folder `destination`, atomically and one shard at a time; return the report."""
     plan = make_plan(source.checkpoint, source.weight_shapes(), source.rules)
-    with write_errors_as_user_errors(destination), staged_folder(destination) as staging:
+    with staged_folder(destination) as staging:
         dtypes, parameters = write_weights(source, plan, staging, dtype)
         source.config.dtype = dtype or reduce(torch.promote_types, dtypes)  # mixed checkpoints load as the widest
         source.write_policy_files(staging)
@@ -89,19 +86,6 @@ def write_conversion(
         }
         (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
-
-
-@contextmanager
-def write_errors_as_user_errors(folder: Path) -> Iterator[None]:
-    """Raise a UserError if the folder cannot be written, for instance because the disk is full."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # the latter is safetensors' error for a failed write
-        raise UserError(f"Cannot write {folder}: {error}; free some space or choose another folder") from error
-    except Exception as error:
-        if type(error) is not Exception:  # the library tokenizers raises plain exceptions for a failed write
-            raise
-        raise UserError(f"Cannot write {folder}: {error}; free some space or choose another folder") from error
 
 
 def write_weights(

@@ -157,6 +157,7 @@ class Case:
     command: Command
     words: list[str]
     changes: list[str] = field(default_factory=list)
+    largest_file: int | None = None  # in bytes
 
 
 def draw_command(draw: Random) -> Command:
@@ -167,7 +168,10 @@ def mutate(command: Command, folder: Path, draw: Random) -> Case:
     """Mutate the arguments of a command, or its inputs in `folder`."""
     case = Case(command, command.arguments)
     inputs = command.inputs.split()
-    if inputs and draw.random() < 0.65:
+    if draw.random() < 0.06:
+        case.largest_file = draw.choice([20_000, 50_000, 200_000])  # more than what it prints
+        case.changes.append(f"no file may be larger than {case.largest_file} bytes, as on a full disk")
+    elif inputs and draw.random() < 0.65:
         for _ in range(draw.choice([1, 1, 1, 2])):
             mutate_input(case, folder, inputs, draw)
     else:
@@ -179,16 +183,26 @@ def mutate_input(case: Case, folder: Path, inputs: list[str], draw: Random) -> N
     name = inputs[0] if draw.random() < 0.6 else draw.choice(inputs)
     root = folder / name
     files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-    files = [path for path in files if path.is_file() and not path.is_symlink() and path.suffix not in (".py", ".png")]
+    mutated = [change.partition(": ")[0] for change in case.changes]
+    files = [
+        path for path in files if path.suffix not in (".py", ".png") and relative_name(path, folder) not in mutated
+    ]
+    files = [path for path in files if path.is_file() and not path.is_symlink()]
     if files:
         suffix = draw.choice(sorted({path.suffix for path in files}))  # so that no kind of file is rare
         path = draw.choice([path for path in files if path.suffix == suffix])
-        case.changes.append(f"{path.relative_to(folder)}: {mutate_file(path, draw)}")
+        case.changes.append(f"{relative_name(path, folder)}: {mutate_file(path, draw)}")
+
+
+def relative_name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def mutate_words(case: Case, draw: Random) -> None:
     name, words = case.words[0], case.words
-    options = [number for number, word in enumerate(words) if word.startswith("--") and word not in AMOUNTS]
+    options = [
+        number for number, word in enumerate(words) if word.startswith("--") and word not in {"--data", *AMOUNTS}
+    ]
     action = draw.choice(["value", "value", "value", "more", "more", "more", "remove", "set"])
     if action == "set" and name not in ("train", "adapt"):
         action = "more"

@@ -156,7 +156,10 @@ def mutate_yaml(path: Path, draw: Random) -> str:
 
 
 def mutate_front_matter(path: Path, draw: Random) -> str:
-    head, separator, rest = path.read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("---\n"):
+        return replace_content(path, draw)
+    head, separator, rest = text.removeprefix("---\n").partition("\n---\n")
     content, change = change_value(yaml.safe_load(head), draw)
     path.write_text(f"---\n{yaml.safe_dump(content)}{separator}{rest}", encoding="utf-8")
     return f"front matter: {change}"

@@ -37,9 +37,9 @@ class Outcome:
     stderr: str
 
 
-def run_command(words: list[str], folder: Path, logs: Path) -> Outcome:
-    """Run a command in `folder`; its home folder and output are in `logs`."""
-    return run_limited(execute, words, folder, logs=logs)
+def run_command(words: list[str], folder: Path, logs: Path, largest_file: int | None = None) -> Outcome:
+    """Run a command in `folder`, in which no file may be larger than this; its home folder and output are in `logs`."""
+    return run_limited(execute, words, folder, largest_file, logs=logs)
 
 
 def run_limited(target: Callable[..., None], *arguments: Any, logs: Path, seconds: int = CLOCK_SECONDS) -> Outcome:
@@ -66,7 +66,7 @@ def start(target: Callable[..., None], logs: Path, seconds: int, *arguments: Any
     target(*arguments)
 
 
-def execute(words: list[str], folder: Path) -> None:
+def execute(words: list[str], folder: Path, largest_file: int | None) -> None:
     import huggingface_hub.constants
     import torch
 
@@ -78,6 +78,9 @@ def execute(words: list[str], folder: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that a write fails with an error
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.chdir(folder)
     code = train(words[1:]) if words[0] == "train" else rocket_hf(words)
     sys.stdout.flush()

@@ -68,7 +68,7 @@ def test_mutation_ends_in_success_or_in_one_message(number, material, tmp_path, 
     folder = copy_inputs(material, inputs, tmp_path)
     case = mutate(command, folder, draw)
     before = snapshot(folder, ["."])
-    outcome = run_command(case.words, folder, tmp_path / "logs")
+    outcome = run_command(case.words, folder, tmp_path / "logs", case.largest_file)
     try:
         check_message(case, outcome)
         check_inputs(case, before, snapshot(folder, ["."]))

@@ -170,7 +170,7 @@ class PyavReader:
 
         self.file = file
         try:
-            self.container = av.open(decoder_source(file))
+            self.container = av.open(decoder_source(file), metadata_errors="replace")
             self.stream = self.container.streams.video[0]
         except (av.FFmpegError, IndexError, OSError) as error:
             raise decoding_error(file, error) from error

@@ -109,10 +109,16 @@ def read_dataset_files(id: str, root: Path) -> DatasetFiles:
             raise UserError(f"the dataset {id} has no {content}: meta/{name} is missing, download or record it again")
         for file in tables:
             read_column_names(id, file)
+    from datasets.exceptions import DatasetsError
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 
     try:
         meta = LeRobotDatasetMetadata(f"local/{root.name}", root=root)
+    except DatasetsError as error:  # the files that its library writes to its cache
+        raise UserError(
+            f"lerobot cannot read the metadata of the dataset {id}, meta/*: {first_line(error.__cause__ or error)}; "
+            "free some disk space, or download or record it again"
+        ) from error
     except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:  # damaged metadata
         raise UserError(
             f"lerobot cannot read the metadata of the dataset {id}, meta/*: {type(error).__name__}: "
@@ -128,7 +134,7 @@ def check_info(id: str, file: Path) -> None:
         info = json.loads(file.read_text(encoding="utf-8"))
         version = str(info.get("codebase_version", "unknown"))
         is_empty = not info.get("total_episodes") or not info.get("total_frames")
-    except (AttributeError, OSError, ValueError) as error:  # an AttributeError if the file holds no JSON object
+    except (AttributeError, OSError, RecursionError, ValueError) as error:  # AttributeError: it is no JSON object
         raise UserError(
             f"meta/info.json of the dataset {id} cannot be read: {first_line(error)}; download or record it again"
         ) from error
