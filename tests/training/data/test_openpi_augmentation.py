@@ -1,4 +1,4 @@
-"""The recipe with openpi's augmentation: crops of a fixed size, rotations, and wrist cameras that change in color only."""
+"""The recipe with openpi's augmentation: crops of a fixed size, rotations, and wrist cameras with colors alone."""
 
 import math
 
