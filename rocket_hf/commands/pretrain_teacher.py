@@ -4,7 +4,8 @@
     rocket-hf pretrain-teacher rgbd --held-out "open the drawer" "close the door" --out my-teacher
     rocket-hf cache build you/robot-data --teacher my-teacher --out features
 
-The same command and seed give the same weights on the same machine. The teacher `embedded` was trained this way.
+The same command and seed give the same weights on the same machine. The teacher `embedded` was trained this way. For a
+policy whose camera moves, record `"metaworld:camera=random(20,10,0.1)"`: each scene keeps the pose of its cameras.
 """
 
 import argparse
@@ -73,13 +74,14 @@ def pretrain_command(arguments: argparse.Namespace) -> str:
 
 
 def summarize_report(report: dict) -> list[str]:
-    data, depth, camera = report["data"], report["depth"], report["camera"]
+    data, depth = report["data"], report["depth"]
     lines = [
         f"data        {data['frames']:,} scenes for training, {data['held_out_frames']:,} scenes of held-out tasks"
     ]
     lines += [f"depth       {errors['mean']:.3f} relative error: {name}" for name, errors in depth.items()]
-    meters, degrees = camera["translation_meters"], camera["rotation_degrees"]
-    lines.append(f"cameras     {meters * 100:.1f} cm and {degrees:.1f} degrees median error")
+    if camera := report["camera"]:
+        meters, degrees = camera["translation_meters"], camera["rotation_degrees"]
+        lines.append(f"cameras     {meters * 100:.1f} cm and {degrees:.1f} degrees median error")
     for layer, errors in report["layers"].items():
         lines.append(f"layer {layer:6s}{errors['untrained']:.3f} untrained -> {errors['trained']:.3f} trained")
     return lines

@@ -65,6 +65,8 @@ Mean absolute relative error, |d - d*| / d*. The constants are those with the le
 
 def cameras(report: dict) -> str:
     errors = report["camera"]
+    if not errors:
+        return "The scenes have one camera, so no poses between cameras were measured.\n"
     error, baseline = (f"{errors[name] * 100:.1f} cm" for name in ("translation_meters", "mean_pose_meters"))
     return f"""## Camera poses on held-out tasks
 
