@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_study(arguments: argparse.Namespace) -> int:
+    from rocket_hf.commands import main
     from rocket_hf.folder_lock import FolderLock
     from rocket_hf.sims.interruption import Interruption
     from rocket_hf.study.study_folder import start_study
@@ -81,7 +82,7 @@ def run_study(arguments: argparse.Namespace) -> int:
         plan = StudyPlan(folder.study, UnitPlanner(folder.study, folder.path, device), folder.results)
         workers = arguments.workers or len(gpus) or available_cores()
         try:
-            StudyRunner(folder, plan, phases, workers, gpus).run()
+            StudyRunner(folder, plan, phases, workers, gpus, main).run()
         except KeyboardInterrupt:
             print(f"\nrocket-hf study: interrupted. Repeat the command to resume {arguments.out}.", file=sys.stderr)
             return 130

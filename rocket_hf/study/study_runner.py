@@ -20,7 +20,7 @@ from rocket_hf.formatting import format_duration
 from .study_folder import StudyFolder
 from .study_plan import StudyPlan
 from .study_units import THREADS, Unit
-from .unit_process import UnitProcess
+from .unit_process import Program, UnitProcess
 from .unit_results import read_unit_result
 
 POLL_SECONDS = 0.1
@@ -39,10 +39,21 @@ class RunningUnit:
 
 
 class StudyRunner:
-    """Runner of the units of some phases. `gpus` are the indices of the GPUs; without, units use one core each."""
+    """Runner of the units of some phases.
 
-    def __init__(self, folder: StudyFolder, plan: StudyPlan, phases: Sequence[str], workers: int, gpus: Sequence[int]):
-        self.folder, self.plan, self.phases = folder, plan, list(phases)
+    `gpus` are the indices of the GPUs; without, units use one core each. `program` is the main function of `rocket-hf`.
+    """
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        plan: StudyPlan,
+        phases: Sequence[str],
+        workers: int,
+        gpus: Sequence[int],
+        program: Program,
+    ):
+        self.folder, self.plan, self.phases, self.program = folder, plan, list(phases), program
         self.workers, self.gpus = workers, list(gpus)
         self.running: list[RunningUnit] = []
         self.failed: dict[str, str] = {}  # unit -> reason
@@ -90,7 +101,7 @@ class StudyRunner:
         log = self.folder.log_path(unit.name)
         with log.open("a") as file:
             file.write(f"$ {unit.command}\n")
-        self.running.append(RunningUnit(unit, slot, UnitProcess(words, log, environment)))
+        self.running.append(RunningUnit(unit, slot, UnitProcess(self.program, words, log, environment)))
 
     def wait(self) -> None:
         while all(running.process.exit_code is None for running in self.running):

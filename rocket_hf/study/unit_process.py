@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,19 +19,23 @@ from pathlib import Path
 # Modules of the commands, without simulators, whose libraries may not be forked.
 PRELOADED = ["rocket_hf.training.train", "rocket_hf.export.policy_folder", "rocket_hf.evaluation.rollouts",
              "rocket_hf.evaluation.trained_policy", "rocket_hf.commands"]  # fmt: skip
+Program = Callable[[list[str]], int]
 LAUNCHED = ("train", "--num_processes", "1")  # first words of a training
 
 
 class UnitProcess:
-    """Running command whose output is appended to a log file. `environment` are its environment variables."""
+    """Running command whose output is appended to a log file.
 
-    def __init__(self, words: Sequence[str], log: Path, environment: dict[str, str]):
+    `program` is the main function of `rocket-hf`, and `environment` are the environment variables of the command.
+    """
+
+    def __init__(self, program: Program, words: Sequence[str], log: Path, environment: dict[str, str]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         self.connection, sender = context.Pipe(duplex=False)
-        # One more variable for the server, which reads it while it imports the libraries.
+        # The server reads the number of threads when it imports the libraries.
         os.environ |= {name: value for name, value in environment.items() if name.endswith("_NUM_THREADS")}
-        self.process = context.Process(target=run_unit, args=(tuple(words), log, environment, sender))
+        self.process = context.Process(target=run_unit, args=(program, list(words), log, environment, sender))
         self.process.start()
         sender.close()
 
@@ -62,7 +66,9 @@ class UnitProcess:
         self.connection.close()
 
 
-def run_unit(words: tuple[str, ...], log: Path, environment: dict[str, str], connection: Connection) -> None:
+def run_unit(
+    program: Program, words: list[str], log: Path, environment: dict[str, str], connection: Connection
+) -> None:
     """Run a command in a forked process, and exit with its code."""
     os.setsid()
     threading.Thread(target=kill_group_with_study, daemon=True).start()
@@ -70,26 +76,20 @@ def run_unit(words: tuple[str, ...], log: Path, environment: dict[str, str], con
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    is_training = words[: len(LAUNCHED)] == LAUNCHED
+    is_training = tuple(words[: len(LAUNCHED)]) == LAUNCHED
     # A training saves a checkpoint at SIGTERM; it sets its own handler before its first step.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = run_training(words[len(LAUNCHED) :]) if is_training else run_command(words)
+    code = run_training(words[len(LAUNCHED) :]) if is_training else program(words)
     usages = [resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     connection.send(sum(usage.ru_utime + usage.ru_stime for usage in usages))
     sys.exit(code)
 
 
-def run_training(words: tuple[str, ...]) -> int:
+def run_training(words: list[str]) -> int:
     """Train in this process, as `accelerate launch` does in a new one if there is only one process."""
     from rocket_hf.training import train
 
-    return train.main(list(words))
-
-
-def run_command(words: tuple[str, ...]) -> int:
-    from rocket_hf.commands import main
-
-    return main(list(words))
+    return train.main(words)
 
 
 def kill_group_with_study() -> None:
