@@ -41,6 +41,14 @@ ROLLOUT_OPTIONS = {"max_steps": None, "workers": 2, "videos": None, "against": N
 ROCKET2_OPTIONS = {"refresh": [1, 30, 90], "temperature": 1.0}
 EPISODES, SEED = 10, 100_000
 REPORTED_SETTINGS = ("episodes", "seed", "execute", "max_steps", "image_size", "cameras", "protocol")
+ENVIRONMENT_HELP = (
+    "metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: metaworld); metaworld with settings: "
+    "metaworld:SETTING=VALUE,..."
+)
+PERTURB_HELP = (
+    "metaworld: success at each camera azimuth in degrees (camera=0,5,10,20) or object height in meters "
+    "(heights=0,0.06,0.12), from the same starts"
+)
 MINECRAFT = (
     "minecraft is not supported: it would need MineStudio with its engine and Java, and an action table like that in "
     "rocket_hf/sims/vizdoom/actions.py; use --env vizdoom for ROCKET-2 policies"
@@ -50,12 +58,7 @@ MINECRAFT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("policy", metavar="POLICY", help="folder of a run, checkpoint or policy, or Hub id OWNER/NAME[@REVISION]")
-    add(
-        "--env",
-        metavar="ENVIRONMENT",
-        help="metaworld, libero, libero-plus, or vizdoom for ROCKET-2 (default: metaworld); metaworld with settings: "
-        "metaworld:SETTING=VALUE,...",
-    )
+    add("--env", metavar="ENVIRONMENT", help=ENVIRONMENT_HELP)
     add("--dataset", metavar="DATASET", help="folder or Hub id of a LeRobot dataset to evaluate on, instead of --env")
     add(
         "--tasks",
@@ -78,12 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of episodes per task (default: 10; vizdoom: 200), or of the dataset (default: all)",
     )
     add("--against", metavar="OTHER", help="second policy, evaluated on the same starts and compared")
-    add(
-        "--perturb",
-        metavar="SETTING=VALUE,...",
-        help="metaworld: success at each camera azimuth in degrees (camera=0,5,10,20) or object height in meters "
-        "(heights=0,0.06,0.12), from the same starts",
-    )
+    add("--perturb", metavar="SETTING=VALUE,...", help=PERTURB_HELP)
     add("--execute", type=int, metavar="K", help="number of actions executed of each chunk (default: all)")
     add("--max-steps", type=int, metavar="N", help="step limit of an episode (default: that of the benchmark)")
     add(
