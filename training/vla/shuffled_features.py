@@ -40,7 +40,7 @@ def shuffle_dataset(dataset: RobotDataset, random: np.random.Generator) -> np.nd
     rows = np.concatenate([np.array(dataset.frame_range(episode)) for episode in dataset.episodes])
     frames, first = np.unique(dataset.recorded_frames[rows], return_index=True)  # A resampled frame may repeat one.
     tasks = dataset.task_indices.numpy()[rows[first]]
-    episodes: np.ndarray = np.searchsorted(dataset.recorded_ends, frames, side="right")
+    episodes = np.asarray(np.searchsorted(dataset.recorded_ends, frames, side="right"))
     others = np.full(int(dataset.recorded_ends[-1]), -1)
     for task in np.unique(tasks):
         is_task = tasks == task
