@@ -139,10 +139,13 @@ class RocketProcessor(ProcessorMixin):
         kwargs.pop("trust_remote_code", None)
         try:
             return [PreTrainedTokenizerFast.from_pretrained(source, **kwargs)]
-        except (ImportError, OSError, ValueError):
+        except Exception as error:  # the library tokenizers raises plain exceptions
+            if type(error) is not Exception and not isinstance(error, ImportError | OSError | TypeError | ValueError):
+                raise
             if find_file(source, TOKENIZER_FILE, kwargs) is None:
                 raise UserError(f"{source} has no {TOKENIZER_FILE}: download or export the policy again") from None
-            raise
+            reason = error.__context__ or error  # transformers asks for protobuf, whatever is wrong with the files
+            raise UserError(f"tokenizer of {source} cannot be loaded ({reason}): download the policy again") from error
 
     @classmethod
     def for_config(

@@ -7,6 +7,7 @@ that was not refreshed for a long time belongs to a process that was killed.
 """
 
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -123,7 +124,7 @@ class FolderLock:
 
 def remove_unlocked_folders(parent: Path, prefix: str) -> None:
     """Remove the subfolders of this prefix that belong to killed processes. Running processes hold their locks."""
-    for folder in parent.glob(f"{prefix}*"):
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
         with suppress(UserError), FolderLock(folder):
             shutil.rmtree(folder)
 

@@ -56,11 +56,24 @@ class RgbdFrames:
         self.intrinsics = read_camera_matrices(table, self.cameras, "intrinsics", (3, 3))  # (frames, V, 3, 3)
         self.poses = read_camera_matrices(table, self.cameras, "pose", (4, 4))  # (frames, V, 4, 4)
         self.episode_table = read_tables(self.folder, "meta/episodes/*/*.parquet").to_pydict()
+        self.check_episode_table()
         self.depth_scales = {
             camera: depth_scale(self.info["features"][image_key(camera, DEPTH_SUFFIX)]["info"])
             for camera in self.cameras
         }
         self.cursors: dict[tuple[str, int, int], VideoCursor] = {}
+
+    def check_episode_table(self) -> None:
+        """Raise UserError if the table of episodes does not give the video file of each frame."""
+        keys = [image_key(camera, suffix) for camera in self.cameras for suffix in ("", DEPTH_SUFFIX)]
+        parts = ("chunk_index", "file_index", "from_timestamp")
+        for name in ("dataset_from_index", *(f"videos/{key}/{part}" for key in keys for part in parts)):
+            values = self.episode_table.get(name, [])
+            numbers = [value for value in values if isinstance(value, int | float)]
+            if not len(numbers) == len(values) > max(self.episodes, default=-1):
+                raise UserError(
+                    f"meta/episodes of {self.folder} does not give {name} for each episode: record the dataset again"
+                )
 
     def __len__(self) -> int:
         return len(self.episodes)

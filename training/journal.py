@@ -76,7 +76,7 @@ class Journal:
                 if not line.endswith("\n") or json.loads(line)["step"] > step:
                     break
                 kept.append(line)
-        except (OSError, ValueError) as error:
+        except (KeyError, OSError, TypeError, ValueError) as error:  # KeyError, TypeError: a record without a step
             raise UserError(f"cannot read the journal {self.path}: {error}; remove it to resume without it") from error
         write_text(self.path, "".join(kept))
 
@@ -86,9 +86,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"cannot read the journal {path}: {error}; resume the run to repair its last line") from error
+    if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+        raise UserError(f"the journal {path} has a record without a step: restore the file, or remove it")
+    return records
 
 
 class TimedInterval:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from rocket_hf import __version__
-from rocket_hf.errors import USER_ERRORS, format_error
+from rocket_hf.errors import USER_ERRORS, UserError, format_error
 from rocket_hf.files import require_usable_path
 
 COMMANDS = (
@@ -70,11 +70,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_paths(arguments: argparse.Namespace) -> None:
-    """Raise a UserError if an argument is a path that the file system does not accept."""
-    for value in vars(arguments).values():
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path):
-                require_usable_path(path)
+    """Raise a UserError if an argument is no valid text, or a path that the file system does not accept."""
+    for values in vars(arguments).values():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, Path):
+                require_usable_path(value)
+            elif isinstance(value, str) and not is_utf8(value):
+                raise UserError(f"the argument {value!a} is not UTF-8: write it in another way")
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written; bytes of arguments that are not UTF-8 become surrogates."""
+    return text.encode(errors="ignore").decode() == text
 
 
 def reject_unknown_command(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -22,8 +22,10 @@ from .interruption import Interruption
 from .names import require_known
 from .process_pool import Simulator, SimulatorPool
 from .recording import (
+    RECORDING_FILE,
     RecordingPlan,
     RecordingProgress,
+    parse_progress,
     read_recording,
     require_complete_dataset,
     require_same_plan,
@@ -99,13 +101,13 @@ def load_progress(folder: Path, plan: Any) -> RecordingProgress | None:
     if journal.state is not None:
         require_same_plan(folder, journal.state, plan)
         journal.restore()
-        return RecordingProgress(**journal.state["progress"])
+        return parse_progress(journal.state["progress"], journal.path)
     journal.remove()  # It may lack a state, if the process was killed when it started or ended.
     if is_unused(folder):
         return None
     recording = read_recording(folder)
     require_same_plan(folder, recording, plan)
-    progress = RecordingProgress(**recording["progress"])
+    progress = parse_progress(recording["progress"], folder / RECORDING_FILE)
     require_complete_dataset(folder, progress)
     return progress
 

@@ -52,6 +52,17 @@ class RecordingProgress:
         self.dropped_by_task[task] = self.dropped_by_task.get(task, 0) + dropped
 
 
+def parse_progress(values: dict[str, Any], path: Path) -> RecordingProgress:
+    """Return the progress that is stored in the file at `path`; raise UserError if it lacks a number."""
+    counts = [values.get(name) for name in ("episodes", "frames", "dropped")]
+    tables = [values.get(f"{name}_by_task") for name in ("episodes", "frames", "dropped")]
+    numbers = [*counts, *(number for table in tables if isinstance(table, dict) for number in table.values())]
+    is_complete = all(isinstance(table, dict) and table.keys() == tables[0].keys() for table in tables)
+    if len(values) != 6 or not is_complete or not all(isinstance(number, int) for number in numbers):
+        raise UserError(f"{path} does not give the progress of a recording: {RECORD_AGAIN}")
+    return RecordingProgress(**values)
+
+
 def save_recording(folder: Path, plan: Any, progress: RecordingProgress) -> None:
     write_json(folder / RECORDING_FILE, {"plan": asdict(plan), "progress": asdict(progress)})
 

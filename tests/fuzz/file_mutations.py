@@ -124,7 +124,7 @@ def change_value(content: Any, draw: Random) -> tuple[Any, str]:
         return content, f"with another key beside {name}"
     old = parent[place[-1]]
     is_number = isinstance(old, int | float) and not isinstance(old, bool)
-    value = old * draw.choice([-1, 0, 2, 3, 0.5, 10**6]) if action == "scale" and is_number else draw.choice(VALUES)
+    value = old * draw.choice([-1, 0, 2, 3, 0.5]) if action == "scale" and is_number else draw.choice(VALUES)
     parent[place[-1]] = value
     return content, f"{name} = {value!r:.60}"
 

@@ -27,6 +27,7 @@ FORKS.set_forkserver_preload(
 PROCESSOR_SECONDS, CLOCK_SECONDS = 20, 60
 MEMORY_BYTES = 6 * 2**30
 LEFT_OVER = "left over"
+EXIT_CODE = "exit_code"
 INTERRUPTED = {-signal.SIGXCPU, -signal.SIGKILL}
 
 
@@ -51,7 +52,8 @@ def run_limited(target: Callable[..., None], *arguments: Any, logs: Path, second
         os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
     process.join()
     assert process.exitcode is not None
-    return Outcome(process.exitcode, *((logs / name).read_text(errors="replace") for name in ("stdout", "stderr")))
+    code = int((logs / EXIT_CODE).read_text()) if (logs / EXIT_CODE).exists() else process.exitcode
+    return Outcome(code, *((logs / name).read_text(errors="replace") for name in ("stdout", "stderr")))
 
 
 def start(target: Callable[..., None], logs: Path, seconds: int, *arguments: Any) -> None:
@@ -63,7 +65,12 @@ def start(target: Callable[..., None], logs: Path, seconds: int, *arguments: Any
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     resource.setrlimit(resource.RLIMIT_CPU, (min(seconds, PROCESSOR_SECONDS + 5), seconds))
     os.environ |= {"HOME": str(logs), "HF_HUB_OFFLINE": "1"}
-    target(*arguments)
+    try:
+        target(*arguments)
+    except SystemExit as stopped:
+        # Under load, the server sometimes loses the exit code of a process and reports 255.
+        (logs / EXIT_CODE).write_text(str(stopped.code or 0))
+        raise
 
 
 def execute(words: list[str], folder: Path, largest_file: int | None) -> None:

@@ -50,7 +50,10 @@ class DatasetFiles:
     @property
     def tasks(self) -> list[str]:
         """Texts of the tasks, by task index."""
-        return self.meta.tasks.sort_values("task_index").index.tolist()
+        tasks = self.meta.tasks.sort_values("task_index").index.tolist()
+        if not all(isinstance(task, str) for task in tasks):
+            raise UserError(f"meta/tasks.parquet of the dataset {self.id} has no texts: download or record it again")
+        return tasks
 
     def episode_column(self, name: str) -> np.ndarray:
         """Return a column of the table of episodes, (episodes,)."""
