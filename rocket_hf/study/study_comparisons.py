@@ -10,6 +10,7 @@ INTERACTION = r"\((\S+) - (\S+)\) - \((\S+) - (\S+)\)"
 
 def parse_comparison(text: str) -> dict[str, int]:
     """Return the coefficient of each variant: {"a": 1, "b": -1} for `a - b`."""
+    signs: tuple[int, ...]
     if match := re.fullmatch(INTERACTION, text):
         signs = (1, -1, -1, 1)
     elif match := re.fullmatch(DIFFERENCE, text):

@@ -259,7 +259,13 @@ def quick_study(study: Study) -> Study:
 
 
 def quick_setting(study: Study, name: str) -> StudySetting:
-    sizes = {"episodes": QUICK_EPISODES, "steps": QUICK_STEPS, "rollout_steps": QUICK_ROLLOUT_STEPS}
     recipe_sizes = {"run.batch_size": 4, "run.validation_samples": 4, "schedule.warmup": 2}
     setting = study.settings[name]
-    return replace(setting, tasks=study.tasks(name)[:1], set=setting.set | recipe_sizes, **sizes)
+    return replace(
+        setting,
+        tasks=study.tasks(name)[:1],
+        episodes=QUICK_EPISODES,
+        steps=QUICK_STEPS,
+        rollout_steps=QUICK_ROLLOUT_STEPS,
+        set=setting.set | recipe_sizes,
+    )

@@ -134,7 +134,7 @@ def setting_lines(study: Study, summary: SettingSummary) -> list[str]:
     lines = [
         f"### {summary.setting}: `{values.environment}`",
         "",
-        f"{values.episodes} demonstrations per task of {tasks}; {sizes}.",
+        f"{values.episodes} demonstrations per task of {tasks}; {sizes}.{expert_sentence(summary)}",
         "",
         *arm_table(study, summary),
         "",
@@ -149,10 +149,18 @@ def setting_lines(study: Study, summary: SettingSummary) -> list[str]:
     return lines + task_table(summary)
 
 
+def expert_sentence(summary: SettingSummary) -> str:
+    if summary.expert is None:
+        return ""
+    failed, recorded = summary.expert
+    return f" The experts failed in {failed} of {failed + recorded} attempts."
+
+
 def arm_table(study: Study, summary: SettingSummary) -> list[str]:
     reference = reference_variant(study, summary.phase)
-    titles = ["arm", "success, mean over seeds", "each seed", f"difference to {reference}", "share of headroom",
-              "depth error", "alignment loss", "CPU minutes"]  # fmt: skip
+    difference = f"difference to {reference}" if reference is not None else "difference"
+    titles = ["arm", "success, mean over seeds", "each seed", difference, "share of headroom", "depth error",
+              "alignment loss", "CPU minutes"]  # fmt: skip
     rows = []
     for arm in summary.arms:
         comparison = summary.differences.get(arm.variant)

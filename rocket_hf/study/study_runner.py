@@ -73,8 +73,7 @@ class StudyRunner:
                     break
                 self.wait()
                 for unit in self.collect():
-                    bar.update()
-                    bar.write(f"done    {unit.name} in {self.folder.results[unit.name]['seconds']:.0f} s")
+                    self.print_end(unit, bar)
                 remaining = self.plan.remaining(self.phases)
                 bar.total = bar.n + len(remaining)
                 bar.set_postfix_str(self.format_remaining(remaining))
@@ -108,10 +107,9 @@ class StudyRunner:
             time.sleep(POLL_SECONDS)
 
     def collect(self) -> list[Unit]:
-        """Store the results of the units that have ended; return those that succeeded."""
+        """Store the results of the units that have ended; return these units."""
         ended = [running for running in self.running if running.process.exit_code is not None]
         self.running = [running for running in self.running if running not in ended]
-        succeeded = []
         for running in ended:
             unit, code, cpu_seconds = running.unit, running.process.exit_code, running.process.cpu_seconds()
             running.process.close()
@@ -126,8 +124,14 @@ class StudyRunner:
                 "cpu_seconds": round(cpu_seconds, 1),
             }
             self.folder.add_result(unit.name, result | read_unit_result(unit))
-            succeeded.append(unit)
-        return succeeded
+        return [running.unit for running in ended]
+
+    def print_end(self, unit: Unit, bar: tqdm) -> None:
+        if unit.name in self.failed:
+            bar.write(f"failed  {unit.name}: {self.failed[unit.name]}")
+        else:
+            bar.update()
+            bar.write(f"done    {unit.name} in {self.folder.results[unit.name]['seconds']:.0f} s")
 
     @contextmanager
     def stopped_at_exit(self) -> Iterator[None]:
@@ -167,7 +171,9 @@ class StudyRunner:
 
 
 def last_line(log: Path) -> str:
+    """Return the last line of a command's output, without a full stop."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("$ ")]
     return lines[-1].rstrip(".;") if lines else "no output"
 
 

@@ -107,6 +107,7 @@ class SettingSummary:
     setting: str
     arms: list[ArmSummary]
     comparisons: dict[str, ComparisonSummary]  # those of the study file, by name
+    expert: tuple[int, int] | None  # failed attempts of the scripted experts, and recorded demonstrations
     differences: dict[str, ComparisonSummary]  # variant -> its difference to the reference, for the table of arms
 
     def arm(self, variant: str) -> ArmSummary | None:
@@ -161,7 +162,14 @@ class StudySummarizer:
             if variant != reference and reference is not None
             if (difference := self.comparison(phase, setting, f"{variant} - {reference}")) is not None
         }
-        return SettingSummary(phase, setting, [arm for arm in arms if arm.rates], complete, differences)
+        return SettingSummary(
+            phase, setting, [arm for arm in arms if arm.rates], complete, self.expert(phase, setting), differences
+        )
+
+    def expert(self, phase: str, setting: str) -> tuple[int, int] | None:
+        unit = self.plan.planner.record(setting, self.study.phases[phase].variants[0])
+        result = self.folder.results.get(unit.name, {})
+        return (result["failed"], result["demonstrations"]) if "failed" in result else None
 
     def arm(self, phase_name: str, setting: str, variant: str) -> ArmSummary:
         phase, outcomes = self.study.phases[phase_name], self.plan.outcomes

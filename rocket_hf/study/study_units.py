@@ -104,9 +104,10 @@ class UnitPlanner:
             for variant in self.study.variants.values()
             if variant.teacher == teacher
         ]
-        if not all(isinstance(layers, list) for layers in lists):
+        listed = [layers for layers in lists if isinstance(layers, list)]
+        if len(listed) < len(lists):
             return ""
-        return ",".join(map(str, sorted({layer for layers in lists for layer in layers})))
+        return ",".join(map(str, sorted({layer for layers in listed for layer in layers})))
 
     def untrained(self, arm: Arm) -> Unit:
         data, setting = self.record(arm.setting, arm.variant), self.study.settings[arm.setting]
