@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_measure_arguments(group: Any) -> None:
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="feature cache with all layers of the teacher, to read instead of it",
+    )
     group.add_argument("--samples", type=int, default=256, help="number of frames (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=8, help="frames per batch (default: %(default)s)")
     group.add_argument(
@@ -143,7 +149,7 @@ def teacher_depth(arguments: argparse.Namespace) -> int:
         return arguments.teacher_depth
     from rocket_hf.layer_selection.layer_features import teacher_depth as load_depth
 
-    return load_depth(arguments.teacher)
+    return load_depth(arguments.teacher, arguments.cache)
 
 
 def select_by_measure(arguments: argparse.Namespace, depths: tuple[int, int], count: int) -> None:
@@ -161,7 +167,7 @@ def select_by_measure(arguments: argparse.Namespace, depths: tuple[int, int], co
     config = MeasurementConfig(
         arguments.policy, arguments.dataset, arguments.teacher if arguments.strategy != "similarity" else None,
         arguments.resolution, arguments.dtype or ("float32" if on_cpu else "bfloat16"),
-        arguments.samples, arguments.batch_size, arguments.workers,
+        arguments.samples, arguments.batch_size, arguments.workers, arguments.cache,
     )  # fmt: skip
     measure = build_measure(
         arguments.strategy, depths, accelerator.device, not arguments.any_order, arguments.windows, arguments.change

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from rocket_hf.errors import UserError
 from rocket_hf.modeling.configuration_rocket import RocketConfig
 from rocket_hf.modeling.modeling_rocket import RocketForActionPrediction
 from rocket_hf.modeling.policy_interface import Batch
+from rocket_hf.teachers.cache_manifest import Manifest
 from rocket_hf.teachers.load import load_teacher
 from rocket_hf.teachers.teacher import Resolution
 from rocket_hf.training.base_policy import find_policy_folder
@@ -46,6 +48,7 @@ class MeasurementConfig:
     samples: int
     batch_size: int
     workers: int
+    cache: Path | None = None  # feature cache of the dataset with all layers of the teacher; without, the teacher runs
 
 
 class LayerMeasure(Protocol):
@@ -70,7 +73,9 @@ def policy_depth(policy: str) -> int:
     return RocketConfig.from_pretrained(find_policy_folder(policy), alignment=None).policy_config.depth
 
 
-def teacher_depth(teacher: str) -> int:
+def teacher_depth(teacher: str, cache: Path | None = None) -> int:
+    if cache is not None:
+        return Manifest.load(cache).depth
     name, _, revision = teacher.partition("@")
     return load_teacher(name, revision or None, device="meta").card.depth
 
@@ -86,11 +91,12 @@ def build_recipe(config: MeasurementConfig) -> VLARecipe:
         run=RunConfig(base_dtype="bfloat16" if config.dtype == "bfloat16" else "float32"),
     )
     if config.teacher is not None:
-        layers = list(range(1, teacher_depth(config.teacher) + 1))
+        layers = list(range(1, teacher_depth(config.teacher, config.cache) + 1))
         recipe.alignment = AlignmentSettings(student_layers=[0] * len(layers), teacher_layers=layers)
         name, _, revision = config.teacher.partition("@")
         dtype = recipe.run.base_dtype
-        recipe.teacher = TeacherSettings(name, revision or None, config.resolution, dtype)
+        caches = [] if config.cache is None else [str(config.cache)]
+        recipe.teacher = TeacherSettings(name, revision or None, config.resolution, dtype, caches=caches)
     return recipe
 
 
@@ -110,7 +116,7 @@ class LayerFeatureLoader:
         resources = self.resources
         return make_loader(
             resources.datasets, resources.order, resources.processor, self.policy.config, recipe.data, recipe.run.seed,
-            batch_size, rank, ranks, 0, self.samples,
+            batch_size, rank, ranks, 0, self.samples, resources.feature_readers,
         )  # fmt: skip
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_policy_trains_over_the_cache(built, recorded, tmp_path):
     assert outcome.code == 0, outcome.stderr
     losses = [record["alignment/1-1"] for record in step_records(tmp_path / "run")]
     assert len(losses) == 4 and all(0 < loss < 2 for loss in losses)
+
+
+def test_layers_are_compared_with_the_cache(built, recorded, tmp_path, capsys):
+    policy = write_policy(tmp_path / "base", "pi05", cameras=["corner2", "gripperPOV"], state_dim=4, action_dim=4)
+    words = ["layers", str(policy), str(recorded[0]), "--teacher", "oracle", "--cache", str(built), "--strategy", "cka"]
+    assert main([*words, "--pairs", "1", "--samples", "8", "--workers", "0", "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)
+    assert layers["teacher"] == [1] and 1 <= layers["student"][0] <= 3
 
 
 def read_error(capsys, command: list[str]) -> str:
