@@ -58,7 +58,7 @@ def add_measure_arguments(group: Any) -> None:
         "--cache",
         type=Path,
         metavar="FOLDER",
-        help="feature cache with all layers of the teacher, to read instead of it",
+        help="feature cache with all layers of the teacher, which is read instead",
     )
     group.add_argument("--samples", type=int, default=256, help="number of frames (default: %(default)s)")
     group.add_argument("--batch-size", type=int, default=8, help="frames per batch (default: %(default)s)")
