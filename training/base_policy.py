@@ -19,7 +19,7 @@ def find_policy_folder(
     for file in files:
         if not (folder / file).is_file():
             raise UserError(f"{name} is not a policy: it has no {file}; create a policy with `rocket-hf convert`")
-    if not any(folder.glob("model*.safetensors")):
+    if not any(path.is_file() for path in folder.glob("model*.safetensors")):
         raise UserError(f"the policy {name} has no weights (model.safetensors): download or export it again")
     check_policy_files(folder)
     model_type = read_json_object(folder / "config.json").get("model_type")

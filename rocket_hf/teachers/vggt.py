@@ -47,9 +47,12 @@ class VggtConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or (value <= 0 and field.name != "num_register_tokens"):
-                raise UserError(f"{field.name} in the configuration of a VGGT must be a positive number, got {value!r}")
+            value, is_real = getattr(self, field.name), field.name in ("mlp_ratio", "rope_base")
+            is_number = isinstance(value, int | float) if is_real else isinstance(value, int)
+            lowest = 0 if field.name == "num_register_tokens" else 1e-6
+            if not is_number or isinstance(value, bool) or not lowest <= value < 2**31:
+                kind = "number" if is_real else "integer"
+                raise UserError(f"{field.name} in the configuration of a VGGT must be a positive {kind}, got {value!r}")
         if self.embed_dim % (4 * self.num_heads) or self.embed_dim % self.patch_embed_heads:
             raise UserError(
                 f"embed_dim={self.embed_dim} must be a multiple of patch_embed_heads={self.patch_embed_heads} and of "

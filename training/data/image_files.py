@@ -64,7 +64,7 @@ def write_arrow_cache(files: DatasetFiles, keys: list[str]) -> list[str]:
     try:
         with SuppressProgressBars():
             table = Dataset.from_parquet([str(file) for file in files.data_files()], columns=keys)
-    except (DatasetsError, OSError, ValueError, pa.ArrowException) as error:  # ValueError: malformed metadata
+    except (DatasetsError, KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:  # damaged metadata
         raise UserError(
             f"the images of the dataset {files.id} cannot be written to the cache of `datasets` (HF_DATASETS_CACHE): "
             f"{first_line(error.__cause__ or error)}"
