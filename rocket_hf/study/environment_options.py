@@ -42,6 +42,12 @@ def find_tasks(name: str, words: tuple[str, ...]) -> list[str]:
     return select_tasks(suite_name(name), words)
 
 
+@cache
+def has_computed_images(name: str) -> bool:
+    """Return whether an environment has images of geometry, which have no depth of their own to probe."""
+    return bool(parse_environment_name(name).computed_images)
+
+
 def check_tasks(name: str, tasks: list[str]) -> None:
     """Raise a UserError if the settings of an environment do not fit a task."""
     for task in tasks:

@@ -25,9 +25,18 @@ from .study_units import UnitPlanner
 SETTING_SIZES = ("steps", "image_size", "patch_size", "vision_depth")
 
 
+def plan_of(folder: StudyFolder) -> StudyPlan:
+    return StudyPlan(folder.study, UnitPlanner(folder.study, folder.path), folder.results)
+
+
 def summarize(folder: StudyFolder) -> list[PhaseSummary]:
-    plan = StudyPlan(folder.study, UnitPlanner(folder.study, folder.path), folder.results)
-    return StudySummarizer(folder, plan).phases()
+    return StudySummarizer(folder, plan_of(folder)).phases()
+
+
+def completed_commands(folder: StudyFolder) -> list[str]:
+    """Return the commands of all completed units, each after those that it needs."""
+    units = plan_of(folder).units(list(folder.study.phases))
+    return [folder.results[unit.name]["command"] for unit in units if unit.name in folder.results]
 
 
 def write_study_report(folder: StudyFolder) -> str:
@@ -36,13 +45,13 @@ def write_study_report(folder: StudyFolder) -> str:
     create_folder(out)
     figures = draw_figures(out, folder.study, phases)
     write_json(out / "report.json", {phase.name: phase_values(folder, phase) for phase in phases})
-    write_text(out / "commands.sh", "".join(f"{result['command']}\n" for result in folder.results.values()))
+    write_text(out / "commands.sh", "".join(f"{command}\n" for command in completed_commands(folder)))
     lines = [f"# Study: {folder.study.name}", "", folder.study.question.strip(), ""]
     if folder.is_quick:
         lines += ["This is a quick run with the smallest sizes and a single seed. Its numbers mean nothing.", ""]
     for phase in phases:
         lines += phase_lines(folder.study, phase, figures)
-    lines += ["All commands, in the order of their names, are in `commands.sh`.", ""]
+    lines += ["`commands.sh` contains the commands of all completed units, which reproduce them exactly.", ""]
     write_text(out / "report.md", "\n".join(lines))
     outcomes = [line for phase in phases for line in outcome_lines(folder.study, phase)]
     return "\n".join([*outcomes, f"report written to {out}"])

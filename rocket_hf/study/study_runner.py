@@ -72,11 +72,10 @@ class StudyRunner:
                 if not self.running:
                     break
                 self.wait()
-                for unit in self.collect():
-                    self.print_end(unit, bar)
+                ended = self.collect()
                 remaining = self.plan.remaining(self.phases)
-                bar.total = bar.n + len(remaining)
-                bar.set_postfix_str(self.format_remaining(remaining))
+                for unit in ended:
+                    self.print_end(unit, bar, remaining)
         if self.failed:
             raise UserError(self.describe_failures())
 
@@ -126,12 +125,16 @@ class StudyRunner:
             self.folder.add_result(unit.name, result | read_unit_result(unit))
         return [running.unit for running in ended]
 
-    def print_end(self, unit: Unit, bar: tqdm) -> None:
+    def print_end(self, unit: Unit, bar: tqdm, remaining: list[Unit]) -> None:
+        """Print the end of a unit with the estimated remaining time, also where there is no progress bar."""
         if unit.name in self.failed:
             bar.write(f"failed  {unit.name}: {self.failed[unit.name]}")
-        else:
-            bar.update()
-            bar.write(f"done    {unit.name} in {self.folder.results[unit.name]['seconds']:.0f} s")
+            return
+        bar.total = bar.n + 1 + len(remaining)
+        bar.set_postfix_str(self.format_remaining(remaining), refresh=False)
+        bar.update()
+        seconds = self.folder.results[unit.name]["seconds"]
+        bar.write(f"done    {unit.name} in {seconds:.0f} s; {len(remaining)} units, {self.format_remaining(remaining)}")
 
     @contextmanager
     def stopped_at_exit(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .environment_options import has_computed_images
 from .small_policy import EXECUTED_ACTIONS, training_settings
 from .study_file import NOMINAL, Study, StudySetting
 
@@ -68,7 +69,8 @@ class UnitPlanner:
         """Return the last units of an arm; all others are those that they need."""
         train = self.trainings.get(arm) or self.trainings.setdefault(arm, self.train(arm))
         units = [self.evaluate(arm, train, name) for name in evaluations]
-        return [*units, *([self.probe(arm, train)] if is_probed else [])]
+        can_be_probed = not has_computed_images(self.study.environment(*arm[:2]))
+        return [*units, *([self.probe(arm, train)] if is_probed and can_be_probed else [])]
 
     def record(self, setting: str, variant: str, is_probe: bool = False) -> Unit:
         """Return the recording of the demonstrations, or of the episodes of the depth probe."""

@@ -179,3 +179,11 @@ def test_settings_with_equal_data_share_recordings_and_other_sizes_do_not(tmp_pa
     assert [name for name in units if name.startswith("cache/")] == ["cache/S2/embedded", "cache/few/embedded"]
     assert len([name for name in units if name.startswith("untrained/")]) == 2 * 2  # recordings x seeds
     assert len([name for name in units if name.startswith("train/")]) == 3 * 2 * 2
+
+
+def test_depth_is_probed_only_for_variants_whose_images_all_have_depth(tmp_path):
+    variants = {"none": {}, "map": {"environment": "inputs=xyz"}}
+    phases = {"P1": {"settings": ["S2"], "variants": ["none", "map"], "seeds": [100], "depth": True}}
+    file = write_study(tmp_path / "study.yaml", variants=variants, phases=phases, headroom=None)
+    units = [unit.name for unit in plan_of(start_study(file, tmp_path / "out", is_quick=False)).units(["P1"])]
+    assert [name for name in units if name.startswith("probe/")] == ["probe/S2/none/seed-100"]
