@@ -15,9 +15,12 @@ from rocket_hf.study.study_sentences import outcome_sentence
 from .studies import PAIRS, complete_phase, new_folder, noise, plan_of, study_values
 
 SEEDS = list(range(100, 112))
-CONTROLS = {"none": {}, "rocket": {"recipe": "rocket", "teacher": "embedded", "set": PAIRS},
-            "map": {"environment": "inputs=xyz"},
-            "shuffled": {"recipe": "rocket", "teacher": "embedded", "set": PAIRS | {"teacher.dtype": "float32"}}}  # fmt: skip
+CONTROLS = {
+    "none": {},
+    "rocket": {"recipe": "rocket", "teacher": "embedded", "set": PAIRS},
+    "map": {"environment": "inputs=xyz"},
+    "shuffled": {"recipe": "rocket", "teacher": "embedded", "set": PAIRS | {"teacher.targets": "shuffled"}},
+}
 
 
 def one_phase(tmp_path, variants=("none", "rocket"), headroom=None, **phase):
