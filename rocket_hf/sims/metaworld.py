@@ -55,8 +55,8 @@ class MetaWorldEnvironment(Environment):
         self._raw = np.zeros(0)  # MetaWorld's observation, which contains the poses of all objects
 
     def reset(self, seed: int) -> None:
-        self._starts.raise_by(self.settings.draw_height(seed))
-        self._moving_camera.move(self.settings.draw_camera_motion(seed))
+        self._starts.raise_by(self.settings.draw_height(self.task, seed))
+        self._moving_camera.move(self.settings.draw_camera_motion(self.task, seed))
         self._wrapped_env.seed(seed)
         self._wrapped_env.reset(seed=seed)
         update_poses(self._wrapped_env)

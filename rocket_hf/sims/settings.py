@@ -5,6 +5,7 @@ published. Values that vary are drawn for each episode from its seed, by generat
 simulator's draws nor those of another setting change.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +31,7 @@ ROBOT_STATE = ("x", "y", "z", "gripper")
 NOT_RAISED = (0.0, 0.0)
 MAX_HEIGHT = 0.3  # meters; the hand reaches up to 0.5
 PERTURBATIONS = {"camera": "camera azimuth (degrees)", "heights": "height of objects (m)"}
-HEIGHT_DRAWS, CAMERA_DRAWS = 1, 2  # second parts of the seeds of their generators
+HEIGHT_DRAWS, CAMERA_DRAWS = 1, 2  # parts of the seeds of their generators
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ class EnvironmentSettings:
     def state_names(self) -> tuple[str, ...]:
         return ROBOT_STATE + STATES[self.state]
 
-    def draw_height(self, seed: int) -> float:
-        """Return the height in meters that is added to the objects of the episode with this seed."""
-        return float(np.random.default_rng([seed, HEIGHT_DRAWS]).uniform(*self.heights))
+    def draw_height(self, task: str, seed: int) -> float:
+        """Return the height in meters that is added to the objects of a task's episode with this seed."""
+        return float(episode_generator(task, seed, HEIGHT_DRAWS).uniform(*self.heights))
 
-    def draw_camera_motion(self, seed: int) -> CameraMotion:
-        """Return the motion of the camera in the episode with this seed."""
-        return self.camera.draw(np.random.default_rng([seed, CAMERA_DRAWS]))
+    def draw_camera_motion(self, task: str, seed: int) -> CameraMotion:
+        """Return the motion of the camera in a task's episode with this seed."""
+        return self.camera.draw(episode_generator(task, seed, CAMERA_DRAWS))
 
     def require_task(self, task: str) -> None:
         """Raise if the settings do not fit a task: objects that lie loose on the table would fall."""
@@ -104,6 +105,11 @@ class EnvironmentSettings:
                 f"heights cannot raise the objects of {task}: choose tasks of {', '.join(sorted(RAISABLE_TASKS))}, or "
                 "remove heights"
             )
+
+
+def episode_generator(task: str, seed: int, purpose: int) -> np.random.Generator:
+    """Return a generator for one kind of draws. It differs between tasks, whose episodes often have the same seeds."""
+    return np.random.default_rng([seed, purpose, zlib.crc32(task.encode())])
 
 
 def parse_environment_name(name: str) -> EnvironmentSettings:

@@ -95,25 +95,26 @@ def test_objects_that_would_fall_cannot_be_raised():
     assert select_tasks("metaworld:state=none", ["push-v3"]) == ["push-v3"]
 
 
-def test_draws_depend_on_the_seed_and_not_on_other_settings():
+def test_draws_depend_on_task_and_seed_and_not_on_other_settings():
     alone = parse_environment_name("metaworld:heights=0.02..0.12")
     both = parse_environment_name("metaworld:heights=0.02..0.12,camera=random(20,10,0.1,0.05)")
-    heights = [alone.draw_height(seed) for seed in range(500)]
-    assert heights == [both.draw_height(seed) for seed in range(500)]
+    heights = [alone.draw_height("drawer-open-v3", seed) for seed in range(500)]
+    assert heights == [both.draw_height("drawer-open-v3", seed) for seed in range(500)]
+    assert not set(heights) & {alone.draw_height("door-close-v3", seed) for seed in range(500)}
     assert 0.02 < min(heights) < 0.025 and 0.115 < max(heights) < 0.12
-    motions = [both.draw_camera_motion(seed) for seed in range(500)]
-    assert motions == [both.draw_camera_motion(seed) for seed in range(500)]
+    motions = [both.draw_camera_motion("drawer-open-v3", seed) for seed in range(500)]
+    assert motions == [both.draw_camera_motion("drawer-open-v3", seed) for seed in range(500)]
     table = np.array([[each.azimuth, each.elevation, each.distance, *each.aim] for each in motions])
     limits = np.array([20, 10, 0.1, 0.05, 0.05, 0.05])
     assert (abs(table) < limits).all() and (abs(table).max(axis=0) > 0.97 * limits).all()
     assert (abs(np.corrcoef(table.T) - np.eye(6)) < 0.15).all()
-    without_aim = parse_environment_name("metaworld:camera=random(20,10,0.1)").draw_camera_motion(3)
+    without_aim = parse_environment_name("metaworld:camera=random(20,10,0.1)").draw_camera_motion("drawer-open-v3", 3)
     assert (without_aim.azimuth, without_aim.distance) == (motions[3].azimuth, motions[3].distance)
     assert without_aim.aim == (0, 0, 0)
 
 
 def test_default_settings_draw_nothing():
     settings = EnvironmentSettings("metaworld")
-    assert settings.draw_height(3) == 0
-    motion = settings.draw_camera_motion(3)
+    assert settings.draw_height("drawer-open-v3", 3) == 0
+    motion = settings.draw_camera_motion("drawer-open-v3", 3)
     assert (motion.azimuth, motion.elevation, motion.distance, motion.aim) == (0, 0, 0, (0, 0, 0))
