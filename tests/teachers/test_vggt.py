@@ -317,7 +317,7 @@ def test_compiled_blocks_give_the_same_features(aggregator):
     ("values", "message"),
     [
         ({"img_size": 518, "patch_siz": 14}, "has no key 'patch_siz': did you mean 'patch_size'"),
-        ({"depth": 0}, "depth in the configuration of a VGGT must be a positive number, got 0"),
+        ({"depth": 0}, "depth in the configuration of a VGGT must be a positive integer, got 0"),
         ({"num_heads": 3}, "embed_dim=1024 must be a multiple of"),
     ],
 )
