@@ -1,7 +1,4 @@
-"""Processor of a policy: converts observations to model inputs, and normalized actions to robot units.
-
-It is saved beside the weights, with tokenizer and normalization statistics.
-"""
+"""Processor, saved beside a policy's weights: converts observations to model inputs, and actions to robot units."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -214,8 +211,7 @@ class RocketProcessor(ProcessorMixin):
         actions = None if actions is None else with_batch_dimension(actions, 3, device)
         action_is_pad = None if action_is_pad is None else with_batch_dimension(action_is_pad, 2, device).bool()
         state_mask = None if state_mask is None else with_batch_dimension(state_mask, 2, device).bool()
-        inputs = {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}
-        for name, value in inputs.items():
+        for name, value in {"task": tasks, "state": state, "actions": actions, "action_is_pad": action_is_pad}.items():
             if value is not None:
                 check_sample_count(name, value, len(pixels))
         batch = {"images": pixels, "camera_mask": present}

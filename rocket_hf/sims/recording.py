@@ -55,9 +55,10 @@ class RecordingProgress:
 def parse_progress(values: dict[str, Any], path: Path) -> RecordingProgress:
     """Return the progress that is stored in the file at `path`; raise UserError if it lacks a number."""
     counts = [values.get(name) for name in ("episodes", "frames", "dropped")]
-    tables = [values.get(f"{name}_by_task") for name in ("episodes", "frames", "dropped")]
-    numbers = [*counts, *(number for table in tables if isinstance(table, dict) for number in table.values())]
-    is_complete = all(isinstance(table, dict) and table.keys() == tables[0].keys() for table in tables)
+    by_task = [values.get(f"{name}_by_task") for name in ("episodes", "frames", "dropped")]
+    tables = [table for table in by_task if isinstance(table, dict)]
+    numbers = [*counts, *(number for table in tables for number in table.values())]
+    is_complete = len(tables) == 3 and all(table.keys() == tables[0].keys() for table in tables)
     if len(values) != 6 or not is_complete or not all(isinstance(number, int) for number in numbers):
         raise UserError(f"{path} does not give the progress of a recording: {RECORD_AGAIN}")
     return RecordingProgress(**values)

@@ -27,11 +27,12 @@ def train_in_child(words: list[str]) -> int:
 
 def main(words: list[str]) -> int:
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    from rocket_hf.training import train
+    from rocket_hf.training.train import main as train
+    from rocket_hf.training.train import parse_arguments
 
-    code = train.main(words)
+    code = train(words)
     if code == 0:
-        write_text(train.parse_arguments(words).out / MEMORY, str(peak_resident()))
+        write_text(parse_arguments(words).out / MEMORY, str(peak_resident()))
     return code
 
 

@@ -87,9 +87,9 @@ def run_unit(
 
 def run_training(words: list[str]) -> int:
     """Train in this process, as `accelerate launch` does in a new one if there is only one process."""
-    from rocket_hf.training import train
+    from rocket_hf.training.train import main
 
-    return train.main(words)
+    return main(words)
 
 
 def kill_group_with_study() -> None:

@@ -1,8 +1,8 @@
 """The environment `metaworld` without settings stays the one of version 0.1.0, bit for bit.
 
-default_world.json was written by `python -m tests.sims.test_default_world` before the first setting existed. Bits depend
-on the renderer and on MuJoCo's version, so hashes are compared with the same ones only; with others, the last state and
-the mean colors of 4 x 4 blocks of the images are compared.
+default_world.json was written by `python -m tests.sims.test_default_world` before the first setting existed. Bits
+depend on the renderer and on MuJoCo's version, so hashes are compared with the same ones only; with others, the last
+state and the mean colors of 4 x 4 blocks of the images are compared.
 """
 
 import hashlib

@@ -161,7 +161,7 @@ def test_state_contains_the_position_of_the_object_or_goal(make_environment, mak
     for _ in range(60):
         drawer.step(drawer.expert_action())
     simulation = drawer._wrapped_env.data
-    handle = simulation.body("drawer_link").xpos + [0, -0.16, 0]
+    handle = simulation.body("drawer_link").xpos + np.array([0, -0.16, 0])
     state = drawer.observe().state
     assert state.dtype == np.float32 and len(drawer.state_names) == 7
     np.testing.assert_allclose(state[4:], handle, atol=2e-3)  # MetaWorld's observation is one tick older
