@@ -98,6 +98,7 @@ def create_task(recipe: BaseRecipe, accelerator: Accelerator) -> TrainingTask:
 
 
 def create_train_state(task: TrainingTask, recipe: BaseRecipe, accelerator: Accelerator) -> TrainState:
+    """Place the model of a task on its devices and create the optimizer of the weights that the task made trainable."""
     policy = task.policy
     model, optimizer = place(accelerator, policy.train(), recipe.optimizer, task.part_of)
     projection = None

@@ -122,6 +122,7 @@ class StepBenchmark:
         processor = RocketProcessor.for_config(config, character_tokenizer(), tiny_statistics(config))
         model_inputs = ModelInputs(config, processor, targets, self.accelerator.device)
         task = VLATrainingTask(recipe, policy, processor, model_inputs, self.accelerator, resources=None)
+        task.make_trainable()
         return create_train_state(task, recipe, self.accelerator)
 
     def recipe(self, pairs: int) -> VLARecipe:

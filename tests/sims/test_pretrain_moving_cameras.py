@@ -48,8 +48,8 @@ def test_teacher_is_trained_and_its_card_has_the_environment(moving, tmp_path):
 
 
 def test_scenes_have_the_pose_of_their_episode(moving):
-    """The camera stands still within an episode, and elsewhere in the task's next one. Its pose depends on the seed
-    alone, so the first episodes of both tasks share it."""
+    """The camera stands still within an episode, and elsewhere in every other one: its pose depends on the task and on
+    the episode's seed."""
     frames = RgbdFrames(moving)
     scenes = read_scenes(frames, stride=10)
     episodes = torch.from_numpy(frames.episodes.copy())[::10]
@@ -57,7 +57,7 @@ def test_scenes_have_the_pose_of_their_episode(moving):
     for episode in episodes.unique():
         assert (places[episodes == episode] - places[episodes == episode][0]).abs().max() < 1e-5
     firsts = torch.stack([places[episodes == episode][0] for episode in range(4)])
-    assert torch.equal(firsts[:2], firsts[2:]) and (firsts[0] - firsts[1]).norm() > 0.05
+    assert torch.pdist(firsts).min() > 0.01
 
 
 def test_scenes_of_one_camera_have_a_report_without_poses(moving):
