@@ -11,6 +11,7 @@ from typing import Any, Literal
 TrainingMode = Literal["frozen", "lora", "full"]
 Nesting = Literal["none", "increasing", "decreasing", "explicit"]
 TargetKind = Literal["own", "shuffled", "position"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 DepthStrategy = Literal["early-to-middle+last", "uniform", "shallow", "middle", "deep"]
 
 
@@ -61,6 +62,7 @@ class BaseRunConfig:
     device_batch_size: int | None = None  # samples per pass on one device; by default the step's share of the device
     seed: int = 42  # seed of new weights, of the order of samples, and of all noise
     gradient_checkpointing: bool = False  # recompute activations in the backward pass to save memory
+    matmul_precision: MatmulPrecision = "highest"  # of float32, as in torch.set_float32_matmul_precision
     ema: float | None = None  # decay of a moving average of the trained weights; the average is what is exported
     log_every: int = 10  # steps between two writes of the journal
     save_every: int = 1000  # steps between two checkpoints

@@ -221,7 +221,7 @@ def run_training(arguments: argparse.Namespace, processes: PartialState) -> None
         if arguments.dry_run:
             processes.print(describe_run(recipe, accelerator))
             return
-    with locked_run_folder(out, accelerator):
+    with locked_run_folder(out, accelerator), placement.matmul_precision(recipe.run.matmul_precision):
         run = create_run(recipe, out, arguments.resume, accelerator)
         train(run)
         folder = export(run)

@@ -42,6 +42,7 @@ TRAINING: dict[str, Any] = {
     "schedule.final": 0.05,
     "teacher.dtype": "float32",
     "run.validation_samples": 64,
+    "run.matmul_precision": "medium",
 }
 
 

@@ -90,6 +90,24 @@ def weights_are_sharded() -> bool:
     return uses_fsdp() or zero_stage() == 3
 
 
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Set the precision of float32 matrix products inside the context, as `torch.set_float32_matmul_precision` does.
+
+    With "medium", torch multiplies on CPUs with oneDNN, which is about twice as fast as MKL on AMD's CPUs, but makes
+    the fused attention four times slower. Attention is then computed by plain matrix products.
+    """
+    previous, is_fused = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
+    torch.set_float32_matmul_precision(precision)
+    if precision == "medium" and not torch.accelerator.is_available():
+        torch.backends.cuda.enable_flash_sdp(False)  # This switch is also that of CPUs.
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
+        torch.backends.cuda.enable_flash_sdp(is_fused)
+
+
 # Model and optimizer
 
 
