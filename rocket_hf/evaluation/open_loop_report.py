@@ -12,7 +12,7 @@ import torch
 from rocket_hf.files import create_folder, write_atomically, write_json, write_text
 
 from .open_loop import BASELINES, POLICY, PREDICTORS, OpenLoopEpisode
-from .report import PolicyIdentity, describe_policy
+from .report import PolicyIdentity, describe_policy, versions_line
 
 REPORT, TEXT, PLOT = "open_loop.json", "open_loop.md", "open_loop.png"
 # Dashes and grays of the lines in the plot, which remain readable in print.
@@ -118,7 +118,7 @@ class OpenLoopReport:
             "- errors: mean absolute error in the dataset's units, averaged over the frames of each episode, then over "
             "episodes",
             "- intervals: Student's t over episodes, at 95 %",
-            "- run with " + ", ".join(f"{name} {version}" for name, version in self.versions.items()),
+            versions_line(self.versions),
         ]
         return "\n".join(lines) + "\n"
 

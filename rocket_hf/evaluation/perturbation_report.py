@@ -15,6 +15,7 @@ from .report import (
     format_success_rate,
     settings_lines,
     success_statistics,
+    versions_line,
 )
 from .rollouts import EpisodeResult
 
@@ -61,7 +62,7 @@ class PerturbationReport:
             cells = [result.episodes, *map(result.of_task, tasks)]
             lines.append(f"| {value:g} | {' | '.join(map(format_success_rate, cells))} |")
         lines += ["", f"- {describe_policy(self.policy)}", *settings_lines(self.settings)]
-        lines.append("- run with " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
+        lines.append(versions_line(self.versions))
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -86,7 +86,7 @@ class EvaluationReport:
         if self.second is not None:
             lines += [self.compare(self.first.episodes).sentence(*self.names), ""]
         lines += [*(f"- {describe_policy(result.policy)}" for result in results), *settings_lines(self.settings)]
-        lines.append("- run with " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
+        lines.append(versions_line(self.versions))
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> None:
@@ -129,6 +129,10 @@ def describe_policy(policy: PolicyIdentity) -> str:
 def settings_lines(settings: dict[str, Any]) -> list[str]:
     lines = [f"- {name.replace('_', ' ')}: {value}" for name, value in settings.items()]
     return [*lines, "- intervals: Wilson's, at 95 %"]
+
+
+def versions_line(versions: dict[str, str]) -> str:
+    return "- run with " + ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def read_report(path: Path) -> dict[str, Any]:

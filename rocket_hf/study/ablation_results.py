@@ -13,7 +13,7 @@ from rocket_hf.training.journal import read_journal
 
 from .ablation import Ablation, phase_name
 from .ablation_training import MEMORY
-from .curves import Curve, curve_mean, final_mean, mean, series
+from .curves import Curve, curve_mean, final_mean, mean, mean_loss_curve, series
 
 BASELINES = ("none", "shared")  # variants that every other variant is compared with
 RolloutKey = tuple[int, str, int]  # training seed, task, seed of the episode
@@ -70,12 +70,11 @@ def read_variant(ablation: Ablation, name: str) -> Variant:
 def read_run(run: Path, seed: int) -> TrainingRun:
     records = read_journal(run / "journal.jsonl")
     steps = [record for record in records if "loss" in record]
-    aligned_steps = [record for record in steps if any(name.startswith("alignment/") for name in record)]
     on_gpu = [record["memory_mib"] for record in records if "memory_mib" in record]
     return TrainingRun(
         seed,
-        action=[(record["step"], mean_of_losses(record, "action/")) for record in steps],
-        alignment=[(record["step"], mean_of_losses(record, "alignment/")) for record in aligned_steps],
+        action=mean_loss_curve(steps, "action/"),
+        alignment=mean_loss_curve(steps, "alignment/"),
         between_pairs=series(steps, "agreement/pairs"),
         conflicting=series(steps, "agreement/conflicting"),
         with_action=series(steps, "agreement/action"),
@@ -83,10 +82,6 @@ def read_run(run: Path, seed: int) -> TrainingRun:
         peak_memory=round(max(on_gpu) * 2**20) if on_gpu else int((run / MEMORY).read_text()),
         memory_kind="on the GPU" if on_gpu else "resident",
     )
-
-
-def mean_of_losses(record: dict[str, Any], prefix: str) -> float:
-    return mean([value for name, value in record.items() if name.startswith(prefix)])
 
 
 def step_seconds(record: dict[str, Any]) -> float:

@@ -35,6 +35,14 @@ def series(records: list[dict[str, Any]], name: str) -> Curve:
     return [(record["step"], record[name]) for record in records if name in record]
 
 
+def mean_loss_curve(records: list[dict[str, Any]], prefix: str) -> Curve:
+    """Return the mean of the losses whose names start with `prefix`, for each record that has such a loss."""
+    losses = [
+        (record["step"], [value for name, value in record.items() if name.startswith(prefix)]) for record in records
+    ]
+    return [(step, mean(values)) for step, values in losses if values]
+
+
 def initial_mean(curve: Curve) -> float:
     """Return the mean of the first tenth of a curve."""
     return curve_mean(curve[: tenth(curve)])

@@ -9,7 +9,7 @@ from rocket_hf.analysis.depth_report import CONSTANT, RUN, TEACHER, UNTRAINED
 from rocket_hf.evaluation.report import read_report
 from rocket_hf.training.journal import read_journal
 
-from .curves import final_mean
+from .curves import final_mean, mean_loss_curve
 from .study_folder import read_json_file
 from .study_units import Unit
 
@@ -36,17 +36,8 @@ def read_recording(out: Path) -> Values:
 def read_training(out: Path) -> Values:
     """Return the mean losses of the last tenth of the steps; alignment is the mean over layer pairs."""
     steps = [record for record in read_journal(out / "journal.jsonl") if "loss" in record]
-    losses = {kind: loss_curve(steps, f"{kind}/") for kind in ("action", "alignment")}
+    losses = {kind: mean_loss_curve(steps, f"{kind}/") for kind in ("action", "alignment")}
     return {f"{kind}_loss": final_mean(curve) if curve else None for kind, curve in losses.items()}
-
-
-def loss_curve(steps: list[Values], prefix: str) -> list[tuple[int, float]]:
-    curve = []
-    for record in steps:
-        values = [value for name, value in record.items() if name.startswith(prefix)]
-        if values:
-            curve.append((record["step"], sum(values) / len(values)))
-    return curve
 
 
 def read_evaluation(out: Path) -> Values:

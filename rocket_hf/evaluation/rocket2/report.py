@@ -12,7 +12,7 @@ from typing import Any
 from rocket_hf.files import create_folder, write_json, write_text
 from rocket_hf.sims.vizdoom.world import Event
 
-from ..report import REPORT, TEXT, PolicyIdentity, describe_policy, settings_lines
+from ..report import REPORT, TEXT, PolicyIdentity, describe_policy, settings_lines, versions_line
 from ..statistics import PairedComparison, format_rate, wilson_interval
 from .episode import Rocket2Episode
 from .rollouts import PlayerRollouts
@@ -96,7 +96,7 @@ class Rocket2EvaluationReport:
         lines += [*self.visibility_table(), ""]
         lines += [*(f"- {describe_policy(result.policy)}" for result in self.results), *settings_lines(self.settings)]
         lines.append("- steps per second: of all parallel episodes together, time of the policy only")
-        lines.append("- run with " + ", ".join(f"{name} {version}" for name, version in self.versions.items()))
+        lines.append(versions_line(self.versions))
         return "\n".join(lines) + "\n"
 
     def rate_table(self) -> list[str]:
